@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the built BPF objects into a wheel; an editable install uses agent/bpf/build itself."""
+
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+OBJECTS = ("ktrace.bpf.o", "libktrace_ring.so")
+
+
+class BpfObjects(BuildHookInterface[Any]):
+    """A wheel without its objects would only fail on the node, so it is refused here."""
+
+    PLUGIN_NAME = "bpf-objects"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the objects as ktrace_agent/bpf/*. Raises FileNotFoundError before `make bpf`."""
+        if version == "editable":
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-linux_x86_64"
+        for name in OBJECTS:
+            path = Path(self.root, "agent/bpf/build", name)
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing: run `make bpf` first")
+            build_data["force_include"][str(path)] = f"ktrace_agent/bpf/{name}"

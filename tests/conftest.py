@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worlds: what a test needs of the machine beyond Python.
+
+A test says `@pytest.mark.world("bpf")`. Where that world is missing the test is
+skipped with the reason; under `KTRACE_REQUIRE=bpf,...` the same is a failure.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root: sudo make test"
+
+
+def _bpf() -> str | None:
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "the kernel has no BTF (/sys/kernel/btf/vmlinux)"
+    for tool in ("bpftool", "ip", "nsenter", "nft"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: scripts/bootstrap.sh test"
+    return _root()
+
+
+def _mount() -> str | None:
+    if reason := _root():
+        return reason
+    script = "mount -t tmpfs -o size=64k none /mnt"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], check=False, capture_output=True
+    )
+    return None if done.returncode == 0 else f"cannot mount: {done.stderr.decode().strip()}"
+
+
+def _static() -> str | None:
+    if shutil.which("make") is None:
+        return "make is missing"
+    return _bpf() or _mount()
+
+
+WORLDS: dict[str, Callable[[], str | None]] = {
+    "bpf": cache(_bpf),
+    "mount": cache(_mount),
+    "static": cache(_static),
+}
+"""Name -> why it is missing here, None when it is there."""
+
+
+def required() -> frozenset[str]:
+    """Worlds that must be there: KTRACE_REQUIRE, separated by commas."""
+    names = frozenset(filter(None, os.environ.get("KTRACE_REQUIRE", "").split(",")))
+    if unknown := names - WORLDS.keys():
+        raise pytest.UsageError(
+            f"KTRACE_REQUIRE: unknown world {', '.join(sorted(unknown))}; "
+            f"there are {', '.join(WORLDS)}"
+        )
+    return names
+
+
+def pytest_configure() -> None:
+    required()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("world"):
+        for name in mark.args:
+            reason = WORLDS[name]()
+            if reason is None:
+                continue
+            if name in required():
+                pytest.fail(f"KTRACE_REQUIRE={name}, but {reason}", pytrace=False)
+            pytest.skip(f"world {name}: {reason}")
