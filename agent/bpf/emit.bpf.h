@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The way of every event: seen -> filtered | sampled | capped | lost | written,
+ * each counted once, all decided before the record is reserved.
+ */
+#ifndef KTRACE_EMIT_BPF_H
+#define KTRACE_EMIT_BPF_H
+
+static __always_inline struct kt_counters *kt_hook(__u32 type)
+{
+	return bpf_map_lookup_elem(&counters, &type);
+}
+
+static __always_inline bool kt_wants(__u32 type)
+{
+	return kt_config.types & (1U << type);
+}
+
+static __always_inline bool kt_port_listed(__u16 port)
+{
+	return kt_config.ports[port >> 6] & (1ULL << (port & 63));
+}
+
+static __always_inline bool kt_port_match(const struct kt_tuple *t)
+{
+	if (kt_config.dns_only && t->lport != 53 && t->rport != 53)
+		return false;
+	return !kt_config.ports_only || kt_port_listed(t->lport) || kt_port_listed(t->rport);
+}
+
+/* Count the event as seen; its counters where it passes the filter, else NULL. */
+static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_tuple *t,
+						    __u64 bytes)
+{
+	struct kt_counters *c = kt_hook(type);
+
+	if (!c)
+		return NULL;
+	kt_add(c->seen, 1);
+	if (!kt_port_match(t)) {
+		kt_add(c->filtered, 1);
+		return NULL;
+	}
+	kt_add(c->bytes, bytes);
+	return c;
+}
+
+/* True where this event is one of those to keep. */
+static __always_inline bool kt_keep(__u32 type, struct kt_counters *c)
+{
+	if (kt_config.sample > 1) {
+		__u64 *tick = bpf_map_lookup_elem(&ticks, &type);
+
+		if (tick && kt_add(*tick, 1) % kt_config.sample) {
+			kt_add(c->sampled, 1);
+			return false;
+		}
+	}
+	if (kt_kept >= kt_config.max_events || kt_add(kt_kept, 1) >= kt_config.max_events) {
+		kt_add(c->capped, 1);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline void kt_put_tuple(struct kt_event *e, const struct kt_tuple *t)
+{
+	__builtin_memcpy(e->local_addr, t->local, 16);
+	__builtin_memcpy(e->remote_addr, t->remote, 16);
+	e->local_port = t->lport;
+	e->remote_port = t->rport;
+	e->ns_net = t->ns_net;
+	e->family = t->family;
+	e->peer_source = t->peer_source;
+}
+
+static __always_inline void kt_put_owner(struct kt_event *e, const struct kt_owner *o)
+{
+	e->owner_source = o->source;
+	e->known |= o->known;
+	e->pid = o->pid;
+	e->tgid = o->tgid;
+	e->ppid = o->ppid;
+	e->uid = o->uid;
+	e->gid = o->gid;
+	e->ns_mnt = o->ns_mnt;
+	e->ns_pid = o->ns_pid;
+	e->ns_user = o->ns_user;
+	e->seccomp_mode = o->seccomp_mode;
+	e->caps_eff = o->caps_eff;
+	e->cgroup_id = o->cgroup_id;
+	__builtin_memcpy(e->comm, o->comm, KT_COMM_LEN);
+}
+
+/* A zeroed record with its common part, or NULL (and the reason counted). */
+static __always_inline struct kt_event *kt_reserve(__u32 type, struct kt_counters *c,
+						   const struct kt_tuple *t, __u64 ts)
+{
+	struct kt_event *e;
+
+	if (!kt_keep(type, c))
+		return NULL;
+	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
+	if (!e) {
+		kt_add(kt_kept, -1);
+		kt_add(c->lost_ring, 1);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->ts = ts;
+	e->type = type;
+	kt_put_tuple(e, t);
+	return e;
+}
+
+/* The drain looks at the ring by its own clock; waking it for every record would
+ * cost an inter-processor interrupt each. Wake it once a quarter is full. */
+static __always_inline void kt_submit(struct kt_event *e, struct kt_counters *c)
+{
+	__u64 wake = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >
+				     bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 4
+			     ? BPF_RB_FORCE_WAKEUP
+			     : BPF_RB_NO_WAKEUP;
+
+	kt_add(c->written, 1);
+	bpf_ringbuf_submit(e, wake);
+}
+
+static const struct kt_flow kt_zero_flow = {};
+
+/* The flow of this tuple and process, made at first sight; NULL where the map
+ * is full (the caller accounts for what it could not add). */
+static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8 proto,
+						  const struct kt_owner *owner, __u64 now)
+{
+	struct kt_flow_key key = {};
+	struct kt_flow *flow;
+
+	__builtin_memcpy(key.local_addr, t->local, 16);
+	__builtin_memcpy(key.remote_addr, t->remote, 16);
+	key.local_port = t->lport;
+	key.remote_port = t->rport;
+	key.ns_net = t->ns_net;
+	key.tgid = owner->tgid;
+	key.proto = proto;
+	key.family = t->family;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow) {
+		flow->last_ts = now;
+		return flow;
+	}
+	bpf_map_update_elem(&flows, &key, &kt_zero_flow, BPF_NOEXIST);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow) {
+		struct kt_overflow *o = kt_overflow();
+
+		if (o)
+			kt_add(o->flows, 1);
+		return NULL;
+	}
+	flow->first_ts = now;
+	flow->last_ts = now;
+	flow->known = owner->known;
+	flow->uid = owner->uid;
+	flow->cgroup_id = owner->cgroup_id;
+	__builtin_memcpy(flow->comm, owner->comm, KT_COMM_LEN);
+	return flow;
+}
+
+static __always_inline void kt_flow_data(const struct kt_tuple *t, __u8 proto,
+					 const struct kt_owner *owner, __u64 now, __u64 bytes,
+					 bool sent)
+{
+	struct kt_flow *flow = kt_flow_of(t, proto, owner, now);
+	struct kt_overflow *o;
+
+	if (flow && sent) {
+		kt_add(flow->tx_bytes, bytes);
+		kt_add(flow->tx_calls, 1);
+	} else if (flow) {
+		kt_add(flow->rx_bytes, bytes);
+		kt_add(flow->rx_calls, 1);
+	} else if ((o = kt_overflow()) && sent) {
+		kt_add(o->flow_tx_bytes, bytes);
+		kt_add(o->flow_tx_calls, 1);
+	} else if (o) {
+		kt_add(o->flow_rx_bytes, bytes);
+		kt_add(o->flow_rx_calls, 1);
+	}
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Iterators: owners of the sockets that existed before, the stock of sockets
+ * by state, and the connects that had no answer when the capture ended. */
+#ifndef KTRACE_INVENTORY_BPF_H
+#define KTRACE_INVENTORY_BPF_H
+
+/* Of several holders the one with the lowest tgid owns the socket, but pid 1
+ * only where nobody else holds it (socket activation). */
+SEC("iter/task_file")
+int prime_owners(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *sock;
+	struct kt_tuple t;
+	struct kt_sock *s;
+	struct sock *sk;
+	__u8 state;
+
+	if (!task || !file) {
+		kt_primed = 1; /* the call that ends the iteration */
+		return 0;
+	}
+	sock = bpf_sock_from_file(file);
+	if (!sock)
+		return 0;
+	sk = sock->sk;
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    !kt_is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
+		return 0;
+	s = kt_sock_get(sk);
+	if (!s)
+		s = kt_sock_add(sk);
+	if (!s)
+		return 0;
+	if (s->owner.source == KT_OWNER_NONE ||
+	    (s->owner.source == KT_OWNER_INVENTORY && s->owner.tgid == 1))
+		kt_read_task(task, &s->owner, KT_OWNER_INVENTORY);
+	if (!s->cookie)
+		s->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_LISTEN) {
+		kt_read_tuple(false, sk, &t);
+		kt_listener_add(sk, &t);
+		s->role = KT_ROLE_SERVER;
+	} else if (state == TCP_SYN_SENT && s->connect == KT_CONNECT_NONE) {
+		s->connect = KT_CONNECT_PENDING;
+		s->role = KT_ROLE_CLIENT;
+	}
+	return 0;
+}
+
+/* One record for each TCP socket of the reader's network namespace; request
+ * and timewait sockets share only the common part with full ones. */
+SEC("iter/tcp")
+int list_sockets(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct kt_event e = {};
+	struct kt_tuple t;
+	struct kt_sock *s;
+
+	if (!skc)
+		return 0;
+	kt_read_common(true, skc, &t);
+	if (!kt_port_match(&t))
+		return 0;
+	e.ts = bpf_ktime_get_boot_ns();
+	e.type = KT_STOCK;
+	e.duration = KT_UNKNOWN;
+	e.new_state = BPF_CORE_READ(skc, skc_state);
+	e.sock = BPF_CORE_READ(skc, skc_cookie.counter);
+	kt_put_tuple(&e, &t);
+	if (e.new_state == TCP_NEW_SYN_RECV)
+		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
+	else
+		s = kt_sock_get((struct sock *)skc);
+	if (s) {
+		kt_put_owner(&e, &s->owner);
+		e.role = s->role;
+		if (e.new_state == TCP_NEW_SYN_RECV)
+			e.owner_source = KT_OWNER_LISTENER;
+		if (s->state_ts)
+			e.duration = e.ts - s->state_ts;
+	}
+	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
+	return 0;
+}
+
+/* Over `socks`, when nothing is attached any more. */
+SEC("iter/bpf_map_elem")
+int list_pending(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u64 *key = ctx->key;
+	struct kt_sock *value = ctx->value;
+	struct kt_counters *c;
+	struct kt_event e = {};
+	struct kt_tuple t;
+	struct kt_sock s;
+
+	if (!key || !value || value->connect != KT_CONNECT_PENDING)
+		return 0;
+	__builtin_memcpy(&s, value, sizeof(s));
+	kt_read_tuple(false, (struct sock *)*key, &t);
+	if (!kt_wants(KT_CONNECT))
+		return 0;
+	c = kt_admit(KT_CONNECT, &t, 0);
+	if (!c || !kt_keep(KT_CONNECT, c))
+		return 0;
+	e.ts = bpf_ktime_get_boot_ns();
+	e.type = KT_CONNECT;
+	kt_put_tuple(&e, &t);
+	kt_put_owner(&e, &s.owner);
+	e.sock = s.cookie;
+	e.role = KT_ROLE_CLIENT;
+	e.duration = s.connect_ts ? e.ts - s.connect_ts : KT_UNKNOWN;
+	e.result = KT_RESULT_PENDING;
+	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
+	kt_add(c->written, 1);
+	return 0;
+}
+
+#endif

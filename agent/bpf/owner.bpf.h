@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Whose socket it is. An owner is written only where the current task acts on
+ * the socket (connect, listen, accept, send, receive) or holds it in the
+ * inventory; what softirq does never blames the task it happens to interrupt.
+ */
+#ifndef KTRACE_OWNER_BPF_H
+#define KTRACE_OWNER_BPF_H
+
+static const struct kt_sock kt_zero_sock = {};
+
+static __always_inline struct kt_sock *kt_sock_get(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&socks, &key);
+}
+
+static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct kt_sock *s;
+
+	bpf_map_update_elem(&socks, &key, &kt_zero_sock, BPF_NOEXIST);
+	s = bpf_map_lookup_elem(&socks, &key);
+	if (!s) {
+		struct kt_overflow *o = kt_overflow();
+
+		if (o)
+			kt_add(o->socks, 1);
+	}
+	return s;
+}
+
+static __always_inline void kt_listener_key_of(const struct kt_tuple *t, const __u8 addr[16],
+					       struct kt_listener_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	__builtin_memcpy(key->addr, addr, 16);
+	key->ns_net = t->ns_net;
+	key->port = t->lport;
+}
+
+static __always_inline void kt_listener_add(const struct sock *sk, const struct kt_tuple *t)
+{
+	struct kt_listener fresh = { .sk = (__u64)sk };
+	struct kt_listener_key key;
+	struct kt_listener *old;
+
+	kt_listener_key_of(t, t->local, &key);
+	if (!bpf_map_update_elem(&listeners, &key, &fresh, BPF_NOEXIST))
+		return;
+	old = bpf_map_lookup_elem(&listeners, &key);
+	if (old && old->sk != fresh.sk)
+		old->shared = 1;
+}
+
+static __always_inline void kt_listener_del(const struct sock *sk, const struct kt_tuple *t)
+{
+	struct kt_listener_key key;
+	struct kt_listener *old;
+
+	kt_listener_key_of(t, t->local, &key);
+	old = bpf_map_lookup_elem(&listeners, &key);
+	if (old && old->sk == (__u64)sk)
+		bpf_map_delete_elem(&listeners, &key);
+}
+
+/* The listener that a child came from: its own address first, then the
+ * wildcards, as the kernel's lookup does. NULL where several share it. */
+static __always_inline struct kt_sock *kt_listener_of(const struct kt_tuple *t)
+{
+	struct kt_listener_key key;
+	struct kt_listener *l;
+
+	kt_listener_key_of(t, t->local, &key);
+	l = bpf_map_lookup_elem(&listeners, &key);
+	if (!l) {
+		kt_set_v4(key.addr, 0);
+		l = bpf_map_lookup_elem(&listeners, &key);
+	}
+	if (!l) {
+		__builtin_memset(key.addr, 0, 16);
+		l = bpf_map_lookup_elem(&listeners, &key);
+	}
+	if (!l || l->shared)
+		return NULL;
+	return bpf_map_lookup_elem(&socks, &l->sk);
+}
+
+static __always_inline void kt_own_by_listener(struct kt_sock *s, const struct kt_tuple *t)
+{
+	struct kt_sock *listener = kt_listener_of(t);
+
+	s->role = KT_ROLE_SERVER;
+	if (!listener || listener->owner.source == KT_OWNER_NONE)
+		return;
+	s->owner = listener->owner;
+	s->owner.source = KT_OWNER_LISTENER;
+}
+
+/* The current task sent or received: from now on the socket is its own. */
+static __always_inline void kt_own_by_use(struct kt_sock *s)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	if (s->owner.tgid == tgid &&
+	    (s->owner.source == KT_OWNER_PROCESS || s->owner.source == KT_OWNER_ACCEPT))
+		return;
+	if (!kt_in_kthread())
+		kt_read_current(&s->owner, KT_OWNER_PROCESS);
+}
+
+#endif

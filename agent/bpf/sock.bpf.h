@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What a socket, a user's sockaddr or a descriptor says: addresses and sk. */
+#ifndef KTRACE_SOCK_BPF_H
+#define KTRACE_SOCK_BPF_H
+
+#define AF_UNSPEC 0
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+struct kt_tuple {
+	__u8 local[16];
+	__u8 remote[16];
+	__u32 ns_net;
+	__u16 lport;
+	__u16 rport;
+	__u8 family; /* 4 or 6 */
+	__u8 peer_source;
+	__u8 pad[6];
+};
+
+struct kt_sockaddr {
+	__u16 family;
+	__be16 port;
+	__be32 v4; /* flow label in IPv6 */
+	__be32 v6[4];
+};
+
+#define KT_SOCKADDR_IN_LEN 8   /* up to the end of sin_addr */
+#define KT_SOCKADDR_IN6_LEN 24 /* up to the end of sin6_addr */
+
+static __always_inline void kt_set_v4(__u8 addr[16], __be32 v4)
+{
+	__u32 *word = (__u32 *)addr;
+
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = bpf_htonl(0xffff);
+	word[3] = v4;
+}
+
+static __always_inline bool kt_is_v4_mapped(const __u8 addr[16])
+{
+	const __u32 *word = (const __u32 *)addr;
+
+	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool kt_is_any6(const __u8 addr[16])
+{
+	const __u64 *half = (const __u64 *)addr;
+
+	return !half[0] && !half[1];
+}
+
+/* IPv6 sockets that speak to an IPv4 peer are shown as IPv4, with :: as 0.0.0.0. */
+static __always_inline void kt_normalize(struct kt_tuple *t)
+{
+	if (t->family != 6 || !(kt_is_v4_mapped(t->remote) || kt_is_v4_mapped(t->local)))
+		return;
+	t->family = 4;
+	if (kt_is_any6(t->local))
+		kt_set_v4(t->local, 0);
+	if (kt_is_any6(t->remote))
+		kt_set_v4(t->remote, 0);
+}
+
+static __always_inline bool kt_is_inet(__u16 family)
+{
+	return family == AF_INET || family == AF_INET6;
+}
+
+/* A pointer that the verifier knows by its BTF type is read by plain loads, any
+ * other by a helper call that costs ten times as much. `typed` is a constant. */
+#define KT_READ(typed, p, field) ((typed) ? (p)->field : BPF_CORE_READ(p, field))
+
+static __always_inline void kt_read_addr6(bool typed, const struct in6_addr *from, __u8 addr[16])
+{
+	__u32 *word = (__u32 *)addr;
+
+	if (!typed) {
+		bpf_probe_read_kernel(addr, 16, from);
+		return;
+	}
+	word[0] = from->in6_u.u6_addr32[0];
+	word[1] = from->in6_u.u6_addr32[1];
+	word[2] = from->in6_u.u6_addr32[2];
+	word[3] = from->in6_u.u6_addr32[3];
+}
+
+/* Of the part that full, request and timewait sockets share. */
+static __always_inline void kt_read_common(bool typed, const struct sock_common *skc,
+					   struct kt_tuple *t)
+{
+	__builtin_memset(t, 0, sizeof(*t));
+	t->ns_net = typed ? skc->skc_net.net->ns.inum : BPF_CORE_READ(skc, skc_net.net, ns.inum);
+	t->lport = KT_READ(typed, skc, skc_num);
+	t->rport = bpf_ntohs(KT_READ(typed, skc, skc_dport));
+	if (KT_READ(typed, skc, skc_family) == AF_INET) {
+		t->family = 4;
+		kt_set_v4(t->local, KT_READ(typed, skc, skc_rcv_saddr));
+		kt_set_v4(t->remote, KT_READ(typed, skc, skc_daddr));
+	} else {
+		t->family = 6;
+		kt_read_addr6(typed, &skc->skc_v6_rcv_saddr, t->local);
+		kt_read_addr6(typed, &skc->skc_v6_daddr, t->remote);
+	}
+	if (t->rport)
+		t->peer_source = KT_PEER_SOCKET;
+	kt_normalize(t);
+}
+
+static __always_inline void kt_read_tuple(bool typed, const struct sock *sk, struct kt_tuple *t)
+{
+	kt_read_common(typed, &sk->__sk_common, t);
+	/* skc_num is given back before the change to CLOSE is told
+	 * (tcp_set_state -> inet_put_port); inet_sport stays. */
+	if (!t->lport)
+		t->lport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+}
+
+/* Put the address that a call names into the tuple. False where user memory
+ * does not hold a whole address of this socket's kind. */
+static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct kt_tuple *t)
+{
+	struct kt_sockaddr sa = {};
+
+	if (!name || namelen < KT_SOCKADDR_IN_LEN ||
+	    bpf_probe_read_user(&sa, KT_SOCKADDR_IN_LEN, (void *)name))
+		return false;
+	if (sa.family == AF_INET || (sa.family == AF_UNSPEC && t->family == 4)) {
+		kt_set_v4(t->remote, sa.v4);
+	} else if (sa.family == AF_INET6 && namelen >= KT_SOCKADDR_IN6_LEN) {
+		if (bpf_probe_read_user(&sa, KT_SOCKADDR_IN6_LEN, (void *)name))
+			return false;
+		t->family = 6;
+		__builtin_memcpy(t->remote, sa.v6, 16);
+	} else {
+		return false;
+	}
+	t->rport = bpf_ntohs(sa.port);
+	t->peer_source = KT_PEER_CALL;
+	kt_normalize(t);
+	return true;
+}
+
+/* The socket behind a descriptor of the current task, or NULL. */
+static __always_inline struct socket *kt_socket_of(int fd)
+{
+	struct fdtable *fdt = bpf_get_current_task_btf()->files->fdt;
+	struct file *file = NULL;
+
+	if (fd < 0 || (unsigned int)fd >= fdt->max_fds)
+		return NULL;
+	bpf_probe_read_kernel(&file, sizeof(file), fdt->fd + fd);
+	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	return BPF_CORE_READ(file, private_data);
+}
+
+static __always_inline struct sock *kt_inet_sk(struct socket *sock, __u16 protocol)
+{
+	struct sock *sk = BPF_CORE_READ(sock, sk);
+
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != protocol ||
+	    !kt_is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
+		return NULL;
+	return sk;
+}
+
+#endif

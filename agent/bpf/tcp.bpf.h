@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* TCP: state changes, connects by the state machine, retransmits. */
+#ifndef KTRACE_TCP_BPF_H
+#define KTRACE_TCP_BPF_H
+
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+#define TCP_LISTEN 10
+#define TCP_NEW_SYN_RECV 12
+
+#define EINTR 4
+#define EINPROGRESS 115
+#define ERESTARTSYS 512
+#define ERESTART_RESTARTBLOCK 516
+
+static __always_inline bool kt_is_restart(long error)
+{
+	return error == EINTR || (error >= ERESTARTSYS && error <= ERESTART_RESTARTBLOCK);
+}
+
+static __always_inline struct kt_call *kt_connect_call(const struct sock *sk)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct kt_call *call = bpf_map_lookup_elem(&calls, &thread);
+
+	if (!call || call->kind != KT_CALL_CONNECT || call->sk != (__u64)sk)
+		return NULL;
+	return call;
+}
+
+/* One `connect` row, and the flow's count of how connects ended. */
+static __always_inline void kt_emit_connect(const struct kt_tuple *t, const struct kt_owner *owner,
+					    __u64 cookie, __u64 started, __u64 now, __u8 result,
+					    __s32 error)
+{
+	struct kt_counters *c;
+	struct kt_flow *flow;
+	struct kt_event *e;
+
+	if (!kt_wants(KT_CONNECT))
+		return;
+	c = kt_admit(KT_CONNECT, t, 0);
+	if (!c)
+		return;
+	flow = kt_flow_of(t, IPPROTO_TCP, owner, now);
+	if (flow) {
+		flow->role = KT_ROLE_CLIENT;
+		if (result == KT_RESULT_ESTABLISHED)
+			kt_add(flow->opened, 1);
+		else
+			kt_add(flow->failed, 1);
+	}
+	e = kt_reserve(KT_CONNECT, c, t, now);
+	if (!e)
+		return;
+	kt_put_owner(e, owner);
+	e->sock = cookie;
+	e->role = KT_ROLE_CLIENT;
+	e->duration = started ? now - started : KT_UNKNOWN;
+	e->result = result;
+	e->error = error;
+	kt_submit(e, c);
+}
+
+static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s, __u64 now)
+{
+	struct kt_call *call = kt_connect_call(sk);
+
+	if (call)
+		call->syn_sent = 1;
+	if (!s) {
+		struct kt_counters *c;
+
+		/* Without an entry the outcome can't be told: one event lost. */
+		if (kt_wants(KT_CONNECT) && (c = kt_hook(KT_CONNECT))) {
+			kt_add(c->seen, 1);
+			kt_add(c->lost_map, 1);
+		}
+		return;
+	}
+	s->role = KT_ROLE_CLIENT;
+	s->connect = KT_CONNECT_PENDING;
+	s->connect_ts = call ? call->ts : now;
+	s->connect_ret = 0;
+}
+
+static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
+					   const struct kt_tuple *t, int new, __u64 now)
+{
+	__u8 result = KT_RESULT_ESTABLISHED;
+	int error = 0;
+
+	if (new == TCP_CLOSE) {
+		struct kt_call *call = kt_connect_call(sk);
+
+		error = sk->sk_err;
+		result = KT_RESULT_FAILED;
+		if (!error && call && call->syn_sent) {
+			/* The call that began it gives up (no route, no port):
+			 * what it returns is the reason. */
+			call->deferred = 1;
+			return;
+		}
+		if (!error && kt_is_restart(-(long)s->connect_ret)) {
+			result = KT_RESULT_INTERRUPTED;
+			error = EINTR;
+		} else if (!error) {
+			result = KT_RESULT_ABANDONED;
+		}
+	}
+	s->connect = KT_CONNECT_DONE;
+	kt_emit_connect(t, &s->owner, s->cookie, s->connect_ts, now, result, error);
+}
+
+static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const struct kt_tuple *t,
+						      int old, int new)
+{
+	struct kt_sock *s = kt_sock_get(sk);
+
+	if (!s)
+		s = kt_sock_add(sk);
+	if (!s)
+		return NULL;
+	if (!s->cookie)
+		s->cookie = bpf_get_socket_cookie(sk);
+	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
+		kt_read_current(&s->owner, KT_OWNER_PROCESS);
+	else if (old == TCP_LISTEN && new == TCP_SYN_RECV)
+		kt_own_by_listener(s, t);
+	if (new == TCP_LISTEN)
+		s->role = KT_ROLE_SERVER;
+	return s;
+}
+
+static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
+					  const struct kt_tuple *t, int old, int new, __u64 now)
+{
+	struct kt_counters *c = kt_admit(KT_TCP_STATE, t, 0);
+	struct kt_event *e;
+
+	if (!c)
+		return;
+	e = kt_reserve(KT_TCP_STATE, c, t, now);
+	if (!e)
+		return;
+	e->old_state = old;
+	e->new_state = new;
+	e->duration = KT_UNKNOWN;
+	if (s) {
+		kt_put_owner(e, &s->owner);
+		e->sock = s->cookie;
+		e->role = s->role;
+		if (s->state_ts)
+			e->duration = now - s->state_ts;
+	} else {
+		e->sock = bpf_get_socket_cookie(sk);
+		if (new == TCP_SYN_SENT || new == TCP_LISTEN) {
+			struct kt_owner current;
+
+			kt_read_current(&current, KT_OWNER_PROCESS);
+			kt_put_owner(e, &current);
+			e->role = new == TCP_LISTEN ? KT_ROLE_SERVER : KT_ROLE_CLIENT;
+		}
+	}
+	kt_submit(e, c);
+}
+
+/* Every change but those of request and timewait sockets passes here, in
+ * process context or softirq (inet_sk_state_store, tcp_set_state). */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct kt_tuple t;
+	struct kt_sock *s;
+
+	if (sk->sk_protocol != IPPROTO_TCP || !kt_is_inet(sk->__sk_common.skc_family))
+		return 0;
+	kt_read_tuple(true, sk, &t);
+	s = kt_state_entry(sk, &t, old, new);
+	if (new == TCP_LISTEN)
+		kt_listener_add(sk, &t);
+	else if (old == TCP_LISTEN && new == TCP_CLOSE)
+		kt_listener_del(sk, &t);
+	else if (new == TCP_SYN_SENT)
+		kt_connect_begin(sk, s, now);
+	if (kt_wants(KT_TCP_STATE))
+		kt_emit_state(sk, s, &t, old, new, now);
+	if (!s)
+		return 0;
+	if (s->connect == KT_CONNECT_PENDING && (new == TCP_ESTABLISHED || new == TCP_CLOSE))
+		kt_connect_end(sk, s, &t, new, now);
+	s->state_ts = now;
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	bpf_map_delete_elem(&socks, &key);
+	return 0;
+}
+
+static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct kt_sock *s,
+					       __u64 cookie, __u8 state, __u32 segs, __u32 flags)
+{
+	struct kt_counters *c = kt_admit(KT_RETRANSMIT, t, 0);
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct kt_flow *flow;
+	struct kt_event *e;
+
+	if (!c)
+		return;
+	if (s) {
+		flow = kt_flow_of(t, IPPROTO_TCP, &s->owner, now);
+		if (flow)
+			kt_add(flow->retrans_segs, segs);
+	}
+	e = kt_reserve(KT_RETRANSMIT, c, t, now);
+	if (!e)
+		return;
+	e->sock = cookie;
+	if (s) {
+		kt_put_owner(e, &s->owner);
+		e->role = s->role;
+	}
+	e->new_state = state;
+	e->segs = segs;
+	e->flags = flags;
+	kt_submit(e, c);
+}
+
+static __always_inline int kt_retransmit(const struct sock *sk, struct sk_buff *skb)
+{
+	__u16 segs = BPF_CORE_READ((struct tcp_skb_cb *)&skb->cb, tcp_gso_segs);
+	struct kt_sock *s = kt_sock_get(sk);
+	struct kt_tuple t;
+
+	kt_read_tuple(true, sk, &t);
+	kt_emit_retransmit(&t, s, s ? s->cookie : BPF_CORE_READ(sk, __sk_common.skc_cookie.counter),
+			   sk->__sk_common.skc_state, segs ?: 1, 0);
+	return 0;
+}
+
+/* With `err` the tracepoint tells failed attempts too: those are no segment on
+ * the wire. The caller's prototype is in BTF, so user space picks. */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_err, const struct sock *sk, struct sk_buff *skb, int err)
+{
+	return err ? 0 : kt_retransmit(sk, skb);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit, const struct sock *sk, struct sk_buff *skb)
+{
+	return kt_retransmit(sk, skb);
+}
+
+/* The request is no full socket: only its common part may be read. */
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
+{
+	struct kt_sock *listener = kt_sock_get(sk);
+	struct kt_tuple t;
+
+	kt_read_common(true, &req->__req_common, &t);
+	kt_emit_retransmit(&t, listener, req->__req_common.skc_cookie.counter, TCP_NEW_SYN_RECV, 1,
+			   KT_FLAG_SYNACK);
+	return 0;
+}
+
+#endif

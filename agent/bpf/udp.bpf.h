@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* UDP sends and receives, and the bytes of TCP: net/socket.c tells the socket
+ * and the result of every call, whatever its kind (6e6eda44b939, v6.3). */
+#ifndef KTRACE_UDP_BPF_H
+#define KTRACE_UDP_BPF_H
+
+#define EAGAIN 11
+#define MSG_PEEK 2
+#define MSG_ERRQUEUE 0x2000
+
+/* `family` is that of the datagram: an IPv6 socket may cork an IPv4 one. The
+ * destination stays in the socket after the last part was sent. */
+static __always_inline void kt_read_cork(struct sock *sk, int family, struct kt_tuple *t)
+{
+	struct inet_sock *inet = (struct inet_sock *)sk;
+
+	if (family == AF_INET6) {
+		bpf_core_read(t->remote, 16, &inet->cork.fl.u.ip6.daddr);
+		t->rport = bpf_ntohs(BPF_CORE_READ(inet, cork.fl.u.ip6.uli.ports.dport));
+	} else {
+		kt_set_v4(t->remote, BPF_CORE_READ(inet, cork.fl.u.ip4.daddr));
+		t->rport = bpf_ntohs(BPF_CORE_READ(inet, cork.fl.u.ip4.uli.ports.dport));
+	}
+	t->peer_source = KT_PEER_CORK;
+	kt_normalize(t);
+}
+
+/* Where a call's msghdr keeps the name: in itself or in the index-th of an array. */
+static __always_inline void kt_msg_name(const struct kt_call *call, __u64 *name, __u64 *namelen)
+{
+	__u64 msg = call->name;
+	__u32 length = 0;
+
+	if (call->kind == KT_CALL_SENDMMSG || call->kind == KT_CALL_RECVMMSG)
+		msg += (__u64)call->index * KT_MMSGHDR_SIZE;
+	*name = 0;
+	bpf_probe_read_user(name, sizeof(*name), (void *)msg);
+	bpf_probe_read_user(&length, sizeof(length), (void *)(msg + KT_MSG_NAMELEN));
+	*namelen = length;
+}
+
+static __always_inline struct kt_call *kt_udp_call(struct sock *sk, __u8 first, __u8 last)
+{
+	struct kt_call *call = kt_call_get();
+
+	if (!call || call->sk != (__u64)sk || call->kind < first || call->kind > last)
+		return NULL;
+	return call;
+}
+
+static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __u64 ts,
+					__u64 cookie, int ret, __u32 flags)
+{
+	struct kt_counters *c = kt_admit(type, t, ret > 0 ? ret : 0);
+	struct kt_owner owner;
+	struct kt_event *e;
+
+	if (!c)
+		return;
+	kt_read_current(&owner, KT_OWNER_PROCESS);
+	if (ret >= 0 && !(flags & MSG_ERRQUEUE) && !(type == KT_UDP_RECV && flags & MSG_PEEK))
+		kt_flow_data(t, IPPROTO_UDP, &owner, ts, ret, type == KT_UDP_SEND);
+	e = kt_reserve(type, c, t, ts);
+	if (!e)
+		return;
+	kt_put_owner(e, &owner);
+	e->sock = cookie;
+	e->flags = flags;
+	if (ret >= 0)
+		e->bytes = ret;
+	else
+		e->error = -ret;
+	kt_submit(e, c);
+}
+
+static __always_inline void kt_udp_send(struct sock *sk, int ret)
+{
+	struct kt_call *call = kt_udp_call(sk, KT_CALL_SENDTO, KT_CALL_SENDMMSG);
+	int corked = BPF_CORE_READ((struct udp_sock *)sk, pending);
+	__u64 name = 0, namelen = sizeof(struct kt_sockaddr);
+	__u32 flags = 0;
+	struct kt_tuple t;
+
+	kt_read_tuple(true, sk, &t);
+	if (call) {
+		if (call->kind == KT_CALL_SENDTO)
+			name = call->name;
+		else
+			kt_msg_name(call, &name, &namelen);
+		flags = call->flags & ~KT_FLAG_CORKED;
+	}
+	if (corked)
+		flags |= KT_FLAG_CORKED;
+	/* A corked datagram keeps its first destination (udp_sendmsg,
+	 * do_append_data); what is named later is ignored. */
+	if (corked)
+		kt_read_cork(sk, corked, &t);
+	else if (call && call->pending)
+		kt_read_cork(sk, call->pending, &t);
+	else if (name)
+		kt_read_user_peer(name, namelen, &t);
+	if (call) {
+		call->index++;
+		call->pending = corked;
+	}
+	kt_emit_udp(KT_UDP_SEND, &t, bpf_ktime_get_boot_ns(), bpf_get_socket_cookie(sk), ret,
+		    flags);
+}
+
+/* Emit the datagram whose address the kernel has by now copied to the user. */
+static __always_inline void kt_udp_recv_finish(struct kt_call *call)
+{
+	struct kt_event *held = &call->event;
+	struct kt_tuple t = {};
+
+	call->held = 0;
+	__builtin_memcpy(t.local, held->local_addr, 16);
+	__builtin_memcpy(t.remote, held->remote_addr, 16);
+	t.lport = held->local_port;
+	t.rport = held->remote_port;
+	t.ns_net = held->ns_net;
+	t.family = held->family;
+	t.peer_source = held->peer_source;
+	kt_read_user_peer(call->held_name, call->held_namelen, &t);
+	kt_emit_udp(KT_UDP_RECV, &t, held->ts, held->sock, held->bytes, held->flags);
+}
+
+static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
+{
+	struct kt_call *call = kt_udp_call(sk, KT_CALL_RECVFROM, KT_CALL_RECVMMSG);
+	__u64 now = bpf_ktime_get_boot_ns();
+	__u64 name = 0, namelen = 0;
+	struct kt_tuple t;
+
+	if (call && call->held)
+		kt_udp_recv_finish(call);
+	/* No datagram, no event: an empty queue or a signal. */
+	if (ret == -EAGAIN || kt_is_restart(-(long)ret))
+		return;
+	kt_read_tuple(true, sk, &t);
+	if (call && ret >= 0 && call->kind == KT_CALL_RECVFROM) {
+		__u32 length = 0;
+
+		name = call->name;
+		bpf_probe_read_user(&length, sizeof(length), (void *)call->namelen);
+		namelen = length;
+	} else if (call && ret >= 0) {
+		kt_msg_name(call, &name, &namelen);
+		call->index++;
+	}
+	if (!call || !name) {
+		kt_emit_udp(KT_UDP_RECV, &t, now, bpf_get_socket_cookie(sk), ret, flags);
+		return;
+	}
+	/* The name arrives in user memory after this; the exit, or the next
+	 * message of the same call, reads it there. */
+	call->held = 1;
+	call->held_name = name;
+	call->held_namelen = namelen;
+	call->event.ts = now;
+	call->event.sock = bpf_get_socket_cookie(sk);
+	call->event.bytes = ret;
+	call->event.flags = flags;
+	kt_put_tuple(&call->event, &t);
+}
+
+static __always_inline int kt_udp_recv_end(void)
+{
+	struct kt_call *call = kt_call_get();
+
+	if (!call)
+		return 0;
+	if (call->held)
+		kt_udp_recv_finish(call);
+	kt_call_end();
+	return 0;
+}
+
+static __always_inline int kt_udp_send_end(void)
+{
+	if (kt_call_get())
+		kt_call_end();
+	return 0;
+}
+
+static __always_inline void kt_tcp_data(struct sock *sk, int bytes, bool sent)
+{
+	struct kt_sock *s = kt_sock_get(sk);
+	struct kt_owner owner;
+	struct kt_tuple t;
+
+	if (bytes <= 0)
+		return;
+	if (s)
+		kt_own_by_use(s);
+	kt_read_tuple(true, sk, &t);
+	if (!kt_port_match(&t))
+		return;
+	if (s && s->owner.tgid == bpf_get_current_pid_tgid() >> 32) {
+		kt_flow_data(&t, IPPROTO_TCP, &s->owner, bpf_ktime_get_boot_ns(), bytes, sent);
+		return;
+	}
+	kt_read_current(&owner, KT_OWNER_PROCESS);
+	kt_flow_data(&t, IPPROTO_TCP, &owner, bpf_ktime_get_boot_ns(), bytes, sent);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sock_send, struct sock *sk, int ret, int flags)
+{
+	if (!sk || !kt_is_inet(sk->__sk_common.skc_family))
+		return 0;
+	if (sk->sk_protocol == IPPROTO_TCP)
+		kt_tcp_data(sk, ret, true);
+	else if (sk->sk_protocol == IPPROTO_UDP && kt_wants(KT_UDP_SEND))
+		kt_udp_send(sk, ret);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
+{
+	if (!sk || !kt_is_inet(sk->__sk_common.skc_family))
+		return 0;
+	if (sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_PEEK))
+		kt_tcp_data(sk, ret, false);
+	else if (sk->sk_protocol == IPPROTO_UDP && kt_wants(KT_UDP_RECV))
+		kt_udp_recv(sk, ret, flags);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendto")
+int exit_sendto(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendmsg")
+int exit_sendmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendmmsg")
+int exit_sendmmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_recvfrom")
+int exit_recvfrom(struct kt_sys_exit *ctx)
+{
+	return kt_udp_recv_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_recvmsg")
+int exit_recvmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_recv_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_recvmmsg")
+int exit_recvmmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_recv_end();
+}
+
+#endif

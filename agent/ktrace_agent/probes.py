@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which programs serve which hook: candidates best first, chosen by feature, never by version.
+
+A hook is a fact that rows need ("UDP sends", "the errno of connect"). Each has one or more
+candidates, a set of programs that must all be usable. The choice and the reason for every
+refused candidate go to node.json and to `ktrace doctor`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ktrace_api.names import EventKind
+
+
+class Features(Protocol):
+    """What the running kernel offers."""
+
+    def tracepoint_args(self, name: str) -> int | None:
+        """How many arguments a raw tracepoint passes; None where it does not exist."""
+
+    def event_id(self, name: str) -> int | None:
+        """The id of a classic tracepoint `group/event`; None where it does not exist."""
+
+
+@dataclass(frozen=True)
+class RawTracepoint:
+    """A program of type tp_btf: needs the tracepoint in BTF with at least `args` arguments."""
+
+    name: str
+    args: int
+
+    def missing(self, features: Features) -> str:
+        found = features.tracepoint_args(self.name)
+        if found is None:
+            return f"the kernel's BTF has no tracepoint {self.name}"
+        if found < self.args:
+            return f"tracepoint {self.name} passes {found} arguments, {self.args} are needed"
+        return ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A program on a classic tracepoint, by its id in tracefs."""
+
+    name: str
+
+    def missing(self, features: Features) -> str:
+        if features.event_id(self.name) is None:
+            return f"tracefs shows no event {self.name}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Iterator:
+    """An iterator program; whether the kernel has it is known at load."""
+
+    name: str
+
+    def missing(self, features: Features) -> str:  # noqa: ARG002  # the face of all targets
+        return ""
+
+
+Target = RawTracepoint | Event | Iterator
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One fact, who can tell it, and what rows lack without it."""
+
+    name: str
+    missing: str
+    candidates: tuple[tuple[str, ...], ...]
+    kinds: frozenset[EventKind]
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A program that cannot be used here, and why."""
+
+    program: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What serves a hook: `programs` is empty where every candidate was refused."""
+
+    hook: str
+    programs: tuple[str, ...]
+    refused: tuple[Refusal, ...] = ()
+    missing: str = ""
+    required: bool = field(default=False)
+
+    @property
+    def program(self) -> str | None:
+        return " + ".join(self.programs) or None
+
+
+def _enter_exit(*calls: str) -> dict[str, Target]:
+    return {
+        f"{side}_{call}": Event(f"syscalls/sys_{side}_{call}")
+        for call in calls
+        for side in ("enter", "exit")
+    }
+
+
+TARGETS: Mapping[str, Target] = {
+    "tcp_state": RawTracepoint("inet_sock_set_state", 3),
+    "tcp_destroy": RawTracepoint("tcp_destroy_sock", 1),
+    "sock_send": RawTracepoint("sock_send_length", 3),
+    "sock_recv": RawTracepoint("sock_recv_length", 3),
+    "tcp_retransmit_err": RawTracepoint("tcp_retransmit_skb", 3),
+    "tcp_retransmit": RawTracepoint("tcp_retransmit_skb", 2),
+    "tcp_retransmit_synack": RawTracepoint("tcp_retransmit_synack", 2),
+    "exit_accept": Event("syscalls/sys_exit_accept"),
+    "exit_accept4": Event("syscalls/sys_exit_accept4"),
+    **_enter_exit("connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"),
+    "prime_owners": Iterator("task_file"),
+    "list_sockets": Iterator("tcp"),
+    "list_pending": Iterator("bpf_map_elem"),
+}
+
+_TCP = frozenset({EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT})
+_UDP = frozenset({EventKind.UDP})
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        "tcp_state",
+        "TCP state changes, connect outcomes and the owners of TCP sockets",
+        (("tcp_state", "tcp_destroy"),),
+        _TCP,
+        required=True,
+    ),
+    Hook("socket_send", "UDP sends and bytes sent", (("sock_send",),), _TCP | _UDP),
+    Hook("socket_recv", "UDP receives and bytes received", (("sock_recv",),), _TCP | _UDP),
+    Hook(
+        "udp_send_address",
+        "peers of sends on unconnected UDP sockets",
+        (tuple(_enter_exit("sendto", "sendmsg", "sendmmsg")),),
+        _UDP,
+    ),
+    Hook(
+        "udp_recv_address",
+        "peers of receives on unconnected UDP sockets",
+        (tuple(_enter_exit("recvfrom", "recvmsg", "recvmmsg")),),
+        _UDP,
+    ),
+    Hook(
+        "connect",
+        "connects that fail at once or are denied, and the time before the SYN",
+        (tuple(_enter_exit("connect")),),
+        frozenset({EventKind.CONNECT}),
+    ),
+    Hook(
+        "accept",
+        "which process accepted a connection",
+        (("exit_accept", "exit_accept4"),),
+        _TCP,
+    ),
+    Hook(
+        "tcp_retransmit",
+        "retransmitted segments",
+        (("tcp_retransmit_err",), ("tcp_retransmit",)),
+        frozenset({EventKind.RETRANSMIT}),
+    ),
+    Hook(
+        "tcp_retransmit_synack",
+        "retransmitted SYN-ACKs",
+        (("tcp_retransmit_synack",),),
+        frozenset({EventKind.RETRANSMIT}),
+    ),
+    Hook(
+        "inventory",
+        "owners of sockets that existed before, the stock of sockets, pending connects",
+        (("prime_owners", "list_sockets", "list_pending"),),
+        _TCP,
+    ),
+)
+
+
+def choose(
+    features: Features,
+    events: Iterable[EventKind] = tuple(EventKind),
+    refused: Mapping[str, str] | None = None,
+) -> tuple[Choice, ...]:
+    """The best usable candidate of every hook that `events` need.
+
+    `refused` names programs that the kernel did not load, with its reason.
+    """
+    wanted, refused = frozenset(events), refused or {}
+    return tuple(_choose_one(hook, features, refused) for hook in HOOKS if hook.kinds & wanted)
+
+
+def _choose_one(hook: Hook, features: Features, refused: Mapping[str, str]) -> Choice:
+    refusals: list[Refusal] = []
+    for programs in hook.candidates:
+        reasons = [
+            Refusal(program, reason)
+            for program in programs
+            if (reason := refused.get(program) or TARGETS[program].missing(features))
+        ]
+        if not reasons:
+            return Choice(hook.name, programs, tuple(refusals), hook.missing, hook.required)
+        refusals += reasons
+    return Choice(hook.name, (), tuple(refusals), hook.missing, hook.required)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a capture leaves behind, before anything is decoded.
+
+Standard library only: this module is loaded while the programs are attached,
+numpy and DuckDB come in (records.py) once they are detached.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+
+from ktrace_api.names import RowType
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME in ns, when the capture began and when it ended."""
+
+    offset_start_ns: int
+    offset_end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class HookCounters:
+    """struct kt_counters summed over CPUs: seen is the sum of the other rows' counts."""
+
+    seen: int = 0
+    written: int = 0
+    filtered: int = 0
+    sampled: int = 0
+    capped: int = 0
+    lost_ring: int = 0
+    lost_map: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """struct kt_overflow summed over CPUs: facts that a full map kept from us."""
+
+    socks: int = 0
+    calls: int = 0
+    cgroups: int = 0
+    flows: int = 0
+    flow_tx_bytes: int = 0
+    flow_rx_bytes: int = 0
+    flow_tx_calls: int = 0
+    flow_rx_calls: int = 0
+
+    def any(self) -> bool:
+        """Whether any fact is missing."""
+        return any(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One capture: raw records as the kernel wrote them, and the accounts of what is not there."""
+
+    spool_fd: int
+    """File of whole kt_event records from offset 0, in the order of the ring."""
+    stock_start: bytes
+    """kt_event records of type KT_STOCK: one a socket, its state in new_state."""
+    stock_end: bytes
+    flow_keys: bytes
+    """Array of kt_flow_key, parallel to flow_values (array of kt_flow)."""
+    flow_values: bytes
+    counters: Mapping[RowType, HookCounters]
+    overflow: Overflow
+    cgroups: Mapping[int, str]
+    """cgroup id -> path as far as it is known, `/parent/leaf`."""
+    clock: Clock
+    started: datetime
+    ended: datetime
+    ended_by: str
+    """`duration`, `signal` or `error`."""
+    spool_lost: Mapping[RowType, int]
+    """Records that left the ring but found no room on disk; lost_ring counts them already."""

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of programs: best usable candidate, every refusal with its reason."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktrace_agent.probes import HOOKS, TARGETS, Event, Hook, RawTracepoint, choose
+from ktrace_api.names import EventKind
+
+TRACEPOINTS = {t.name: t.args for t in TARGETS.values() if isinstance(t, RawTracepoint)} | {
+    "tcp_retransmit_skb": 3
+}
+EVENTS = {t.name for t in TARGETS.values() if isinstance(t, Event)}
+
+
+@dataclass
+class Kernel:
+    """A kernel by what it offers."""
+
+    tracepoints: dict[str, int] = field(default_factory=lambda: dict(TRACEPOINTS))
+    events: set[str] = field(default_factory=lambda: set(EVENTS))
+
+    def tracepoint_args(self, name: str) -> int | None:
+        return self.tracepoints.get(name)
+
+    def event_id(self, name: str) -> int | None:
+        return 1 if name in self.events else None
+
+
+def programs(kernel: Kernel, **options: Any) -> dict[str, tuple[str, ...]]:
+    return {choice.hook: choice.programs for choice in choose(kernel, **options)}
+
+
+def test_a_kernel_with_everything_gets_the_first_candidates():
+    assert programs(Kernel()) == {hook.name: hook.candidates[0] for hook in HOOKS}
+
+
+def test_the_retransmit_hook_falls_back_where_the_tracepoint_tells_no_error():
+    kernel = Kernel()
+    kernel.tracepoints["tcp_retransmit_skb"] = 2
+    (choice,) = (c for c in choose(kernel) if c.hook == "tcp_retransmit")
+    assert choice.programs == ("tcp_retransmit",)
+    assert [r.program for r in choice.refused] == ["tcp_retransmit_err"]
+    assert choice.refused[0].reason == (
+        "tracepoint tcp_retransmit_skb passes 2 arguments, 3 are needed"
+    )
+
+
+def test_a_program_that_the_kernel_did_not_load_is_refused_with_its_words():
+    (choice,) = (
+        c
+        for c in choose(Kernel(), refused={"sock_send": "unknown func"})
+        if c.hook == "socket_send"
+    )
+    assert choice.program is None
+    assert choice.refused[0].reason == "unknown func"
+    assert choice.missing == "UDP sends and bytes sent"
+
+
+def test_only_hooks_of_the_wanted_events_are_chosen():
+    assert set(programs(Kernel(), events=[EventKind.UDP])) == {
+        "socket_send",
+        "socket_recv",
+        "udp_send_address",
+        "udp_recv_address",
+    }
+    assert "tcp_retransmit" not in programs(Kernel(), events=[EventKind.TCP, EventKind.CONNECT])
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_every_program_of_a_hook_has_a_target(hook: Hook):
+    assert {name for names in hook.candidates for name in names} <= set(TARGETS)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(TRACEPOINTS)), st.integers(0, 4)),
+    st.sets(st.sampled_from(sorted(EVENTS))),
+    st.dictionaries(st.sampled_from(sorted(TARGETS)), st.just("no")),
+    st.sets(st.sampled_from(list(EventKind)), min_size=1),
+)
+def test_what_is_chosen_is_usable_and_what_is_not_has_a_reason(
+    tracepoints: dict[str, int], events: set[str], refused: dict[str, str], kinds: set[EventKind]
+):
+    kernel = Kernel(tracepoints, events)
+    for choice in choose(kernel, kinds, refused):
+        for name in choice.programs:
+            assert name not in refused
+            assert not TARGETS[name].missing(kernel)
+        assert choice.programs or choice.refused
+        assert all(refusal.reason for refusal in choice.refused)

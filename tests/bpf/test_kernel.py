@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The object on this kernel: every program loads, knobs and maps arrive, nothing stays."""
+
+import json
+import subprocess
+
+import pytest
+
+from ktrace_agent.errors import UnsupportedKernel
+from ktrace_agent.kernel import ROW_TYPES, Collector, KernelConfig, object_path
+from ktrace_agent.libbpf import BpfError, KernelTypes, Object
+from ktrace_agent.probes import TARGETS
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import EventKind
+
+pytestmark = pytest.mark.world("bpf")
+
+CONFIG = CaptureConfig(node="test")
+
+
+def loaded_programs() -> set[str]:
+    shown = subprocess.run(["bpftool", "prog", "show", "-j"], check=True, capture_output=True)
+    return {program.get("name", "") for program in json.loads(shown.stdout)}
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_candidate_loads_alone(name: str):
+    """Also those that this kernel does not need: tcp_retransmit is the second choice here."""
+    bpf = Object(object_path("ktrace.bpf.o"))
+    for program in bpf.programs.values():
+        program.set_autoload(program.name == name)
+    bpf.load()
+    assert bpf.programs[name].fd >= 0
+    assert bpf.programs[name].recursion_misses() == 0
+    bpf.close()
+
+
+def test_the_object_has_exactly_the_programs_that_the_hooks_name():
+    bpf = Object(object_path("ktrace.bpf.o"))
+    assert set(bpf.programs) == set(TARGETS)
+    bpf.close()
+
+
+def test_only_what_was_asked_for_is_loaded():
+    collector = Collector(CONFIG.model_copy(update={"events": (EventKind.UDP,)}), cgroup_v1=False)
+    try:
+        assert "sock_send" in loaded_programs()
+        assert "tcp_state" not in loaded_programs()
+    finally:
+        collector.close()
+    assert "sock_send" not in loaded_programs()
+
+
+def test_counters_and_maps_are_empty_at_first():
+    collector = Collector(CONFIG, cgroup_v1=False)
+    try:
+        assert set(collector.counters(with_misses=True)) == set(ROW_TYPES)
+        assert all(counters.seen == 0 for counters in collector.counters().values())
+        assert not collector.overflow().any()
+        assert collector.flows() == (b"", b"")
+        assert collector.cgroups() == {}
+    finally:
+        collector.close()
+
+
+def test_a_refused_program_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch):
+    """A fault that this kernel cannot be made to give: the load of one program fails."""
+    load, guilty = Object.load, "exit_accept"
+
+    def refuse(self: Object) -> None:
+        load(self)
+        if self.programs[guilty].fd >= 0:
+            raise BpfError("load", 22, "libbpf: noise\ninvalid access to packet\nprocessed 9 insns")
+
+    monkeypatch.setattr(Object, "load", refuse)
+    collector = Collector(CONFIG, cgroup_v1=False)
+    collector.close()
+    (accept,) = (choice for choice in collector.choices if choice.hook == "accept")
+    assert accept.program is None
+    assert accept.refused[0].program == guilty
+    assert accept.refused[0].reason == "invalid access to packet"
+
+
+def test_a_required_hook_that_is_refused_ends_the_capture(monkeypatch: pytest.MonkeyPatch):
+    load = Object.load
+
+    def refuse(self: Object) -> None:
+        load(self)
+        if self.programs["tcp_state"].fd >= 0:
+            raise BpfError("load", 22, "unknown func")
+
+    monkeypatch.setattr(Object, "load", refuse)
+    with pytest.raises(UnsupportedKernel, match=r"cannot tell TCP state changes.*ktrace doctor"):
+        Collector(CONFIG, cgroup_v1=False)
+
+
+def test_ports_are_bits():
+    config = KernelConfig.of(
+        CONFIG.model_copy(update={"ports": (1, 64, 65535), "dns_only": True}), cgroup_v1=True
+    )
+    assert [index for index, word in enumerate(config.ports) if word] == [0, 1, 1023]
+    assert (config.ports[0], config.ports[1], config.ports[1023]) == (2, 1, 1 << 63)
+    assert (config.ports_only, config.dns_only, config.cgroup_v1) == (1, 1, 1)
+
+
+def test_the_kernel_tells_the_arguments_of_its_tracepoints():
+    types = KernelTypes()
+    assert types.tracepoint_args("inet_sock_set_state") == 3
+    assert types.tracepoint_args("no_such_tracepoint") is None
+    types.close()
