@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder as a destination: files appear there whole, verified, or not at all.
+
+A file has no name while it is written (O_TMPFILE), so a process that is killed
+leaves nothing behind; it gets its name by linkat(2) once all of its bytes are on disk.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ktrace_agent.errors import SinkFailed
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_HASH_BYTES = 1 << 20
+
+
+class DiskFull(SinkFailed):
+    """No room: less may fit, so whoever writes may try again with less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A complete file without a name yet."""
+
+    name: str
+    file: BinaryIO
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """OSError inside as DiskFull or as SinkFailed that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"{folder} has no room left; free some space or choose another --out-dir"
+            ) from error
+        raise SinkFailed(
+            f"cannot write into {folder}: {error.strerror}; choose another --out-dir"
+        ) from error
+
+
+def create(folder: Path) -> BinaryIO:
+    """A file without a name, to read and write; it is gone with its descriptor."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(folder, flags, 0o644), "w+b", buffering=0)
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE or not folder.is_dir():
+            raise
+    return tempfile.TemporaryFile(dir=folder, buffering=0)  # NFS, some FUSE: unlinked at once
+
+
+def publish(folder: Path, files: Sequence[Written]) -> list[Path]:
+    """Give the files their names in the order given, the last one when all others are there.
+
+    Raises SinkFailed where a name is taken or what can be read back is not what was
+    written, DiskFull where there is no room; then none of the names is left.
+    """
+    paths: list[Path] = []
+    try:
+        with disk_errors(folder):
+            for written in files:
+                os.fsync(written.file.fileno())
+            for written in files:
+                _name(folder, written)
+                paths.append(folder / written.name)
+            _sync(folder)
+            for path, written in zip(paths, files, strict=True):
+                _verify(path, written)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    return paths
+
+
+def _name(folder: Path, written: Written) -> None:
+    """linkat(2) with AT_SYMLINK_FOLLOW, which Python uses where a directory is given."""
+    fd, directory = written.file.fileno(), os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.link(f"/proc/self/fd/{fd}", written.name, dst_dir_fd=directory, follow_symlinks=True)
+    except FileExistsError as error:
+        raise SinkFailed(f"{folder / written.name} exists already; nothing was written") from error
+    except FileNotFoundError:  # unlinked after it had a name: such a file gets none again
+        _copy(fd, folder / written.name)
+    finally:
+        os.close(directory)
+
+
+def _copy(fd: int, target: Path) -> None:
+    copy, name = tempfile.mkstemp(prefix=".ktrace-", dir=target.parent)
+    try:
+        with os.fdopen(os.dup(fd), "rb") as source, os.fdopen(copy, "wb") as sink:
+            source.seek(0)
+            shutil.copyfileobj(source, sink, _HASH_BYTES)
+            sink.flush()
+            os.fchmod(copy, 0o644)
+            os.fsync(copy)
+        os.link(name, target)
+    finally:
+        Path(name).unlink()
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _verify(path: Path, written: Written) -> None:
+    with path.open("rb", buffering=0) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != written.sha256:
+        raise SinkFailed(f"{path} is not what was written (sha256 {found}); check the disk")
