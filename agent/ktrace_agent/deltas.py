@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changed between two snapshots of the host's counters, within a fixed size.
+
+A pure function of the snapshots. What is zero in difference is left out; when there is more
+than fits, counters that tell of trouble go before those of traffic, and those before the rest.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ktrace_agent.host import Files, Missing, Raw, Snapshot
+from ktrace_agent.procfs import PER_HOST, PER_NETNS, Counters, Number
+
+MAX_NETNS = 64
+"""Namespaces that a report holds at most."""
+MAX_BYTES = 64 * 1024
+"""Size of a report as JSON at most, also when it is indented by two blanks."""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TROUBLE = _names(
+    """
+    TcpExt.ListenOverflows TcpExt.ListenDrops TcpExt.TCPBacklogDrop TcpExt.TCPReqQFullDrop
+    TcpExt.TCPReqQFullDoCookies TcpExt.TCPTimeouts TcpExt.TCPSynRetrans TcpExt.TCPLostRetransmit
+    TcpExt.TCPAbortOnMemory TcpExt.TCPAbortOnTimeout TcpExt.TCPMemoryPressures
+    TcpExt.TCPTimeWaitOverflow TcpExt.PruneCalled TcpExt.TCPRcvQDrop TcpExt.TCPZeroWindowDrop
+    TcpExt.SyncookiesSent TcpExt.EmbryonicRsts TcpExt.TCPMD5NotFound TcpExt.IPReversePathFilter
+    Tcp.RetransSegs Tcp.AttemptFails Tcp.EstabResets Tcp.InErrs Tcp.OutRsts Tcp.InCsumErrors
+    Udp.NoPorts Udp.InErrors Udp.RcvbufErrors Udp.SndbufErrors Udp.MemErrors Udp.InCsumErrors
+    Ip.InDiscards Ip.OutDiscards Ip.OutNoRoutes Ip.ReasmFails Ip.FragFails Ip.InHdrErrors
+    Ip.InAddrErrors Icmp.InDestUnreachs Icmp.OutDestUnreachs Icmp.InTimeExcds
+    Udp6NoPorts Udp6InErrors Udp6RcvbufErrors Udp6SndbufErrors Ip6InDiscards Ip6OutDiscards
+    Ip6InNoRoutes Ip6OutNoRoutes Ip6ReasmFails Icmp6InDestUnreachs Icmp6OutDestUnreachs
+    insert_failed drop early_drop invalid search_restart dropped time_squeeze
+    """
+)
+_TRAFFIC = _names(
+    """
+    Tcp.ActiveOpens Tcp.PassiveOpens Tcp.CurrEstab Tcp.InSegs Tcp.OutSegs
+    Udp.InDatagrams Udp.OutDatagrams Udp6InDatagrams Udp6OutDatagrams
+    Ip.InReceives Ip.OutRequests Ip.ForwDatagrams Ip6InReceives Ip6OutRequests
+    TCP.inuse TCP.orphan TCP.tw TCP.alloc TCP.mem UDP.inuse UDP.mem TCP6.inuse UDP6.inuse
+    sockets.used entries value processed
+    """
+)
+_GAUGES = _TRAFFIC & _names(
+    """
+    Tcp.CurrEstab TCP.inuse TCP.orphan TCP.tw TCP.alloc TCP.mem UDP.inuse UDP.mem TCP6.inuse
+    UDP6.inuse sockets.used entries value
+    """
+) | {"some.avg10", "full.avg10"}
+"""Kept when they did not change, unless they are zero."""
+
+_ENTRY_BYTES = 120
+"""An entry of a report as indented JSON without its name and numbers; measured by a test."""
+_FILE_BYTES = 48
+_NETNS_BYTES = 160
+
+
+class Change(NamedTuple):
+    """A counter or gauge before and after."""
+
+    before: Number
+    after: Number
+    delta: Number
+
+
+FileChanges = dict[str, dict[str, Change]]
+"""File -> name -> change, e.g. `netstat` -> `TcpExt.ListenOverflows` -> 0, 3, 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetnsReport:
+    """One namespace: what changed in it, or why that is not known.
+
+    With Missing.APPEARED the counters are those since the namespace was made.
+    """
+
+    netns: int
+    counters: FileChanges
+    missing: Missing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the counters did between two snapshots."""
+
+    host: FileChanges
+    netns: tuple[NetnsReport, ...]
+    """The agent's own namespace first, then those with events."""
+    netns_left_out: int
+    """Namespaces with events beyond MAX_NETNS."""
+    counters_left_out: int
+    """Changes that found no room in MAX_BYTES."""
+    missing: Mapping[str, Missing]
+    """Files of the host without figures."""
+
+
+class _Candidate(NamedTuple):
+    rank: int
+    place: int
+    """-1 for the host, otherwise the position of the namespace in the report."""
+    file: str
+    name: str
+    change: Change
+
+
+def compare(before: Snapshot, after: Snapshot, events: Iterable[int]) -> Report:
+    """What changed in the host, in the agent's own namespace and in those of `events`.
+
+    `events` are inodes, the ones that matter most first.
+    """
+    wanted = list(dict.fromkeys([*([after.own] if after.own else []), *events]))
+    missing: dict[str, Missing] = {}
+    found: list[_Candidate] = []
+    for file, (_, parse) in PER_HOST.items():
+        old, new = before.host.get(file, Missing.ABSENT), after.host.get(file, Missing.ABSENT)
+        if isinstance(new, Missing) or isinstance(old, Missing):
+            missing[file] = new if isinstance(new, Missing) else Missing.UNREADABLE
+            continue
+        found += _candidates(-1, file, parse(old), parse(new))
+    reasons: list[Missing | None] = []
+    for place, inode in enumerate(wanted[:MAX_NETNS]):
+        old_files, new_files, reason = _pair(before, after, inode)
+        reasons.append(reason)
+        found += _netns_candidates(place, old_files, new_files)
+    host, netns, left_out = _fit(found, len(reasons))
+    return Report(
+        host=host,
+        netns=tuple(
+            NetnsReport(inode, counters, reason)
+            for inode, counters, reason in zip(wanted, netns, reasons, strict=False)
+        ),
+        netns_left_out=max(0, len(wanted) - MAX_NETNS),
+        counters_left_out=left_out,
+        missing=missing,
+    )
+
+
+def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, Missing | None]:
+    """The files of a namespace at both moments; nothing in them where they cannot be compared."""
+    new = after.netns.get(inode, Missing.VANISHED)
+    if isinstance(new, Missing):
+        return {}, {}, new
+    if inode not in before.netns:
+        if not before.whole:
+            return {}, {}, Missing.TOO_LATE
+        return dict.fromkeys(new, b""), new, Missing.APPEARED
+    old = before.netns[inode]
+    return ({}, {}, old) if isinstance(old, Missing) else (old, new, None)
+
+
+def _netns_candidates(place: int, old: Files, new: Files) -> Iterator[_Candidate]:
+    for file, parse in PER_NETNS.items():
+        first: Raw | None = old.get(file)
+        last: Raw | None = new.get(file)
+        if isinstance(first, bytes) and isinstance(last, bytes):
+            yield from _candidates(place, file, parse(first), parse(last))
+
+
+def _candidates(place: int, file: str, old: Counters, new: Counters) -> Iterator[_Candidate]:
+    for name, last in new.items():
+        first = old.get(name, 0)  # IcmpMsg and the like appear with their first message
+        if last == first and (name not in _GAUGES or not last):
+            continue
+        delta = round(last - first, 6) if isinstance(last, float) else last - first
+        rank = 0 if name in _TROUBLE else 1 if name in _TRAFFIC or place < 0 else 2
+        yield _Candidate(rank, place, file, name, Change(first, last, delta))
+
+
+def _fit(found: list[_Candidate], netns: int) -> tuple[FileChanges, list[FileChanges], int]:
+    """The best candidates that fit, by host and namespace, and how many did not."""
+    room = MAX_BYTES - netns * _NETNS_BYTES
+    host: FileChanges = {}
+    places: list[FileChanges] = [{} for _ in range(netns)]
+    left_out = 0
+    for candidate in sorted(found, key=lambda one: (one.rank, one.place)):
+        files = host if candidate.place < 0 else places[candidate.place]
+        cost = _ENTRY_BYTES + len(candidate.name) + sum(len(str(n)) for n in candidate.change)
+        cost += 0 if candidate.file in files else _FILE_BYTES
+        if cost > room:
+            left_out += 1
+            continue
+        room -= cost
+        files.setdefault(candidate.file, {})[candidate.name] = candidate.change
+    return host, places, left_out

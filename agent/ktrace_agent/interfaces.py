@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links and addresses of the agent's own network namespace, by ioctl and /proc.
+
+/sys/class/net shows the namespace of whoever mounted it, so it is asked only for what an
+interface of the same index says there. Nothing raises: what cannot be read is left out.
+"""
+
+import fcntl
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_INTERFACES = 64
+
+_SIOCGIFCONF = 0x8912
+_SIOCGIFFLAGS = 0x8913
+_SIOCGIFNETMASK = 0x891B
+_SIOCGIFMTU = 0x8921
+_IFF_UP = 0x1
+_IFF_RUNNING = 0x40
+_IFREQ = 40
+"""sizeof(struct ifreq) where pointers have 64 bits."""
+_MAX_IPV4 = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One interface; mtu in bytes, state as operstate says it, addresses with prefix length."""
+
+    name: str
+    index: int
+    mtu: int
+    state: str
+    addresses: tuple[str, ...]
+
+
+def read(
+    limit: int = MAX_INTERFACES, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")
+) -> tuple[tuple[Link, ...], int]:
+    """The first `limit` interfaces by index, and how many more there are."""
+    try:
+        found = sorted(socket.if_nameindex())
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except OSError:
+        return (), 0
+    with sock:
+        addresses = _ipv4(sock)
+        for name, text in _ipv6(proc / "self/net/if_inet6"):
+            addresses.setdefault(name, []).append(text)
+        links = tuple(
+            Link(
+                name=name,
+                index=index,
+                mtu=_ask(sock, _SIOCGIFMTU, name, "i"),
+                state=_state(sock, name, index, sys),
+                addresses=tuple(addresses.get(name, [])[:8]),
+            )
+            for index, name in found[:limit]
+        )
+    return links, max(0, len(found) - limit)
+
+
+def _ask(sock: socket.socket, request: int, name: str, form: str) -> int:
+    ifreq = struct.pack(f"16s{_IFREQ - 16}x", name.encode())
+    try:
+        answer = fcntl.ioctl(sock, request, ifreq)
+    except OSError:
+        return 0
+    value: int = struct.unpack_from(form, answer, 16)[0]
+    return value
+
+
+def _state(sock: socket.socket, name: str, index: int, sys: Path) -> str:
+    folder = sys / "class/net" / name
+    try:
+        if int((folder / "ifindex").read_text()) == index:
+            return (folder / "operstate").read_text().strip()
+    except (OSError, ValueError):
+        pass
+    flags = _ask(sock, _SIOCGIFFLAGS, name, "H")
+    return "up" if flags & _IFF_UP and flags & _IFF_RUNNING else "down"
+
+
+def _ipv4(sock: socket.socket) -> dict[str, list[str]]:
+    """All IPv4 addresses by interface; an address under an alias (eth0:1) counts for eth0."""
+    import array  # only here: a buffer whose address an ioctl may take
+
+    buffer = array.array("B", bytes(_MAX_IPV4 * _IFREQ))
+    place, _ = buffer.buffer_info()
+    found: dict[str, list[str]] = {}
+    try:
+        answer = fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", len(buffer), place))
+    except OSError:
+        return found
+    size = struct.unpack_from("i", answer)[0]
+    for start in range(0, size - size % _IFREQ, _IFREQ):
+        ifreq = buffer[start : start + _IFREQ].tobytes()
+        label = ifreq[:16].split(b"\0")[0].decode(errors="replace")
+        try:
+            mask = fcntl.ioctl(sock, _SIOCGIFNETMASK, ifreq)[20:24]
+        except OSError:
+            continue
+        length = int.from_bytes(mask).bit_count()
+        name = label.partition(":")[0]
+        found.setdefault(name, []).append(f"{ipaddress.IPv4Address(ifreq[20:24])}/{length}")
+    return found
+
+
+def _ipv6(path: Path) -> list[tuple[str, str]]:
+    """Interface and address of each line of if_inet6: address index length scope flags name."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        match line.split():
+            case [digits, _, length, _, _, name]:
+                try:
+                    address = ipaddress.IPv6Address(bytes.fromhex(digits))
+                    found.append((name, f"{address}/{int(length, 16)}"))
+                except ValueError:
+                    continue
+    return found
