@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `ktrace`: arguments and environment -> CaptureConfig -> session -> exit status.
+
+Standard output carries the result (a table for people, one JSON document with --json),
+standard error everything else. Only click is loaded here; the rest comes in when needed.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ktrace_agent.errors import KtraceError, UsageError
+from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure
+from ktrace_agent.outdir import prepared
+from ktrace_api import __version__
+from ktrace_api.names import NodeReason
+
+INTERRUPTED = 130
+"""Exit status after a second Ctrl-C: as shells count a death by SIGINT."""
+
+_EXAMPLES = """\b
+Examples:
+  ktrace --duration=10s                       everything on this host, bundle in ./out
+  ktrace --duration=60s --dns-only            DNS first: who asks, who gets no answer
+  ktrace --duration=90s --ports=80,443,6443   one Service, or the API server
+  ktrace --duration=60s --with-connect-latency --ports=443,6443
+                                              slow connects: how long, how they end
+  ktrace --duration=30s --json | jq .paths    for programs
+  ktrace doctor                               what this kernel offers, what to do about it
+"""
+_NOTES = """\b
+Look closer:
+  jq -c 'select(.type=="connect" and .errno!=0)' out/ktrace.*.events.jsonl
+
+\b
+Ctrl-C or SIGTERM ends the capture early and still seals the bundle; a second
+Ctrl-C gives up at once and leaves no bundle.
+
+\b
+Every flag can be given by its variable: KTRACE_DURATION, KTRACE_OUT_DIR, ...
+Only metadata is recorded, never payload. Needs root, or CAP_BPF and CAP_PERFMON.
+
+\b
+Exit status:
+  0  the bundle is sealed          3  no permission
+  1  the agent failed              4  this kernel is not supported
+  2  wrong use                     5  the bundle could not be written
+  130  given up by a second Ctrl-C
+"""
+
+
+class _Commands(click.Group):
+    """A group whose first command is meant where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = (*self.commands, "--help", "-h", "--version")
+        if not args or (args[0] not in known and args[0].startswith("-")):
+            args = ["capture", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[capture] [FLAGS]")
+        formatter.write_usage(ctx.command_path, "doctor [--json]", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        capture = self.commands["capture"]
+        records = [
+            record
+            for parameter in capture.get_params(ctx)
+            if parameter.name != "help" and (record := parameter.get_help_record(ctx))
+        ]
+        with formatter.section("Flags of a capture"):
+            formatter.write_dl(records)
+        self.format_commands(ctx, formatter)
+
+
+def _capture_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Every flag as a text; a BOOL needs no value."""
+    for flag in reversed(FLAGS):
+        optional: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag.boolean else {}
+        command = click.option(
+            flag.name,
+            flag.parameter,
+            metavar=f"[{flag.metavar}]" if flag.boolean else flag.metavar,
+            envvar=flag.variable,
+            help=flag.help,
+            **optional,
+        )(command)
+    return command
+
+
+_json_flag = click.option(
+    "--json",
+    "as_json",
+    metavar="[BOOL]",
+    is_flag=False,
+    flag_value="true",
+    envvar="KTRACE_JSON",
+    help="Print the result as one JSON document and nothing else.",
+)
+
+
+@click.group(
+    cls=_Commands,
+    help="Record what this node's sockets do, as metadata, into one sealed bundle.\n\n" + _EXAMPLES,
+    epilog=_NOTES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="ktrace", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Choose a command; `capture` where none is named."""
+
+
+@cli.command(short_help="Record for a while and seal a bundle (what bare `ktrace` does).")
+@_capture_flags
+@click.option(
+    "--out-dir",
+    metavar="DIR",
+    envvar="KTRACE_OUT_DIR",
+    default="out",
+    help="Where the bundle goes; made where it is missing.  [default: ./out]",
+)
+@_json_flag
+@click.pass_context
+def capture(ctx: click.Context, /, out_dir: str, as_json: str | None, **values: str | None) -> None:
+    """Record what this node's sockets do and seal a bundle."""
+    as_document = _asked_for_json(as_json)
+    if values["node"] is None:
+        values["node"] = os.environ.get("NODE_NAME") or socket.gethostname()
+    config = configure(values, _variables(ctx))
+    stop = threading.Event()
+    with prepared(Path(out_dir)) as folder, _signals(stop):
+        from ktrace_agent import result, session, terminal
+
+        with terminal.observer(config) as observer:
+            sealed = session.run(config, folder, observer, stop)
+        if as_document:
+            _print(json.dumps(result.document(sealed), indent=2))
+        else:
+            terminal.show(sealed)
+
+
+@cli.command(short_help="Show what this kernel and this user can do, and what to do about it.")
+@_json_flag
+def doctor(as_json: str | None) -> None:
+    """Show kernel, BTF, privileges, and which programs serve which facts."""
+    from ktrace_agent import doctor as examination
+
+    found = examination.examine()
+    if _asked_for_json(as_json):
+        _print(json.dumps(examination.document(found), indent=2))
+    else:
+        examination.show(found)
+    if found.error is not None:
+        raise click.exceptions.Exit(found.error.exit_status)
+
+
+def _variables(ctx: click.Context) -> dict[str, str]:
+    """Which values came from the environment, and by which variable."""
+    origin = {
+        name: flag.variable
+        for name, flag in BY_PARAMETER.items()
+        if ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT
+    }
+    if ctx.get_parameter_source("node") is ParameterSource.DEFAULT and os.environ.get("NODE_NAME"):
+        origin["node"] = "NODE_NAME"
+    return origin
+
+
+def _asked_for_json(text: str | None) -> bool:
+    return text is not None and boolean("--json", text)
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    """Whether errors should be JSON too, also when the arguments themselves are wrong."""
+    wanted = os.environ.get("KTRACE_JSON", "").lower() in ("true", "yes", "on", "1")
+    for arg in args:
+        name, _, value = arg.partition("=")
+        if name == "--json":
+            wanted = value.lower() not in ("false", "no", "off", "0")
+    return wanted
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`; a second SIGINT raises KeyboardInterrupt."""
+    given_up = threading.Event()
+
+    def end(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            given_up.set()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one needs no Python
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception as error:
+        if given_up.is_set():  # DuckDB turns the interrupt of a query into an error of its own
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _fail(args: Sequence[str], reason: NodeReason, message: str, status: int) -> int:
+    """One line on standard error, or one JSON document on standard output."""
+    line = " ".join(message.split())
+    if _wants_json(args):
+        error = {"reason": str(reason), "message": line, "exit_status": status}
+        _print(json.dumps({"error": error}, indent=2))
+    else:
+        sys.stderr.write(f"ktrace: {line}\n")
+    return status
+
+
+def _usage(error: click.UsageError) -> str:
+    """Click's complaint as one line that names the flag."""
+    if isinstance(error, click.NoSuchOption):
+        near = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
+        return f"{error.option_name}: there is no such flag{near or '; see `ktrace --help`'}"
+    if isinstance(error, click.BadOptionUsage):
+        flag = BY_PARAMETER.get(error.option_name.removeprefix("--").replace("-", "_"))
+        accepts = f"; give {flag.accepts}" if flag else ""
+        return f"{error.option_name}: a value is missing{accepts}"
+    return f"{error.format_message().rstrip('.')}; see `ktrace --help`"
+
+
+def main(args: Sequence[str]) -> int:
+    """Run with these arguments (without the program's name); the exit status."""
+    try:
+        status = cli.main(list(args), prog_name="ktrace", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except KtraceError as error:
+        return _fail(args, error.reason, str(error), error.exit_status)
+    except click.UsageError as error:
+        return _fail(args, UsageError.reason, _usage(error), UsageError.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        message = "given up at the second interrupt: there is no bundle"
+        return _fail(args, NodeReason.CANCELED, message, INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python's own flush at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last line of defence: one line, not a trace
+        if os.environ.get("KTRACE_DEBUG"):
+            raise
+        message = f"{type(error).__name__}: {error}; set KTRACE_DEBUG=1 for the trace"
+        return _fail(args, NodeReason.AGENT_ERROR, message, 1)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""node.json: what the node was, what the kernel offered, what its counters did meanwhile."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ktrace_agent import deltas, host, interfaces
+from ktrace_agent.preflight import Platform
+from ktrace_agent.probes import Choice
+from ktrace_agent.recording import Recording
+from ktrace_api import __version__
+from ktrace_api.bundle import (
+    ClockOffsets,
+    Delta,
+    HookChoice,
+    Interface,
+    Kernel,
+    NetnsCounters,
+    NodeInfo,
+    Refusal,
+)
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import UNKNOWN
+
+MAX_CGROUPS = 128
+
+
+def describe(
+    config: CaptureConfig,
+    platform: Platform,
+    choices: Sequence[Choice],
+    recording: Recording,
+    report: deltas.Report,
+) -> NodeInfo:
+    """Put together what was looked up before, during and after the capture."""
+    links, links_left_out = interfaces.read()
+    boot, clock = host.boot(), recording.clock
+    cgroups = sorted(recording.cgroups.items())
+    return NodeInfo(
+        node=config.node,
+        hostname=socket.gethostname(),
+        boot_id=boot.boot_id,
+        uptime_s=boot.uptime_s,
+        agent_version=__version__,
+        kernel=Kernel(
+            release=platform.release,
+            version=platform.version,
+            arch=platform.machine,
+            btf=platform.btf,
+        ),
+        cgroup=platform.cgroup.version,
+        hooks=tuple(_hook(choice) for choice in choices),
+        clock=ClockOffsets(
+            offset_start_ns=clock.offset_start_ns,
+            offset_end_ns=clock.offset_end_ns,
+            step_ns=clock.offset_end_ns - clock.offset_start_ns,
+        ),
+        config=config,
+        interfaces=tuple(
+            Interface(
+                name=link.name,
+                index=link.index,
+                mtu=link.mtu,
+                state=link.state,
+                addresses=link.addresses,
+            )
+            for link in links
+        ),
+        interfaces_left_out=links_left_out,
+        sysctls=host.sysctls(),
+        host=_files(report.host),
+        host_missing={file: str(reason) for file, reason in report.missing.items()},
+        netns=tuple(
+            NetnsCounters(
+                netns=one.netns,
+                counters=_files(one.counters),
+                missing=str(one.missing or UNKNOWN),
+            )
+            for one in report.netns
+        ),
+        netns_left_out=report.netns_left_out,
+        counters_left_out=report.counters_left_out,
+        cgroups={str(number): path for number, path in cgroups[:MAX_CGROUPS]},
+        cgroups_left_out=max(0, len(cgroups) - MAX_CGROUPS),
+    )
+
+
+def _hook(choice: Choice) -> HookChoice:
+    return HookChoice(
+        hook=choice.hook,
+        chosen=choice.program or UNKNOWN,
+        refused=tuple(Refusal(program=r.program, reason=r.reason) for r in choice.refused),
+    )
+
+
+def _files(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Delta]]:
+    return {
+        file: {
+            name: Delta(before=change.before, after=change.after, delta=change.delta)
+            for name, change in counters.items()
+        }
+        for file, counters in changes.items()
+    }

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder for the bundle, known to be writable before anything is attached."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ktrace_agent.errors import SinkFailed
+
+
+@contextmanager
+def prepared(folder: Path) -> Iterator[Path]:
+    """Make `folder` where it is missing and try to write there, leaving no name behind.
+
+    When the body fails, folders that were made here and are still empty go again.
+    Raises SinkFailed with one line that names the flag.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            _make(folder, made)
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                file.write(b"\0")
+        except OSError as error:
+            raise SinkFailed(
+                f"--out-dir: cannot write into {folder} ({error.strerror});"
+                " give a folder that is writable and has room"
+            ) from error
+        yield folder
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _make(folder: Path, made: list[Path]) -> None:
+    """mkdir -p that notes what it made."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
+            path.mkdir()
+            made.append(path)

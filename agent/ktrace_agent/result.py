@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outcome of a capture as the one JSON document that --json prints."""
+
+from typing import TYPE_CHECKING, Any
+
+from ktrace_api.names import NodeReason
+
+if TYPE_CHECKING:
+    from ktrace_agent.bundle import Sealed  # brings numpy and DuckDB: not while recording
+    from ktrace_api.bundle import Summary
+
+
+def lost(summary: "Summary") -> int:
+    """Events that were asked for and that no row shows, because something was full."""
+    return sum(count.lost_ring + count.lost_map for count in summary.accounting.values())
+
+
+def document(sealed: "Sealed") -> dict[str, Any]:
+    """What a program wants to know: where the bundle is, whether it is whole, what it holds."""
+    summary = sealed.summary
+    kinds = ("events", "summary", "node", "bundle")
+    return {
+        "reason": str(NodeReason.COMPLETED),
+        "ended_by": summary.ended_by,
+        "node": summary.node,
+        "started": summary.started.isoformat(),
+        "ended": summary.ended.isoformat(),
+        "paths": {
+            kind: str(path.absolute()) for kind, path in zip(kinds, sealed.paths, strict=True)
+        },
+        "bytes": sealed.bytes,
+        "sha256": sealed.sha256,
+        "events": summary.rows,
+        "lost": lost(summary),
+        "complete": summary.complete,
+        "counts": {str(row): count for row, count in summary.rows_by_type.items()},
+        "notes": list(summary.notes),
+    }

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One capture from start to end: the only file that knows the order.
+
+preflight -> load -> spool -> attach -> inventory -> wait -> detach -> drain -> inventory
+-> counters -> node facts -> seal. A failure anywhere ends all that was begun.
+"""
+
+import os
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ktrace_agent import host, preflight
+from ktrace_agent.kernel import Collector
+from ktrace_agent.netns import run_in_netns
+from ktrace_agent.probes import Choice
+from ktrace_agent.recording import Clock, HookCounters, Recording
+from ktrace_agent.spool import EVENT_BYTES, Spool
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import RowType
+
+if TYPE_CHECKING:
+    from ktrace_agent.bundle import Sealed
+
+TICK_S = 0.25
+STOCK_S = 1.0
+"""Time to look for network namespaces at most."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """How the capture stands while it runs."""
+
+    elapsed_s: float
+    remaining_s: float
+    events: int
+    rate_per_s: float
+    lost: int
+
+
+class Observer(Protocol):
+    """Who watches a session: the terminal, or nobody."""
+
+    def ready(self) -> None:
+        """Every program is attached; what happens from now on is recorded."""
+
+    def tick(self, live: Live) -> None:
+        """About four times a second."""
+
+    def sealing(self, text: str) -> None:
+        """What happens after the capture, a line a step."""
+
+
+def run(
+    config: CaptureConfig, out_dir: Path, observer: Observer, stop: threading.Event | None = None
+) -> "Sealed":
+    """A whole session: from the look at the kernel to the sealed bundle in `out_dir`.
+
+    `stop` ends the capture early, what was recorded is sealed all the same. Raises the leaves of
+    KtraceError; then nothing is left behind.
+    """
+    platform = preflight.check()
+    before = host.snapshot()
+    recording, choices = record(
+        config,
+        out_dir,
+        cgroup_v1=bool({"pids", "memory"} & set(platform.cgroup.v1_controllers)),
+        observer=observer,
+        stop=stop or threading.Event(),
+    )
+    try:
+        # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
+        from ktrace_agent import bundle, deltas, node, records
+
+        seen_in = records.network_namespaces(recording)
+        report = deltas.compare(before, host.snapshot(seen_in), seen_in)
+        facts = node.describe(config, platform, choices, recording, report)
+        return bundle.seal(recording, config, facts, out_dir, observer.sealing)
+    finally:
+        os.close(recording.spool_fd)
+
+
+def record(
+    config: CaptureConfig,
+    folder: Path,
+    *,
+    cgroup_v1: bool,
+    observer: Observer,
+    stop: threading.Event,
+) -> tuple[Recording, tuple[Choice, ...]]:
+    """Record until the duration is over or `stop` is set.
+
+    The spool's descriptor in the Recording is the caller's to close.
+    """
+    with ExitStack() as stack:
+        collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
+        spool = stack.enter_context(closing(Spool(collector.ring_fd, folder)))
+        offset = host.clock_offset_ns()
+        spool.start()
+        collector.attach()
+        started = datetime.now(UTC)
+        collector.iterate("prime_owners")
+        stock_start = _stock(collector)
+        observer.ready()
+        ended_by = _wait(config, collector, spool, observer, stop)
+        ended = datetime.now(UTC)
+        observer.sealing("detaching the programs")
+        collector.detach()
+        spool.finish()
+        stock_end = _stock(collector)
+        counters = _with_pending(collector, spool)
+        keys, values = collector.flows()
+        recording = Recording(
+            spool_fd=os.dup(spool.fd),
+            stock_start=stock_start,
+            stock_end=stock_end,
+            flow_keys=keys,
+            flow_values=values,
+            counters=counters,
+            overflow=collector.overflow(),
+            cgroups=collector.cgroups(),
+            clock=Clock(offset, host.clock_offset_ns()),
+            started=started,
+            ended=ended,
+            ended_by=ended_by,
+            spool_lost=spool.lost,
+        )
+        return recording, collector.choices
+
+
+def _stock(collector: Collector) -> bytes:
+    """KT_STOCK records of every network namespace that a process lives in.
+
+    Without the right to enter others it is that of the agent's own.
+    """
+    deadline = time.monotonic() + STOCK_S
+    namespaces = host.find_netns(host.PROC, lambda: time.monotonic() > deadline)
+    found = []
+    for inode, pids in list(namespaces.items())[: host.MAX_NETNS]:
+        try:
+            records = run_in_netns(int(pids[0]), inode, lambda: collector.iterate("list_sockets"))
+        except PermissionError:
+            return collector.iterate("list_sockets")
+        found.append(records or b"")
+    return b"".join(found)
+
+
+def _wait(
+    config: CaptureConfig,
+    collector: Collector,
+    spool: Spool,
+    observer: Observer,
+    stop: threading.Event,
+) -> str:
+    """Until the duration is over ("duration") or someone asks to stop ("signal")."""
+    begun = time.monotonic()
+    deadline = begun + config.duration.total_seconds()
+    last_time, last_events, rate = begun, 0, 0.0
+    while (remaining := deadline - time.monotonic()) > 0:
+        if stop.wait(min(TICK_S, remaining)):
+            return "signal"
+        now, events = time.monotonic(), spool.records
+        rate = 0.7 * rate + 0.3 * (events - last_events) / max(now - last_time, 1e-3)
+        last_time, last_events = now, events
+        lost = sum(c.lost_ring + c.lost_map for c in collector.counters().values())
+        lost += sum(spool.lost.values())
+        observer.tick(Live(now - begun, max(deadline - now, 0.0), events, rate, lost))
+    return "duration"
+
+
+def _with_pending(collector: Collector, spool: Spool) -> dict[RowType, HookCounters]:
+    """Append the connects without an answer as rows; the counters, spool losses settled."""
+    pending = collector.iterate("list_pending")
+    lost = dict(spool.lost)
+    if refused := len(pending) // EVENT_BYTES - spool.append(pending):
+        lost[RowType.CONNECT] = lost.get(RowType.CONNECT, 0) + refused
+    counters = collector.counters(with_misses=True)
+    for row, count in lost.items():
+        was = counters[row]
+        counters[row] = replace(was, written=was.written - count, lost_ring=was.lost_ring + count)
+    return counters

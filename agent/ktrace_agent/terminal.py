@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who watches a session: a live line on a terminal, else a plain line now and then.
+
+Both go to standard error; the result goes to standard output.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from ktrace_agent.session import Live, Observer
+from ktrace_api.capture import CaptureConfig, format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from ktrace_agent.bundle import Sealed
+
+PLAIN_EVERY_S = 10.0
+_WIDTH_OF_A_FILE = 100
+
+
+@contextmanager
+def observer(config: CaptureConfig, stream: TextIO | None = None) -> Iterator[Observer]:
+    """An observer that fits `stream` (standard error where none is given)."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield PlainLines(config, stream)
+        return
+    from rich.console import Console
+
+    line = LiveLine(config, Console(file=stream))
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+def starting(config: CaptureConfig) -> str:
+    """What begins now, in words."""
+    duration = format_duration(config.duration)
+    return f"recording {duration} on {config.node}, Ctrl-C ends it early"
+
+
+class PlainLines:
+    """For logs: one line every ten seconds."""
+
+    def __init__(self, config: CaptureConfig, stream: TextIO) -> None:
+        self._config = config
+        self._stream = stream
+        self._due = PLAIN_EVERY_S
+
+    def ready(self) -> None:
+        self._say(starting(self._config))
+
+    def tick(self, live: Live) -> None:
+        if live.elapsed_s < self._due:
+            return
+        self._due += PLAIN_EVERY_S
+        self._say(
+            f"{live.elapsed_s:.0f} s gone, {live.remaining_s:.0f} s left,"
+            f" {live.events} events, {live.rate_per_s:.0f}/s, {live.lost} lost"
+        )
+
+    def sealing(self, text: str) -> None:
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        self._stream.write(f"ktrace: {text}\n")
+        self._stream.flush()
+
+
+class LiveLine:
+    """For eyes: one line that is drawn again and is gone when the capture ends."""
+
+    def __init__(self, config: CaptureConfig, console: "Console") -> None:
+        from rich.live import Live as Screen
+
+        self._config = config
+        self._console = console
+        self._screen = Screen(console=console, auto_refresh=False, transient=True)
+
+    def ready(self) -> None:
+        self._console.print(f"ktrace: {starting(self._config)}", highlight=False, markup=False)
+        self._screen.start()
+
+    def tick(self, live: Live) -> None:
+        self._screen.update(live_line(live), refresh=True)
+
+    def sealing(self, text: str) -> None:
+        from rich.text import Text
+
+        self._screen.update(Text(f"  {text} ...", "dim"), refresh=True)
+
+    def close(self) -> None:
+        self._screen.stop()
+
+
+def live_line(live: Live) -> "RenderableType":
+    """Time left as a bar and in seconds, events, rate, lost."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(padding=(0, 2))
+    total = live.elapsed_s + live.remaining_s
+    line.add_row(
+        ProgressBar(
+            total=max(total, 1e-9), completed=live.elapsed_s, width=24, complete_style="cyan"
+        ),
+        Text(f"{live.remaining_s:4.0f} s left"),
+        Text(f"{live.events:>9,} events"),
+        Text(f"{live.rate_per_s:>8,.0f}/s", "dim"),
+        Text(f"{live.lost:,} lost", "bold red" if live.lost else "dim"),
+    )
+    return line
+
+
+def tell(*parts: "RenderableType") -> None:
+    """Write to standard output for people: colours only on a terminal and without NO_COLOR.
+
+    Elsewhere lines are 100 columns wide and end without blanks.
+    """
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    out = Console(
+        file=sys.stdout,
+        width=None if terminal else _WIDTH_OF_A_FILE,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    with out.capture() as text:
+        for part in parts:
+            out.print(part, soft_wrap=isinstance(part, str))
+    lines = text.get().split("\n")
+    sys.stdout.write("\n".join(lines if terminal else map(str.rstrip, lines)))
+    sys.stdout.flush()
+
+
+def show(sealed: "Sealed") -> None:
+    """What was found and where it is."""
+    from ktrace_agent import render
+
+    tell(render.report(sealed.summary), *render.whereabouts(sealed))

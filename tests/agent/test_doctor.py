@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from ktrace_agent import doctor, main
+from ktrace_agent.doctor import Examination
+from ktrace_agent.errors import AgentError
+from ktrace_agent.preflight import Cgroup, Lack, Missing, Platform
+from ktrace_agent.probes import Choice, Refusal
+from ktrace_api.capture import CaptureConfig
+
+GOOD = Platform(
+    release="6.12.0",
+    version="#1 SMP",
+    machine="x86_64",
+    euid=0,
+    capabilities=frozenset({"CAP_BPF", "CAP_PERFMON"}),
+    btf=True,
+    lockdown="none",
+    unprivileged_bpf="disabled",
+    cgroup=Cgroup("v1", ("memory", "pids")),
+    tracefs="private",
+    libbpf="1.5",
+    missing=(),
+)
+NO_BPF = Missing(Lack.BPF_PERMISSION, "loading BPF programs needs root", "run with sudo")
+NO_TRACEFS = Missing(Lack.TRACEFS, "tracefs is not mounted", "mount it")
+CHOICES = (
+    Choice("tcp_state", ("tcp_state", "tcp_destroy"), (), "TCP rows", required=True),
+    Choice(
+        "tcp_retransmit",
+        ("tcp_retransmit",),
+        (Refusal("tcp_retransmit_err", "passes 2 arguments, 3 are needed"),),
+        "retransmitted segments",
+    ),
+    Choice("connect", (), (Refusal("enter_connect", "tracefs shows no event"),), "errnos"),
+)
+
+
+def text(found: Examination) -> str:
+    out = io.StringIO()
+    Console(file=out, width=100, color_system=None, highlight=False).print(doctor.render(found))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def survey(_: CaptureConfig) -> tuple[Choice, ...]:
+    return CHOICES
+
+
+def test_a_node_with_one_fact_missing():
+    platform = replace(GOOD, tracefs="-", missing=(NO_TRACEFS,))
+    assert (
+        text(doctor.examine(lambda: platform, survey))
+        == """
+ok  kernel            6.12.0 x86_64
+ok  privileges        uid 0, CAP_BPF, CAP_PERFMON
+ok  BTF               there
+ok  libbpf            1.5
+ !  tracefs           not available
+ok  cgroup            v1 (v1: memory, pids)
+ok  processes         those of the host
+ok  lockdown          none
+ok  unprivileged BPF  disabled
+ok  ring buffer       8 MiB (--ring-bytes)
+ok  maps              64 Ki sockets (--max-sockets), 128 Ki flows (--max-flows)
+
+    hook            programs, and why others were refused
+ok  tcp_state       tcp_state + tcp_destroy
+ok  tcp_retransmit  tcp_retransmit
+                    not tcp_retransmit_err: passes 2 arguments, 3 are needed
+ !  connect         none: rows lack errnos
+                    not enter_connect: tracefs shows no event
+
+What to do
+  ! tracefs is not mounted
+    mount it
+
+A capture can run here, without: errnos
+"""
+    )
+
+
+def test_a_node_that_cannot():
+    platform = replace(GOOD, missing=(NO_BPF,))
+    found = doctor.examine(lambda: platform, lambda _: pytest.fail("nothing may be loaded"))
+    shown = text(found)
+    assert " x  privileges" in shown
+    assert "A capture cannot run here: loading BPF programs needs root; run with sudo" in shown
+    assert "hook" not in shown
+
+
+def test_a_node_that_can():
+    found = doctor.examine(lambda: GOOD, lambda _: CHOICES[:1])
+    assert "A capture can run here, with every fact." in text(found)
+
+
+def test_the_kernel_may_refuse_all():
+    def refuse(_: CaptureConfig) -> tuple[Choice, ...]:
+        raise AgentError("the programs load one by one, not together")
+
+    found = doctor.examine(lambda: GOOD, refuse)
+    assert "cannot run here: the programs load one by one" in text(found)
+
+
+@pytest.mark.parametrize(("missing", "status"), [((), 0), ((NO_BPF,), 3)])
+def test_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: tuple[Missing, ...],
+    status: int,
+):
+    found = doctor.examine(lambda: replace(GOOD, missing=missing), survey)
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    assert main.main(["doctor"]) == status
+    assert "kernel" in capsys.readouterr().out
+    assert main.main(["doctor", "--json"]) == status
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
+    assert err == ""
+    assert shown["ready"] is (status == 0)
+    assert shown["platform"]["cgroup"] == {"version": "v1", "v1_controllers": ["memory", "pids"]}
+    assert [one["what"] for one in shown["platform"]["missing"]] == [one.what for one in missing]
+    if status == 0:
+        assert shown["hooks"][2]["absent"] == "errnos"
+        assert shown["sizes"]["ring_bytes"] == 8 * 2**20
+    else:
+        assert shown["error"]["reason"] == "PermissionDenied"
+
+
+@pytest.mark.world("bpf")
+def test_this_node():
+    assert doctor.examine().error is None

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command from outside; the session behind it is a stub that seals a prepared recording."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrace_agent import bundle, main, session
+from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
+from ktrace_agent.flags import BY_PARAMETER, FLAGS
+from ktrace_api.bundle import NodeInfo
+from ktrace_api.capture import CaptureConfig
+
+from .conftest import Make, make_events
+from .test_flags import WRONG
+
+
+class Session:
+    """What main asked for; `then` is what happens instead of a capture."""
+
+    def __init__(self, make_recording: Make, node_info: NodeInfo) -> None:
+        self.configs: list[CaptureConfig] = []
+        self.then: BaseException | None = None
+        self._make, self._node_info = make_recording, node_info
+
+    def run(
+        self, config: CaptureConfig, out_dir: Path, observer: session.Observer, stop: Any
+    ) -> bundle.Sealed:
+        self.configs.append(config)
+        assert out_dir.is_dir()
+        observer.ready()
+        observer.tick(session.Live(1.0, 9.0, 3, 3.0, 0))
+        if self.then is not None:
+            raise self.then
+        assert isinstance(stop, threading.Event)
+        return bundle.seal(
+            self._make(make_events([{}, {}])), config, self._node_info, out_dir, observer.sealing
+        )
+
+
+@pytest.fixture
+def ran(
+    make_recording: Make,
+    node_info: NodeInfo,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Session:
+    """A stub session; the working directory is empty and no variable of ours is set."""
+    stub = Session(make_recording, node_info)
+    monkeypatch.setattr(session, "run", stub.run)
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("KTRACE_") or name == "NODE_NAME":
+            monkeypatch.delenv(name)
+    return stub
+
+
+def test_bare_ktrace_captures_into_out(ran: Session, capsys: pytest.CaptureFixture[str]):
+    assert main.main([]) == 0
+    assert len(ran.configs) == 1
+    names = sorted(path.name.rsplit(".", 2)[-2] for path in Path("out").iterdir())
+    assert names == ["bundle", "events", "node", "summary"]
+    out, err = capsys.readouterr()
+    assert "2 rows" in out
+    assert "Bundle       out/ktrace." in out
+    assert "ktrace: recording 60s on " in err
+    assert not any(line.endswith(" ") for line in out.splitlines())
+    assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize("args", [["--duration=10s"], ["capture", "--duration=10s"]])
+def test_capture_is_the_default_command(ran: Session, args: list[str]):
+    assert main.main(args) == 0
+    assert ran.configs[0].duration.total_seconds() == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--dns-only"], True),
+        (["--dns-only=true"], True),
+        (["--dns-only=false"], False),
+        (["--dns-only", "--sample=3"], True),
+    ],
+)
+def test_a_boolean_flag_needs_no_value(ran: Session, args: list[str], wanted: bool):
+    assert main.main(args) == 0
+    assert ran.configs[0].dns_only is wanted
+
+
+def test_every_flag_arrives(ran: Session):
+    args = [
+        "--duration=1m30s", "--dns-only=true", "--ports=80,443", "--with-connect-latency=false",
+        "--with-retransmits=false", "--with-security=false", "--sample=5", "--max-events=77",
+        "--max-bytes=64MiB", "--node=n7", "--ring-bytes=1MiB", "--max-sockets=99",
+        "--max-flows=98", "--out-dir=there/deeper", "--json",
+    ]  # fmt: skip
+    assert main.main(args) == 0
+    assert ran.configs[0] == CaptureConfig(
+        node="n7", duration="90s", events="tcp,udp", dns_only=True, ports=(80, 443), sample=5,
+        max_events=77, max_bytes="64MiB", security=False, ring_bytes="1MiB", max_sockets=99,
+        max_flows=98,
+    )  # fmt: skip
+    assert len(list(Path("there/deeper").iterdir())) == 4
+
+
+def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch):
+    values = {
+        "DURATION": "5s", "DNS_ONLY": "true", "PORTS": "53", "WITH_CONNECT_LATENCY": "false",
+        "WITH_RETRANSMITS": "false", "WITH_SECURITY": "false", "SAMPLE": "2", "MAX_EVENTS": "3",
+        "MAX_BYTES": "2MiB", "NODE": "n8", "RING_BYTES": "8KiB", "MAX_SOCKETS": "4",
+        "MAX_FLOWS": "5", "OUT_DIR": "elsewhere",
+    }  # fmt: skip
+    assert {flag.variable for flag in FLAGS} | {"KTRACE_OUT_DIR"} == {
+        f"KTRACE_{name}" for name in values
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"KTRACE_{name}", value)
+    assert main.main([]) == 0
+    assert ran.configs[0] == CaptureConfig(
+        node="n8", duration="5s", events="tcp,udp", dns_only=True, ports=(53,), sample=2,
+        max_events=3, max_bytes="2MiB", security=False, ring_bytes="8KiB", max_sockets=4,
+        max_flows=5,
+    )  # fmt: skip
+    assert Path("elsewhere").is_dir()
+
+
+def test_a_flag_beats_its_variable_and_an_empty_one_is_none(
+    ran: Session, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("KTRACE_SAMPLE", "7")
+    monkeypatch.setenv("KTRACE_DURATION", "")
+    assert main.main(["--sample=3"]) == 0
+    assert ran.configs[0].sample == 3
+    assert ran.configs[0].duration.total_seconds() == 60
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"KTRACE_NODE": "a", "NODE_NAME": "b"}, "a"),
+        ({"NODE_NAME": "b"}, "b"),
+        ({}, "the-host"),
+    ],
+)
+def test_the_name_of_the_node(
+    ran: Session, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wanted: str
+):
+    monkeypatch.setattr("socket.gethostname", lambda: "the-host")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main.main([]) == 0
+    assert ran.configs[0].node == wanted
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "value"),
+    [("flag", name, value) for name, value in WRONG]
+    + [("variable", name, value) for name, value in WRONG if value],  # an empty one is none
+)
+def test_a_wrong_value_ends_with_2_and_writes_nothing(
+    ran: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    name: str,
+    value: str,
+):
+    flag = BY_PARAMETER[name]
+    args = []
+    if how == "flag":
+        args = [f"{flag.name}={value}"]
+    else:
+        monkeypatch.setenv(flag.variable, value)
+    assert main.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    source = f" (from {flag.variable})" if how == "variable" else ""
+    assert err.startswith(f"ktrace: {flag.name}{source}: ")
+    assert flag.accepts in err
+    assert ran.configs == []
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--prots=80"], "--prots: there is no such flag; did you mean --ports?"),
+        (["--nonsense"], "--nonsense: there is no such flag"),
+        (["--ports"], "--ports: a value is missing; give at most 64 port numbers"),
+        (["--out-dir"], "--out-dir: a value is missing"),
+        (["doctr"], "doctr"),
+        (["capture", "now"], "unexpected extra argument (now)"),
+        (["--json=perhaps"], "--json: 'perhaps' is not accepted; give true or false"),
+        (["doctor", "--duration=5s"], "--duration: there is no such flag"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    ran: Session, capsys: pytest.CaptureFixture[str], args: list[str], said: str
+):
+    assert main.main(args) == 2
+    out, err = capsys.readouterr()
+    told = out + err
+    assert said in told
+    assert ran.configs == []
+    assert list(Path().iterdir()) == []
+
+
+FAILURES = [
+    (AgentError("the ring broke"), 1, "AgentError"),
+    (PermissionDenied("needs root"), 3, "PermissionDenied"),
+    (UnsupportedKernel("no BTF"), 4, "UnsupportedKernel"),
+    (SinkFailed("disk is\nfull"), 5, "UploadFailed"),
+    (ValueError("a bug"), 1, "AgentError"),
+    (KeyboardInterrupt(), 130, "Canceled"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "reason"), FAILURES)
+def test_failures_have_their_status_and_leave_nothing(
+    ran: Session,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    reason: str,
+):
+    ran.then = error
+    assert main.main(["--out-dir=new/folder"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("ktrace: ")
+    assert " ".join(str(error).split()) in last
+    assert list(Path().iterdir()) == []
+    assert main.main(["--out-dir=new/folder", "--json"]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["error"]
+    assert found["error"]["reason"] == reason
+    assert found["error"]["exit_status"] == status
+
+
+def test_a_folder_that_was_there_stays_when_the_capture_fails(ran: Session):
+    Path("kept").mkdir()
+    ran.then = AgentError("x")
+    assert main.main(["--out-dir=kept/new"]) == 1
+    assert [path.name for path in Path().rglob("*")] == ["kept"]
+
+
+@pytest.mark.parametrize("args", [["--duration=0", "--json"], ["--json", "--nonsense"]])
+def test_wrong_use_with_json_is_one_document(
+    ran: Session, capsys: pytest.CaptureFixture[str], args: list[str]
+):
+    assert main.main(args) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err == ""
+    assert found["error"]["reason"] == "ProtocolError"
+    assert found["error"]["exit_status"] == 2
+    assert args[0].split("=")[0] in found["error"]["message"] or "--nonsense" in out
+    assert ran.configs == []
+
+
+def test_json_is_the_whole_of_standard_output(ran: Session, capsys: pytest.CaptureFixture[str]):
+    assert main.main(["--json", "--node=n1"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert set(found["paths"]) == {"events", "summary", "node", "bundle"}
+    for kind, path in found["paths"].items():
+        assert Path(path).is_absolute()
+        assert f".{kind}." in Path(path).name
+        assert Path(path).is_file()
+    assert Path(found["paths"]["bundle"]).stat().st_size == found["bytes"]
+    assert len(found["sha256"]) == 64
+    assert found["events"] == 2
+    assert found["lost"] == 0
+    assert found["complete"] is True
+    assert found["counts"]["tcp_state"] == 2
+    assert found["reason"] == "Completed"
+    assert "recording" in err
+    assert ran.configs
+
+
+def test_json_by_its_variable(
+    ran: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("KTRACE_JSON", "true")
+    ran.then = AgentError("x")
+    assert main.main([]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "x"
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/ktrace", "/sys/kernel"])
+def test_an_unusable_out_dir_is_found_before_the_session(
+    ran: Session, capsys: pytest.CaptureFixture[str], folder: str
+):
+    Path("file").write_text("mine")
+    assert main.main([f"--out-dir={folder}"]) == 5
+    err = capsys.readouterr().err
+    assert err.startswith(f"ktrace: --out-dir: cannot write into {folder} (")
+    assert err.count("\n") == 1
+    assert ran.configs == []
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+    assert main.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in FLAGS:
+        assert flag.name in out
+    for words in ("--dns-only ", "--ports=80,443,6443", "ktrace doctor", "jq", "NODE_NAME"):
+        assert words in out
+    for status in ("0  the bundle", "1  the agent", "2  wrong", "3  no perm", "4  this", "5  the"):
+        assert status in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ktrace 0.")
+
+
+def test_nothing_heavy_is_imported_at_start():
+    heavy = {"numpy", "duckdb", "rich", "pydantic", "zlib_ng", "ctypes"}
+    script = f"import sys, ktrace_agent.main; print({heavy!r} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert found.stdout.decode().strip() == "set()"
+
+
+def test_the_watch_over_a_capture_loads_no_numpy():
+    script = (
+        "import sys; from ktrace_agent import result, session, terminal, preflight, host, flags;"
+        "flags.configure({'node': 'n'});"
+        "print({'numpy', 'duckdb', 'rich', 'zlib_ng'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert found.stdout.decode().strip() == "set()"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_to_stop(number: signal.Signals):
+    stop = threading.Event()
+    before = signal.getsignal(number)
+    with main._signals(stop):
+        os.kill(os.getpid(), number)
+        assert stop.wait(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_interrupt_ends_at_once():
+    stop = threading.Event()
+    with main._signals(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(times: int) -> None:
+    """A body that DuckDB ends with an error of its own when it is interrupted."""
+    with main._signals(threading.Event()):
+        try:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            raise RuntimeError("Query interrupted")
+
+
+def test_an_error_after_the_second_interrupt_is_that_interrupt():
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(2)
+
+
+def test_an_error_after_one_interrupt_is_an_error():
+    with pytest.raises(RuntimeError):
+        interrupted(1)
+
+
+def test_the_reader_of_our_output_may_leave():
+    script = "import sys; from ktrace_agent.main import main; sys.exit(main(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=False, stdout=out, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ktrace_agent import render
+from ktrace_api.bundle import Summary
+
+NOTHING = {
+    "seen": 0, "written": 0, "filtered": 0, "sampled": 0, "capped": 0, "lost_ring": 0,
+    "lost_map": 0, "bytes": 0,
+}  # fmt: skip
+OVERFLOW = dict.fromkeys(
+    ["socks", "calls", "cgroups", "flows", "flow_tx_bytes", "flow_rx_bytes", "flow_tx_calls",
+     "flow_rx_calls"], 0,
+)  # fmt: skip
+CURL = {"tgid": 4711, "comm": "curl", "uid": 1000}
+ETCD = {"tgid": 77, "comm": "etcd", "uid": 0}
+STARTED = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
+
+
+def account(**counts: int) -> dict[str, int]:
+    return {**NOTHING, **counts}
+
+
+def quiet(**changes: Any) -> Summary:
+    """A capture that saw nothing."""
+    facts: dict[str, Any] = {
+        "node": "etcd-1",
+        "started": STARTED,
+        "ended": STARTED + timedelta(seconds=60),
+        "ended_by": "duration",
+        "window_s": 60.0,
+        "sample": 1,
+        "complete": True,
+        "notes": (),
+        "rows": 0,
+        "rows_by_type": {},
+        "accounting": {"tcp_state": account(), "connect": account()},
+        "overflow": OVERFLOW,
+        "processes": {"top": (), "left_out": 0},
+        "talkers": {"by_bytes": (), "by_connections": (), "left_out": 0},
+        "flows": {"top": (), "left_out": 0},
+        "connects": {"top": (), "left_out": 0, "results": {}},
+        "tcp_states": {},
+        "stock_start": {"states": {}, "owners": (), "left_out": 0},
+        "stock_end": {"states": {}, "owners": (), "left_out": 0},
+        "retransmits": {"segs": 0, "flow_segs": 0, "top": (), "left_out": 0},
+    }
+    return Summary.model_validate({**facts, **changes})
+
+
+def talker(process: dict[str, Any], **counts: int) -> dict[str, Any]:
+    zero = dict.fromkeys(
+        ["tx_bytes", "rx_bytes", "tx_calls", "rx_calls", "opened", "failed", "flows"], 0
+    )
+    return {**process, "netns": 4026531840, "cgroup_id": 1, **zero, **counts}
+
+
+def incident() -> Summary:
+    """Losses, refusals, an unanswered peer, retransmits and growing CLOSE_WAITs."""
+    latency = {"count": 12, "min": 90, "p50": 412, "p90": 1_900, "p99": 1_240_000, "max": 3_050_000}
+    return quiet(
+        complete=False,
+        notes=("22 events were lost: the ring or the disk was full (accounting).",),
+        ended_by="signal",
+        window_s=12.34,
+        sample=10,
+        rows=1_234,
+        rows_by_type={"tcp_state": 1_200, "connect": 30, "tcp_retransmit": 4},
+        accounting={
+            "tcp_state": account(seen=1_322, written=1_200, sampled=100, lost_ring=20, lost_map=2),
+            "connect": account(seen=30, written=30),
+            "tcp_retransmit": account(seen=4, written=4),
+        },
+        connects={
+            "top": (
+                {"peer": "10.0.0.9:6443", "connects": 5, "results": {"failed": 3, "pending": 2},
+                 "errors": {"ETIMEDOUT": 3}, "latency_us": None},
+                {"peer": "[fd00::2]:443", "connects": 13,
+                 "results": {"established": 12, "failed": 1},
+                 "errors": {"ECONNREFUSED": 1}, "latency_us": latency},
+                {"peer": "10.0.0.1:22", "connects": 1, "results": {"denied": 1},
+                 "errors": {"EPERM": 1}, "latency_us": None},
+            ),
+            "left_out": 4,
+            "results": {"established": 12, "failed": 4, "pending": 2, "denied": 1},
+        },
+        talkers={
+            "by_bytes": (
+                talker(ETCD, tx_bytes=5_242_880, rx_bytes=812, opened=2, flows=2),
+                talker(CURL, tx_bytes=1_024, rx_bytes=3_221_225_472, failed=4, flows=5),
+            ),
+            "by_connections": (),
+            "left_out": 0,
+        },
+        flows={
+            "top": (
+                {**CURL, "peer": "[fd00::2]:443", "proto": "tcp", "tx_bytes": 1_024,
+                 "rx_bytes": 3_221_225_472, "opened": 12, "failed": 4},
+            ),
+            "left_out": 1_313,
+        },
+        retransmits={"segs": 4, "flow_segs": 4, "left_out": 0,
+                     "top": ({**CURL, "peer": "10.0.0.9:6443", "segs": 4},)},
+        stock_start={"states": {"LISTEN": 3, "CLOSE_WAIT": 5}, "owners": (), "left_out": 0},
+        stock_end={"states": {"LISTEN": 3, "CLOSE_WAIT": 91, "SYN_SENT": 1}, "owners": (),
+                   "left_out": 0},
+    )  # fmt: skip
+
+
+def text(summary: Summary, *, color: bool = False, width: int = 100) -> str:
+    """What a console of that width shows, without blanks at the ends of lines."""
+    out = io.StringIO()
+    Console(
+        file=out, width=width, force_terminal=color, color_system="standard" if color else None,
+        _environ={}, highlight=False,
+    ).print(render.report(summary))  # fmt: skip
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def test_a_quiet_capture():
+    assert (
+        text(quiet())
+        == """
+etcd-1  60.0 s  0 rows  complete: nothing was lost
+
+Events
+type       rows
+tcp_state     0
+connect       0
+"""
+    )
+
+
+def test_an_incident():
+    assert (
+        text(incident())
+        == """
+etcd-1  12.3 s  1,234 rows  ended early  1 in 10  INCOMPLETE: 22 events were lost
+  22 events were lost: the ring or the disk was full (accounting).
+  To lose less: a larger --ring-bytes, or --ports, --sample.
+
+Events
+type             rows  sampled out  lost
+tcp_state       1,200          100    22
+connect            30            0     0
+tcp_retransmit      4            0     0
+
+Connects  (+4 in the summary)
+to             how they ended                  all     p50     p99     max
+10.0.0.9:6443  3 ETIMEDOUT, 2 pending            5       -       -       -
+[fd00::2]:443  12 established, 1 ECONNREFUSED   13  412 us  1.24 s  3.05 s
+10.0.0.1:22    1 EPERM                           1       -       -       -
+
+Top talkers
+process       sent  received  opened  failed  flows
+etcd 77    5.0 MiB     812 B       2       0      2
+curl 4711  1.0 KiB   3.0 GiB       0       4      5
+
+Biggest conversations  (+1,313 in the summary)
+process    peer                   sent  received  opened  failed
+curl 4711  [fd00::2]:443  tcp  1.0 KiB   3.0 GiB      12       4
+
+Retransmits: 4 segments sent again
+process    peer           segments
+curl 4711  10.0.0.9:6443         4
+
+TCP sockets start -> end   CLOSE_WAIT 5 -> 91  LISTEN 3 -> 3  SYN_SENT 0 -> 1
+"""
+    )
+
+
+def test_colour_marks_what_is_wrong_and_only_that():
+    shown = text(incident(), color=True)
+    assert "\x1b[1;31mINCOMPLETE" in shown.replace("  INCOMPLETE", "INCOMPLETE")
+    assert "\x1b[31m" not in text(quiet(), color=True)
+    assert "\x1b[32m" in text(quiet(), color=True)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_is_no_exception(width: int):
+    assert all(len(line) <= width for line in text(incident(), width=width).splitlines())
+
+
+def test_names_of_processes_cannot_reach_the_terminal():
+    evil = {"tgid": 1, "comm": "\x1b]0;pwned\x07[red]x[/]\n", "uid": 0}
+    shown = text(quiet(talkers={
+        "by_bytes": (talker(evil, tx_bytes=1),), "by_connections": (), "left_out": 0,
+    }))  # fmt: skip
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "�]0;pwned�[red]x[/]� 1" in shown
+
+
+@given(st.text(max_size=20))
+def test_any_name_is_shown_without_control_characters(comm: str):
+    assert all(char.isprintable() for char in render.plain(comm).plain)
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "wanted"),
+    [(0, "0 us"), (999, "999 us"), (1_000, "1 ms"), (12_345, "12.3 ms"), (999_600, "1 s"),
+     (1_500_000, "1.5 s"), (120_000_000, "120 s")],
+)  # fmt: skip
+def test_spans(microseconds: int, wanted: str):
+    assert render.span(microseconds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(0, "0"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**40, "1.0 TiB"), ("-", "-")],
+)
+def test_sizes(value: int | str, wanted: str):
+    assert render.size(value).plain == wanted
+
+
+def test_the_next_command_follows_what_was_found():
+    path = Path("out dir/x.events.jsonl")
+    assert "connect" in render.next_command(incident(), path)
+    assert "'out dir/x.events.jsonl'" in render.next_command(incident(), path)
+    retransmits = quiet(retransmits={"segs": 1, "flow_segs": 1, "top": (), "left_out": 0})
+    assert "tcp_retransmit" in render.next_command(retransmits, path)
+    assert "@tsv" in render.next_command(quiet(), path)

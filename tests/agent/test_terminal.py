@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from ktrace_agent import terminal
+from ktrace_agent.session import Live
+from ktrace_api.capture import CaptureConfig
+
+CONFIG = CaptureConfig(node="n1", duration="60s")
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_there_is_a_line_every_ten_seconds():
+    out = io.StringIO()
+    with terminal.observer(CONFIG, out) as watch:
+        watch.ready()
+        for tick in range(100):
+            elapsed = 0.25 * (tick + 1)
+            watch.tick(Live(elapsed, 60 - elapsed, 4 * tick, 16.0, tick // 90))
+        watch.sealing("writing 7 rows")
+    assert out.getvalue().splitlines() == [
+        "ktrace: recording 60s on n1, Ctrl-C ends it early",
+        "ktrace: 10 s gone, 50 s left, 156 events, 16/s, 0 lost",
+        "ktrace: 20 s gone, 40 s left, 316 events, 16/s, 0 lost",
+        "ktrace: writing 7 rows",
+    ]
+
+
+def test_on_a_terminal_a_live_line_comes_and_goes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    out = Tty()
+    with terminal.observer(CONFIG, out) as watch:
+        watch.ready()
+        watch.tick(Live(15.0, 45.0, 12_345, 1_234.0, 0))
+        watch.sealing("writing 7 rows")
+    shown = out.getvalue()
+    assert "45 s left" in shown
+    assert "12,345 events" in shown
+    assert "writing 7 rows ..." in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is back
+
+
+def test_a_failure_before_the_first_tick_leaves_the_terminal_as_it_was():
+    out = Tty()
+    with pytest.raises(RuntimeError), terminal.observer(CONFIG, out):
+        raise RuntimeError
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h")
+
+
+def line(live: Live, *, color: bool) -> str:
+    out = io.StringIO()
+    Console(
+        file=out, width=90, force_terminal=True, color_system="standard" if color else None,
+        _environ={}, highlight=False,
+    ).print(terminal.live_line(live))  # fmt: skip
+    return out.getvalue().rstrip()
+
+
+def test_the_live_line_fits_and_says_all():
+    shown = line(Live(15.0, 45.0, 12_345, 1_234.0, 7), color=False)
+    words = re.sub(r"\x1b\[[0-9;]*m", "", shown).split()
+    assert " ".join(words[-8:]) == "45 s left 12,345 events 1,234/s 7 lost"
+
+
+def test_losses_are_red():
+    assert "\x1b[1;31m" in line(Live(1.0, 1.0, 1, 1.0, 1), color=True)
+    assert "\x1b[1;31m" not in line(Live(1.0, 1.0, 1, 1.0, 0), color=True)
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colours_of_the_result(monkeypatch: pytest.MonkeyPatch, *, no_color: bool):
+    out = Tty()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    from rich.text import Text
+
+    terminal.tell(Text("bad", "red"))
+    assert ("\x1b[31m" in out.getvalue()) is not no_color
