@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captures as a user makes them: the real command, its real bundle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ktrace_api.bundle import EVENT, Summary
+from tests.bpf.workers import PATIENCE_S, wait_until
+
+KTRACE = Path(sys.executable).with_name("ktrace")
+READY = "ktrace: recording"
+ROW_TYPES = ("tcp_state", "udp_send", "udp_recv", "connect", "tcp_retransmit")
+PARTS = ("written", "filtered", "sampled", "capped", "lost_ring", "lost_map")
+
+Row = dict[str, Any]
+
+
+class Capture:
+    """`ktrace` from its start to the sealed bundle.
+
+    As a context manager: inside, all programs are attached; at the end SIGINT seals the
+    bundle, and what is true of every bundle is checked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        prefix: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        lossy: bool = False,
+        duration: str = "120s",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.out = folder / "out"
+        self.command = [
+            *prefix,
+            str(KTRACE),
+            "--json",
+            f"--out-dir={self.out}",
+            "--node=test-node",
+            f"--duration={duration}",
+            *flags,
+        ]
+        self._env = {**os.environ, **(env or {})}
+        self._lossy = lossy
+        self.rows: list[Row] = []
+
+    def start(self) -> Self:
+        """Begin, without waiting for anything."""
+        stdout, stderr = self.folder / "stdout", self.folder / "stderr"
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=err, env=self._env)
+        return self
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    def wait_for(self, words: str) -> None:
+        """Until standard error says `words`."""
+
+        def said() -> bool:
+            ended = self.process.poll() is not None
+            if words in self.stderr:
+                return True
+            assert not ended, f"ktrace ended: {self.process.returncode} {self.stderr}{self.stdout}"
+            return False
+
+        wait_until(said, f"ktrace saying {words!r}")
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_for(READY)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.process.send_signal(signal.SIGINT)
+                status = self.wait()
+                assert status == 0, f"{status}: {self.stderr}{self.stdout}"
+                self.read()
+        finally:
+            self.kill()
+
+    def file(self, kind: str) -> Path:
+        """The bundle's file of this kind, e.g. `events.jsonl`."""
+        found = list(self.out.glob(f"ktrace.test-node.*.{kind}"))
+        assert len(found) == 1, f"{kind}: {sorted(path.name for path in self.out.iterdir())}"
+        return found[0]
+
+    def read(self) -> None:
+        """Read the bundle and check what every bundle must fulfil."""
+        lines = self.file("events.jsonl").read_bytes().splitlines()
+        self.rows = [json.loads(line) for line in lines]
+        self.summary = json.loads(self.file("summary.json").read_bytes())
+        self.node = json.loads(self.file("node.json").read_bytes())
+        assert self.file("bundle.tgz").stat().st_size > 0
+        Summary.model_validate_json(self.file("summary.json").read_bytes())
+        for row in self.rows:
+            EVENT.validate_python(row, strict=False)
+        times = [row["ts"] for row in self.rows]
+        assert times == sorted(times)
+        self._check_accounting()
+
+    def _check_accounting(self) -> None:
+        accounting = self.summary["accounting"]
+        written = Counter(row["type"] for row in self.rows)
+        for hook in ROW_TYPES:
+            parts = accounting[hook]
+            assert parts["seen"] == sum(parts[name] for name in PARTS), (hook, parts)
+            assert parts["written"] == written[hook], (hook, parts)
+        lost = sum(parts["lost_ring"] + parts["lost_map"] for parts in accounting.values())
+        lost += sum(parts["capped"] for parts in accounting.values())
+        lost += sum(self.summary["overflow"].values())
+        assert self.summary["complete"] == (lost == 0)
+        if not self._lossy:
+            assert self.summary["complete"], (accounting, self.summary["overflow"])
+
+    def of(
+        self, kind: str | None = None, *, net: int | None = None, tgid: int | None = None
+    ) -> list[Row]:
+        """Rows of a type, a network namespace or a process, in the order of time."""
+        return [
+            row
+            for row in self.rows
+            if (kind is None or row["type"] == kind)
+            and (net is None or row["ns"]["net"] == net)
+            and (tgid is None or row["tgid"] == tgid)
+        ]
+
+    def kept(self, hook: str) -> int:
+        """Events of a hook that passed the filter."""
+        parts = self.summary["accounting"][hook]
+        return int(parts["seen"] - parts["filtered"])
