@@ -44,7 +44,8 @@ struct kt_sock {
 	__s32 connect_ret; /* what that call returned */
 	__u8 connect;	   /* enum kt_connect */
 	__u8 role;
-	__u8 pad[2];
+	__u8 told; /* the change that tcp_state has dealt with */
+	__u8 pad;
 };
 
 enum kt_call_kind {
@@ -160,10 +161,20 @@ struct {
 	__type(value, __u64);
 } ticks SEC(".maps");
 
+/* State changes that tcp_state missed and tcp_state_nested told. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} rescued SEC(".maps");
+
 /* Records kept so far, over all hooks and CPUs. */
 __u64 kt_kept = 0;
 /* Set for good once a call found no place in `calls`. */
 __u8 kt_calls_full = 0;
+/* Set for good once a socket found no place in `socks`. */
+__u8 kt_socks_full = 0;
 /* Set once the inventory knows the connects that began before us. */
 __u8 kt_primed = 0;
 

@@ -26,6 +26,7 @@ static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
 	if (!s) {
 		struct kt_overflow *o = kt_overflow();
 
+		kt_socks_full = 1;
 		if (o)
 			kt_add(o->socks, 1);
 	}

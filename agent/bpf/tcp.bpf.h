@@ -123,6 +123,8 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		s = kt_sock_add(sk);
 	if (!s)
 		return NULL;
+	if (old == TCP_LISTEN && new == TCP_SYN_RECV)
+		*s = kt_zero_sock; /* a child is new, whatever stood here */
 	if (!s->cookie)
 		s->cookie = bpf_get_socket_cookie(sk);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
@@ -167,17 +169,24 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 	kt_submit(e, c);
 }
 
-/* Every change but those of request and timewait sockets passes here, in
- * process context or softirq (inet_sk_state_store, tcp_set_state). */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
+static __always_inline bool kt_is_tcp(const struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP && kt_is_inet(sk->__sk_common.skc_family);
+}
+
+/* States fit four bits, so this is never 0; the next change of a socket begins
+ * where the last one ended, so it is another. */
+static __always_inline __u8 kt_change(int old, int new)
+{
+	return old << 4 | new;
+}
+
+static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_tuple t;
 	struct kt_sock *s;
 
-	if (sk->sk_protocol != IPPROTO_TCP || !kt_is_inet(sk->__sk_common.skc_family))
-		return 0;
 	kt_read_tuple(true, sk, &t);
 	s = kt_state_entry(sk, &t, old, new);
 	if (new == TCP_LISTEN)
@@ -189,20 +198,74 @@ int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 	if (kt_wants(KT_TCP_STATE))
 		kt_emit_state(sk, s, &t, old, new, now);
 	if (!s)
-		return 0;
+		return;
 	if (s->connect == KT_CONNECT_PENDING && (new == TCP_ESTABLISHED || new == TCP_CLOSE))
 		kt_connect_end(sk, s, &t, new, now);
 	s->state_ts = now;
+}
+
+/*
+ * Every change but those of request and timewait sockets passes here, in
+ * process context or softirq (inet_sk_state_store, tcp_set_state).
+ *
+ * The kernel skips a program that already runs on the CPU, and a softirq does
+ * interrupt these in process context: about one change in a hundred on a busy
+ * host. So each program has a second copy that is called after the first. What
+ * interrupts the one copy finds the other free.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
+{
+	struct kt_sock *s;
+
+	if (!kt_is_tcp(sk))
+		return 0;
+	kt_tell_state(sk, old, new);
+	s = kt_sock_get(sk);
+	if (s)
+		s->told = kt_change(old, new);
+	return 0;
+}
+
+/* The changes of one socket come one after the other (it is locked), so its own
+ * mark says whether the first copy ran. Without room for marks nobody can tell. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
+{
+	struct kt_sock *s;
+	__u32 zero = 0;
+	__u64 *count;
+
+	if (!kt_is_tcp(sk))
+		return 0;
+	s = kt_sock_get(sk);
+	if (s ? s->told == kt_change(old, new) : kt_socks_full)
+		return 0;
+	kt_tell_state(sk, old, new);
+	count = bpf_map_lookup_elem(&rescued, &zero);
+	if (count)
+		kt_add(*count, 1);
+	return 0;
+}
+
+static __always_inline int kt_forget(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	bpf_map_delete_elem(&socks, &key);
 	return 0;
 }
 
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroy, struct sock *sk)
 {
-	__u64 key = (__u64)sk;
+	return kt_forget(sk);
+}
 
-	bpf_map_delete_elem(&socks, &key);
-	return 0;
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_nested, struct sock *sk)
+{
+	return kt_forget(sk);
 }
 
 static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct kt_sock *s,

@@ -226,7 +226,7 @@ class Collector:
         """Accounting of every hook, summed over CPUs.
 
         With `with_misses` also events whose program the kernel skipped since it was already
-        running on that CPU (a softirq upon it): seen by nobody, so counted as lost_map.
+        running on that CPU (a softirq upon it), and that no second copy told: lost_map.
         """
         names = [field.name for field in fields(HookCounters)]
         array = self._object.map("counters")
@@ -247,6 +247,9 @@ class Collector:
                 if row := _MISSES_OF.get(name):
                     misses = self._object.programs[name].recursion_misses()
                     missed[row] = missed.get(row, 0) + misses
+        if RowType.TCP_STATE in missed:
+            (rescued,) = _sum(self._object.map("rescued").lookup_percpu(0), 1)
+            missed[RowType.TCP_STATE] = max(0, missed[RowType.TCP_STATE] - rescued)
         return missed
 
     def overflow(self) -> Overflow:

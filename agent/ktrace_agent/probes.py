@@ -108,7 +108,9 @@ def _enter_exit(*calls: str) -> dict[str, Target]:
 
 TARGETS: Mapping[str, Target] = {
     "tcp_state": RawTracepoint("inet_sock_set_state", 3),
+    "tcp_state_nested": RawTracepoint("inet_sock_set_state", 3),
     "tcp_destroy": RawTracepoint("tcp_destroy_sock", 1),
+    "tcp_destroy_nested": RawTracepoint("tcp_destroy_sock", 1),
     "sock_send": RawTracepoint("sock_send_length", 3),
     "sock_recv": RawTracepoint("sock_recv_length", 3),
     "tcp_retransmit_err": RawTracepoint("tcp_retransmit_skb", 3),
@@ -129,7 +131,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "tcp_state",
         "TCP state changes, connect outcomes and the owners of TCP sockets",
-        (("tcp_state", "tcp_destroy"),),
+        (("tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"),),
         _TCP,
         required=True,
     ),
