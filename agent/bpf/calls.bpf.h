@@ -49,8 +49,8 @@ static __always_inline struct kt_call *kt_call_begin(__u8 kind, struct sock *sk,
 SEC("tracepoint/syscalls/sys_enter_connect")
 int enter_connect(struct kt_sys_enter *ctx)
 {
-	struct socket *sock = kt_socket_of(ctx->args[0]);
-	struct sock *sk = kt_inet_sk(sock, IPPROTO_TCP);
+	socket_state state;
+	struct sock *sk = kt_inet_sk(ctx->args[0], IPPROTO_TCP, &state);
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_call *call;
 
@@ -61,7 +61,7 @@ int enter_connect(struct kt_sys_enter *ctx)
 		return 0;
 	call->ts = now;
 	call->namelen = ctx->args[2];
-	call->repeat = BPF_CORE_READ(sock, state) != SS_UNCONNECTED;
+	call->repeat = state != SS_UNCONNECTED;
 	return 0;
 }
 
@@ -85,6 +85,7 @@ static __always_inline void kt_connect_failed(struct sock *sk, __u64 name, __u64
 static __always_inline void kt_connect_unpaired(long ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	socket_state state;
 	struct pt_regs *regs;
 	struct kt_counters *c;
 	struct kt_sock *s;
@@ -93,7 +94,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	if (ret >= 0 || !kt_primed || task->seccomp.mode != 2)
 		return;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	sk = kt_inet_sk(kt_socket_of(BPF_CORE_READ(regs, di)), IPPROTO_TCP);
+	sk = kt_inet_sk(BPF_CORE_READ(regs, di), IPPROTO_TCP, &state);
 	if (!sk)
 		return;
 	s = kt_sock_get(sk);
@@ -143,7 +144,8 @@ int exit_connect(struct kt_sys_exit *ctx)
 
 static __always_inline int kt_accepted(long fd)
 {
-	struct sock *sk = fd < 0 ? NULL : kt_inet_sk(kt_socket_of(fd), IPPROTO_TCP);
+	socket_state state;
+	struct sock *sk = fd < 0 ? NULL : kt_inet_sk(fd, IPPROTO_TCP, &state);
 	struct kt_flow *flow;
 	struct kt_owner owner;
 	struct kt_sock *s;
@@ -182,7 +184,8 @@ int exit_accept4(struct kt_sys_exit *ctx)
 
 static __always_inline int kt_udp_send_begin(__u8 kind, int fd, __u64 name, __u32 flags)
 {
-	struct sock *sk = kt_inet_sk(kt_socket_of(fd), IPPROTO_UDP);
+	socket_state state;
+	struct sock *sk = kt_inet_sk(fd, IPPROTO_UDP, &state);
 	struct kt_call *call;
 	int pending;
 
@@ -217,7 +220,8 @@ int enter_sendmmsg(struct kt_sys_enter *ctx)
 
 static __always_inline int kt_udp_recv_begin(__u8 kind, int fd, __u64 name, __u64 namelen)
 {
-	struct sock *sk = kt_inet_sk(kt_socket_of(fd), IPPROTO_UDP);
+	socket_state state;
+	struct sock *sk = kt_inet_sk(fd, IPPROTO_UDP, &state);
 	struct kt_call *call;
 
 	if (!sk)

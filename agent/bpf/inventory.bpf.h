@@ -96,11 +96,9 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 	struct kt_counters *c;
 	struct kt_event e = {};
 	struct kt_tuple t;
-	struct kt_sock s;
 
 	if (!key || !value || value->connect != KT_CONNECT_PENDING)
 		return 0;
-	__builtin_memcpy(&s, value, sizeof(s));
 	kt_read_tuple(false, (struct sock *)*key, &t);
 	if (!kt_wants(KT_CONNECT))
 		return 0;
@@ -110,10 +108,10 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 	e.ts = bpf_ktime_get_boot_ns();
 	e.type = KT_CONNECT;
 	kt_put_tuple(&e, &t);
-	kt_put_owner(&e, &s.owner);
-	e.sock = s.cookie;
+	kt_put_owner(&e, &value->owner);
+	e.sock = value->cookie;
 	e.role = KT_ROLE_CLIENT;
-	e.duration = s.connect_ts ? e.ts - s.connect_ts : KT_UNKNOWN;
+	e.duration = value->connect_ts ? e.ts - value->connect_ts : KT_UNKNOWN;
 	e.result = KT_RESULT_PENDING;
 	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
 	kt_add(c->written, 1);

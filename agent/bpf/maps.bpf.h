@@ -46,6 +46,8 @@ struct kt_sock {
 	__u8 role;
 	__u8 told; /* the change that tcp_state has dealt with */
 	__u8 pad;
+	__u32 connect_icmp; /* errno of an ICMP answer to its SYN */
+	__u32 pad2;
 };
 
 enum kt_call_kind {

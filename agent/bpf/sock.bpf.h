@@ -8,8 +8,6 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
 
 struct kt_tuple {
 	__u8 local[16];
@@ -73,40 +71,57 @@ static __always_inline bool kt_is_inet(__u16 family)
 	return family == AF_INET || family == AF_INET6;
 }
 
-/* A pointer that the verifier knows by its BTF type is read by plain loads, any
- * other by a helper call that costs ten times as much. `typed` is a constant. */
-#define KT_READ(typed, p, field) ((typed) ? (p)->field : BPF_CORE_READ(p, field))
+/*
+ * A pointer that the verifier knows by its BTF type is read by plain loads. Any
+ * other costs a helper call of some 50 ns, so of those a whole piece is copied
+ * once, and the fields are taken from the copy at the running kernel's offsets.
+ */
+#define KT_COMMON_LEN 144 /* of struct sock_common, up to skc_cookie and beyond */
+#define KT_SOCKET_LEN 32  /* of struct socket, up to sk */
+#define KT_FIELD(copy, type, field) \
+	(*(typeof(((type *)0)->field) *)((copy) + bpf_core_field_offset(type, field)))
+#define KT_COMMON(field) (typed ? skc->field : KT_FIELD(copy, struct sock_common, field))
 
-static __always_inline void kt_read_addr6(bool typed, const struct in6_addr *from, __u8 addr[16])
+static __always_inline void kt_put_addr6(const struct in6_addr *from, __u8 addr[16])
 {
 	__u32 *word = (__u32 *)addr;
 
-	if (!typed) {
-		bpf_probe_read_kernel(addr, 16, from);
-		return;
-	}
 	word[0] = from->in6_u.u6_addr32[0];
 	word[1] = from->in6_u.u6_addr32[1];
 	word[2] = from->in6_u.u6_addr32[2];
 	word[3] = from->in6_u.u6_addr32[3];
 }
 
-/* Of the part that full, request and timewait sockets share. */
+/* Of the part that full, request and timewait sockets share. `typed` is constant. */
 static __always_inline void kt_read_common(bool typed, const struct sock_common *skc,
 					   struct kt_tuple *t)
 {
+	__u8 copy[KT_COMMON_LEN];
+	struct net *net;
+
 	__builtin_memset(t, 0, sizeof(*t));
-	t->ns_net = typed ? skc->skc_net.net->ns.inum : BPF_CORE_READ(skc, skc_net.net, ns.inum);
-	t->lport = KT_READ(typed, skc, skc_num);
-	t->rport = bpf_ntohs(KT_READ(typed, skc, skc_dport));
-	if (KT_READ(typed, skc, skc_family) == AF_INET) {
+	if (!typed && bpf_probe_read_kernel(copy, sizeof(copy), skc))
+		return;
+	net = KT_COMMON(skc_net.net);
+	t->ns_net = typed ? net->ns.inum : BPF_CORE_READ(net, ns.inum);
+	t->lport = KT_COMMON(skc_num);
+	t->rport = bpf_ntohs(KT_COMMON(skc_dport));
+	if (KT_COMMON(skc_family) == AF_INET) {
 		t->family = 4;
-		kt_set_v4(t->local, KT_READ(typed, skc, skc_rcv_saddr));
-		kt_set_v4(t->remote, KT_READ(typed, skc, skc_daddr));
+		kt_set_v4(t->local, KT_COMMON(skc_rcv_saddr));
+		kt_set_v4(t->remote, KT_COMMON(skc_daddr));
+	} else if (typed) {
+		t->family = 6;
+		kt_put_addr6(&skc->skc_v6_rcv_saddr, t->local);
+		kt_put_addr6(&skc->skc_v6_daddr, t->remote);
 	} else {
 		t->family = 6;
-		kt_read_addr6(typed, &skc->skc_v6_rcv_saddr, t->local);
-		kt_read_addr6(typed, &skc->skc_v6_daddr, t->remote);
+		__builtin_memcpy(t->local,
+				 copy + bpf_core_field_offset(struct sock_common, skc_v6_rcv_saddr),
+				 16);
+		__builtin_memcpy(t->remote,
+				 copy + bpf_core_field_offset(struct sock_common, skc_v6_daddr),
+				 16);
 	}
 	if (t->rport)
 		t->peer_source = KT_PEER_SOCKET;
@@ -147,24 +162,24 @@ static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct 
 	return true;
 }
 
-/* The socket behind a descriptor of the current task, or NULL. */
-static __always_inline struct socket *kt_socket_of(int fd)
+/* The sk behind a descriptor of the current task where it is an internet socket of
+ * this protocol, else NULL. `state` is the socket's own, SS_*. */
+static __always_inline struct sock *kt_inet_sk(int fd, __u16 protocol, socket_state *state)
 {
 	struct fdtable *fdt = bpf_get_current_task_btf()->files->fdt;
+	__u8 copy[KT_SOCKET_LEN];
 	struct file *file = NULL;
+	struct sock *sk;
 
 	if (fd < 0 || (unsigned int)fd >= fdt->max_fds)
 		return NULL;
 	bpf_probe_read_kernel(&file, sizeof(file), fdt->fd + fd);
-	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+	/* Only a socket's private data point back to the file. */
+	if (!file || bpf_probe_read_kernel(copy, sizeof(copy), BPF_CORE_READ(file, private_data)) ||
+	    KT_FIELD(copy, struct socket, file) != file)
 		return NULL;
-	return BPF_CORE_READ(file, private_data);
-}
-
-static __always_inline struct sock *kt_inet_sk(struct socket *sock, __u16 protocol)
-{
-	struct sock *sk = BPF_CORE_READ(sock, sk);
-
+	*state = KT_FIELD(copy, struct socket, state);
+	sk = KT_FIELD(copy, struct socket, sk);
 	if (!sk || BPF_CORE_READ(sk, sk_protocol) != protocol ||
 	    !kt_is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
 		return NULL;

@@ -86,6 +86,9 @@ static __always_inline __u32 kt_pid_ns(struct task_struct *task)
 	unsigned int level = pid->level;
 	struct upid upid;
 
+	if (!level)
+		return pid->numbers[0].ns->ns.inum;
+
 	if (level > 32 ||
 	    bpf_probe_read_kernel(&upid, sizeof(upid),
 				  (void *)__builtin_preserve_access_index(&pid->numbers) +
@@ -116,7 +119,11 @@ static __always_inline void kt_read_task(struct task_struct *task, struct kt_own
 		owner->seccomp_mode = task->seccomp.mode;
 		/* A u64 since v6.3, two u32 before (f122a08b197d): the same bytes
 		 * on little endian. */
-		bpf_core_read(&owner->caps_eff, sizeof(owner->caps_eff), &cred->cap_effective);
+		if (bpf_core_field_exists(cred->cap_effective.val))
+			owner->caps_eff = cred->cap_effective.val;
+		else
+			bpf_core_read(&owner->caps_eff, sizeof(owner->caps_eff),
+				      &cred->cap_effective);
 	}
 	kt_read_cgroup(task, owner);
 }

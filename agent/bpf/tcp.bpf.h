@@ -84,6 +84,7 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	s->connect = KT_CONNECT_PENDING;
 	s->connect_ts = call ? call->ts : now;
 	s->connect_ret = 0;
+	s->connect_icmp = 0;
 }
 
 static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
@@ -103,7 +104,9 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 			call->deferred = 1;
 			return;
 		}
-		if (!error && kt_is_restart(-(long)s->connect_ret)) {
+		if (!error && s->connect_icmp) {
+			error = s->connect_icmp;
+		} else if (!error && kt_is_restart(-(long)s->connect_ret)) {
 			result = KT_RESULT_INTERRUPTED;
 			error = EINTR;
 		} else if (!error) {
@@ -268,6 +271,28 @@ int BPF_PROG(tcp_destroy_nested, struct sock *sk)
 	return kt_forget(sk);
 }
 
+/*
+ * An ICMP error that answers a SYN while the call still holds the socket ends
+ * nothing: it is queued, and SO_ERROR tells it once (tcp_v4_err). A client that
+ * asks and closes leaves no errno behind, so it is taken from the queue here.
+ */
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(connect_icmp, const struct sock *sk)
+{
+	struct sk_buff *skb;
+	struct kt_sock *s;
+
+	if (!kt_is_tcp(sk) || sk->__sk_common.skc_state != TCP_SYN_SENT)
+		return 0;
+	s = kt_sock_get(sk);
+	skb = sk->sk_error_queue.prev;
+	if (s && (void *)skb != (void *)&sk->sk_error_queue)
+		s->connect_icmp = BPF_CORE_READ((struct sock_exterr_skb *)&skb->cb, ee.ee_errno);
+	return 0;
+}
+
+static const struct kt_owner kt_nobody = {};
+
 static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct kt_sock *s,
 					       __u64 cookie, __u8 state, __u32 segs, __u32 flags)
 {
@@ -278,11 +303,9 @@ static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct 
 
 	if (!c)
 		return;
-	if (s) {
-		flow = kt_flow_of(t, IPPROTO_TCP, &s->owner, now);
-		if (flow)
-			kt_add(flow->retrans_segs, segs);
-	}
+	flow = kt_flow_of(t, IPPROTO_TCP, s ? &s->owner : &kt_nobody, now);
+	if (flow)
+		kt_add(flow->retrans_segs, segs);
 	e = kt_reserve(KT_RETRANSMIT, c, t, now);
 	if (!e)
 		return;

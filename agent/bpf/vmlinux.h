@@ -138,12 +138,7 @@ enum cgroup_subsys_id {
 	pids_cgrp_id = 11,
 };
 
-struct inode {
-	unsigned short i_mode;
-};
-
 struct file {
-	struct inode *f_inode;
 	void *private_data;
 };
 
@@ -207,8 +202,25 @@ struct sock_common {
 	struct sock *skc_listener;
 };
 
+struct sk_buff {
+	char cb[48];
+};
+
+struct sk_buff_head {
+	struct sk_buff *prev;
+};
+
+struct sock_extended_err {
+	__u32 ee_errno;
+};
+
+struct sock_exterr_skb {
+	struct sock_extended_err ee;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_error_queue;
 	u16 sk_protocol;
 	int sk_err;
 };
@@ -259,10 +271,6 @@ struct request_sock {
 	struct sock_common __req_common;
 };
 
-struct sk_buff {
-	char cb[48];
-};
-
 struct tcp_skb_cb {
 	union {
 		struct {
@@ -282,6 +290,7 @@ typedef enum {
 
 struct socket {
 	socket_state state;
+	struct file *file;
 	struct sock *sk;
 };
 

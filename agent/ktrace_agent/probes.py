@@ -111,6 +111,7 @@ TARGETS: Mapping[str, Target] = {
     "tcp_state_nested": RawTracepoint("inet_sock_set_state", 3),
     "tcp_destroy": RawTracepoint("tcp_destroy_sock", 1),
     "tcp_destroy_nested": RawTracepoint("tcp_destroy_sock", 1),
+    "connect_icmp": RawTracepoint("inet_sk_error_report", 1),
     "sock_send": RawTracepoint("sock_send_length", 3),
     "sock_recv": RawTracepoint("sock_recv_length", 3),
     "tcp_retransmit_err": RawTracepoint("tcp_retransmit_skb", 3),
@@ -153,6 +154,12 @@ HOOKS: tuple[Hook, ...] = (
         "connect",
         "connects that fail at once or are denied, and the time before the SYN",
         (tuple(_enter_exit("connect")),),
+        frozenset({EventKind.CONNECT}),
+    ),
+    Hook(
+        "connect_icmp",
+        "errnos of connects that an ICMP message ended and that nobody waited for",
+        (("connect_icmp",),),
         frozenset({EventKind.CONNECT}),
     ),
     Hook(
