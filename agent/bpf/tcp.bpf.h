@@ -121,13 +121,21 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 						      int old, int new)
 {
 	struct kt_sock *s = kt_sock_get(sk);
+	__u64 cookie;
 
 	if (!s)
 		s = kt_sock_add(sk);
 	if (!s)
 		return NULL;
-	if (old == TCP_LISTEN && new == TCP_SYN_RECV)
-		*s = kt_zero_sock; /* a child is new, whatever stood here */
+	/* A child is new, and another cookie is another socket, whatever stood
+	 * here: its end may have passed unseen. A child's own cookie is set after
+	 * SYN_RECV before v6.15 (inet_csk_clone_lock). */
+	cookie = sk->__sk_common.skc_cookie.counter;
+	if (old == TCP_SYN_RECV && cookie)
+		s->cookie = cookie;
+	if ((old == TCP_LISTEN && new == TCP_SYN_RECV) ||
+	    (cookie && s->cookie && s->cookie != cookie))
+		*s = kt_zero_sock;
 	if (!s->cookie)
 		s->cookie = bpf_get_socket_cookie(sk);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 CLONE_NEWNET = 0x40000000
@@ -119,7 +120,7 @@ class _Message:
 
 
 def sendmmsg(
-    sock: socket.socket, messages: list[tuple[bytes, Address | None]], flags: int = 0
+    sock: socket.socket, messages: Sequence[tuple[bytes, Address | None]], flags: int = 0
 ) -> int:
     """sendmmsg(2): how many messages went out."""
     held = [_Message(data, to and pack_address(to)) for data, to in messages]

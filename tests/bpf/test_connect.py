@@ -7,7 +7,7 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -350,7 +350,7 @@ def _accept_all(kind: Kind, port: int) -> Callable[[Line], None]:
 
 
 @pytest.fixture(scope="module")
-def captured(capture: Begin, net: Pair) -> Iterator[Capture]:
+def captured(capture: Begin, net: Pair) -> Capture:
     """All cases in one capture; those that wait for nobody run beside each other."""
 
     def start(case: Case) -> None:
@@ -380,7 +380,7 @@ def captured(capture: Begin, net: Pair) -> Iterator[Capture]:
         for case in CASES.values():
             if case.opens_later:
                 case.ran[0].result()
-    yield one
+    return one
 
 
 def _in_handshake(case: Case, net: Pair) -> bool:

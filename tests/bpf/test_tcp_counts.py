@@ -2,7 +2,6 @@
 """Exact counts of TCP rows: families, both ends, filters."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +70,7 @@ def run(pair: Pair, kind: Kind, port: int, count: int) -> Truth:
 
 
 @pytest.fixture(scope="module", params=FILTERS)
-def scene(request: pytest.FixtureRequest, capture: Begin, pair: Pair) -> Iterator[Scene]:
+def scene(request: pytest.FixtureRequest, capture: Begin, pair: Pair) -> Scene:
     flags, wanted = FILTERS[request.param]
     opened = pair.client.snmp("Tcp.ActiveOpens"), pair.server.snmp("Tcp.PassiveOpens")
     with capture(*flags) as one:
@@ -83,7 +82,7 @@ def scene(request: pytest.FixtureRequest, capture: Begin, pair: Pair) -> Iterato
     total = len(KINDS) * (COUNT + DNS_COUNT)
     assert pair.client.snmp("Tcp.ActiveOpens") - opened[0] == total
     assert pair.server.snmp("Tcp.PassiveOpens") - opened[1] == total
-    yield Scene(one, pair, truths, wanted)
+    return Scene(one, pair, truths, wanted)
 
 
 def by_socket(rows: list[Row]) -> dict[str, list[Row]]:

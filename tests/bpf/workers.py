@@ -122,6 +122,16 @@ def _run(
         os._exit(0)
 
 
+def fork(job: Callable[[], Any]) -> int:
+    """A child of a worker, which dies with it; its tgid."""
+    if tgid := os.fork():
+        return tgid
+    with suppress(BaseException):
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        job()
+    os._exit(0)
+
+
 class Crew:
     """All workers of a test; ends them when it is over."""
 
