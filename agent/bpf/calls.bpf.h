@@ -88,6 +88,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	socket_state state;
 	struct pt_regs *regs;
 	struct kt_counters *c;
+	struct kt_tuple t;
 	struct kt_sock *s;
 	struct sock *sk;
 
@@ -101,10 +102,10 @@ static __always_inline void kt_connect_unpaired(long ret)
 	if (s && s->connect != KT_CONNECT_NONE)
 		return;
 	if (kt_calls_full) {
-		if (kt_wants(KT_CONNECT) && (c = kt_hook(KT_CONNECT))) {
-			kt_add(c->seen, 1);
+		kt_read_tuple(false, sk, &t);
+		kt_read_user_peer(BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), &t);
+		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, 0)))
 			kt_add(c->lost_map, 1);
-		}
 		return;
 	}
 	kt_connect_failed(sk, BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), 0,

@@ -64,7 +64,8 @@ static __always_inline void kt_emit_connect(const struct kt_tuple *t, const stru
 	kt_submit(e, c);
 }
 
-static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s, __u64 now)
+static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
+					     const struct kt_tuple *t, __u64 now)
 {
 	struct kt_call *call = kt_connect_call(sk);
 
@@ -74,10 +75,8 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 		struct kt_counters *c;
 
 		/* Without an entry the outcome can't be told: one event lost. */
-		if (kt_wants(KT_CONNECT) && (c = kt_hook(KT_CONNECT))) {
-			kt_add(c->seen, 1);
+		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, t, 0)))
 			kt_add(c->lost_map, 1);
-		}
 		return;
 	}
 	s->role = KT_ROLE_CLIENT;
@@ -205,7 +204,7 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 	else if (old == TCP_LISTEN && new == TCP_CLOSE)
 		kt_listener_del(sk, &t);
 	else if (new == TCP_SYN_SENT)
-		kt_connect_begin(sk, s, now);
+		kt_connect_begin(sk, s, &t, now);
 	if (kt_wants(KT_TCP_STATE))
 		kt_emit_state(sk, s, &t, old, new, now);
 	if (!s)
