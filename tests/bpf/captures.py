@@ -175,6 +175,10 @@ class Capture:
             and (tgid is None or row["tgid"] == tgid)
         ]
 
+    def of_socket(self, cookie: int) -> list[Row]:
+        """Rows of one socket, in the order of time."""
+        return [row for row in self.rows if row["sock"] == f"{cookie:#x}"]
+
     def kept(self, hook: str) -> int:
         """Events of a hook that passed the filter."""
         parts = self.summary["accounting"][hook]

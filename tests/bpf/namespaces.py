@@ -98,6 +98,7 @@ class Pair:
         self.client.ip(f"link add eth0 type veth peer name eth0 netns {self.server.pid}")
         for namespace, v4, v6 in zip((self.client, self.server), self.V4, self.V6, strict=True):
             namespace.sysctl("net.ipv6.conf.eth0.accept_dad", "0")
+            namespace.sysctl("net.ipv4.tcp_no_metrics_save", "1")  # no test slows the next
             namespace.sysctl("net.ipv4.icmp_ratelimit", "0")
             namespace.sysctl("net.ipv6.icmp.ratelimit", "0")
             namespace.ip(

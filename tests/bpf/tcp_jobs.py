@@ -2,7 +2,6 @@
 """TCP workloads: what a client and a server do, and what each knows of it afterwards."""
 
 import socket
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +54,10 @@ V4 = Kind("v4", socket.AF_INET, "10.77.0.1", "10.77.0.2")
 V6 = Kind("v6", socket.AF_INET6, "fd77::1", "fd77::2")
 MAPPED = Kind("mapped", socket.AF_INET6, "::ffff:10.77.0.1", "::ffff:10.77.0.2")
 KINDS = (V4, V6, MAPPED)
+
+
+def tcp(kind: Kind = V4) -> socket.socket:
+    return socket.socket(kind.family, socket.SOCK_STREAM)
 
 
 def listener(kind: Kind, port: int = 0, backlog: int = 512) -> socket.socket:
@@ -110,9 +113,23 @@ def visit(kind: Kind, port: int, count: int, request: int, reply: int) -> Job:
     return job
 
 
-def reset_on_close(sock: socket.socket) -> None:
-    """close() sends a RST at once: no state is left behind."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def discard(port: int) -> Job:
+    """Accept and read to the end, one connection after the other, for ever."""
+
+    def job(line: Line) -> None:
+        with listener(V4, port) as server:
+            line.say("ready")
+            while True:
+                with server.accept()[0] as connection:
+                    while connection.recv(100):
+                        pass
+
+    return job
+
+
+def owners(rows: list[dict[str, Any]]) -> list[Any]:
+    """The process of each row."""
+    return [row["tgid"] for row in rows]
 
 
 def states(rows: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -7,16 +7,13 @@ that nobody accepted belongs to its listener's owner. Softirq's bystanders are n
 import array
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.bpf import syscalls
-from tests.bpf.captures import Capture, Row, hidden_init
+from tests.bpf.captures import Capture, hidden_init
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
 from tests.bpf.tcp_jobs import (
@@ -24,13 +21,14 @@ from tests.bpf.tcp_jobs import (
     SERVER_STATES,
     V4,
     listener,
-    reset_on_close,
+    owners,
     serve,
     states,
     take,
+    tcp,
     visit,
 )
-from tests.bpf.workers import Job, Line, Worker, fork
+from tests.bpf.workers import Line, Worker, fork
 
 pytestmark = pytest.mark.world("bpf")
 
@@ -50,18 +48,6 @@ def far_cpu(pair: Pair) -> Iterator[None]:
             namespace.run("unshare", "--mount", "sh", "-ec", script.format(mask))
         if mask != "0":
             yield
-
-
-def tcp() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-
-
-def of_socket(capture: Capture, cookie: int) -> list[Row]:
-    return [row for row in capture.rows if row["sock"] == f"{cookie:#x}"]
-
-
-def owners(rows: list[Row]) -> list[Any]:
-    return [row["tgid"] for row in rows]
 
 
 @pytest.mark.usefixtures("far_cpu")
@@ -132,7 +118,7 @@ def check_accepted(one: Capture, accepted: dict[int, list[int]], count: int) -> 
     assert sum(bool(cookies) for cookies in accepted.values()) > 1
     for tgid, cookies in accepted.items():
         for cookie in cookies:
-            rows = of_socket(one, cookie)
+            rows = one.of_socket(cookie)
             assert states(rows) == SERVER_STATES
             assert owners(rows) == [tgid] * len(SERVER_STATES)
             assert {row["owner_source"] for row in rows} == {"accept"}
@@ -278,13 +264,13 @@ def test_before_the_capture(capture: Begin, pair: Pair) -> None:
         visits, held = client.result(), server.result()
         pair.wait_quiet()
     for cookie in visits:
-        rows = of_socket(one, cookie)
+        rows = one.of_socket(cookie)
         assert states(rows) == CLIENT_STATES[2:]
         assert owners(rows) == [client.tgid] * 3
         assert {row["owner_source"] for row in rows} == {"inventory"}
         assert rows[0]["state_us"] == "-"
     for cookie in held:
-        rows = of_socket(one, cookie)
+        rows = one.of_socket(cookie)
         assert states(rows) == SERVER_STATES[2:]
         assert owners(rows) == [server.tgid] * 3
         # recv() of the end of the stream carries nothing but is an act all the same.
@@ -293,276 +279,3 @@ def test_before_the_capture(capture: Begin, pair: Pair) -> None:
     found = {owner["tgid"]: owner["states"] for owner in stock}
     assert found[client.tgid] == {"ESTABLISHED": 7}
     assert found[server.tgid] == {"ESTABLISHED": 7, "LISTEN": 1}
-
-
-def inherit(send: bool, close_first: bool) -> Job:
-    """Connect, fork, perhaps send in the child; the last to close ends the connection."""
-
-    def job(line: Line) -> tuple[int, int]:
-        sock = tcp()
-        sock.connect((V4.server, PORT))
-        cookie = syscalls.cookie(sock)
-        line.say("connected")
-        line.hear()
-        ours, theirs = socket.socketpair()
-
-        def use() -> None:
-            theirs.recv(1)
-            if send:
-                sock.send(b"x")
-            sock.close()
-
-        child = fork(use)
-        if close_first:
-            sock.close()
-        ours.send(b"g")
-        os.waitpid(child, 0)
-        sock.close()
-        return cookie, child
-
-    return job
-
-
-def discard(line: Line) -> None:
-    """Accept and read to the end, one connection after the other."""
-    with listener(V4, PORT) as server:
-        line.say("ready")
-        while True:
-            with server.accept()[0] as connection:
-                while connection.recv(100):
-                    pass
-
-
-@pytest.fixture
-def sink(pair: Pair) -> Any:
-    worker = pair.server.start(discard)
-    worker.hear()
-    yield
-    worker.kill()
-
-
-@pytest.mark.usefixtures("sink")
-@pytest.mark.parametrize("close_first", [True, False], ids=["closed", "kept"])
-@pytest.mark.parametrize("send", [True, False], ids=["sent", "idle"])
-def test_inherited(capture: Begin, pair: Pair, send: bool, close_first: bool) -> None:
-    with capture() as one:
-        worker = pair.client.start(inherit(send, close_first))
-        worker.hear()
-        worker.say("fork")
-        cookie, child = worker.result()
-        pair.wait_quiet()
-    rows = [row for row in of_socket(one, cookie) if row["type"] == "tcp_state"]
-    assert states(rows) == CLIENT_STATES
-    last = child if send else worker.tgid
-    assert owners(rows) == [worker.tgid] * 2 + [last] * 3
-
-
-@pytest.mark.usefixtures("sink")
-def test_inherited_before(capture: Begin, pair: Pair) -> None:
-    """Held by parent and child at the start: the parent's, the child's once it sends."""
-    ran: dict[bool, tuple[Worker, int, int]] = {}
-
-    def job(send: bool) -> Job:
-        def both(line: Line) -> tuple[int, int]:
-            sock = tcp()
-            sock.connect((V4.server, PORT))
-            ours, theirs = socket.socketpair()
-
-            def use() -> None:
-                theirs.recv(1)
-                if send:
-                    sock.send(b"x")
-
-            child = fork(use)
-            line.say("forked")
-            line.hear()
-            ours.send(b"g")
-            os.waitpid(child, 0)
-            cookie = syscalls.cookie(sock)
-            sock.close()
-            return cookie, child
-
-        return both
-
-    # The sink serves one connection at a time: the second waits in its backlog meanwhile.
-    workers = {send: pair.client.start(job(send)) for send in (True, False)}
-    for worker in workers.values():
-        worker.hear()
-    with capture() as one:
-        for send, worker in workers.items():
-            worker.say("go")
-            ran[send] = (worker, *worker.result())
-        pair.wait_quiet()
-    for send, (worker, cookie, child) in ran.items():
-        rows = of_socket(one, cookie)
-        assert states(rows) == CLIENT_STATES[2:]
-        assert owners(rows) == [child if send else worker.tgid] * 3
-
-
-@pytest.mark.usefixtures("sink")
-@pytest.mark.parametrize("use", [True, False], ids=["used", "only-held"])
-def test_passed(capture: Begin, pair: Pair, use: bool) -> None:
-    """Over a unix socket: the receiver owns the socket once it uses it."""
-    path = f"\0ktrace-test-{os.getpid()}"
-
-    def take_over(line: Line) -> int:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-            server.bind(path)
-            server.listen()
-            line.say("ready")
-            with server.accept()[0] as connection:
-                _, fds, _, _ = socket.recv_fds(connection, 1, 1)
-            with socket.socket(fileno=fds[0]) as sock:
-                if use:
-                    sock.send(b"x")
-                line.say("taken")
-                line.hear()
-                return syscalls.cookie(sock)
-
-    def give(line: Line) -> None:
-        with tcp() as sock, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            sock.connect((V4.server, PORT))
-            channel.connect(path)
-            socket.send_fds(channel, [b"x"], [sock.fileno()])
-
-    with capture() as one:
-        taker = pair.client.start(take_over)
-        taker.hear()
-        giver = pair.client.start(give)
-        giver.result()
-        taker.hear()
-        taker.say("close")
-        cookie = taker.result()
-        pair.wait_quiet()
-    rows = [row for row in of_socket(one, cookie) if row["type"] == "tcp_state"]
-    assert states(rows) == CLIENT_STATES
-    assert owners(rows) == [giver.tgid] * 2 + [taker.tgid if use else giver.tgid] * 3
-
-
-@pytest.mark.usefixtures("sink")
-def test_threads(capture: Begin, pair: Pair) -> None:
-    """pid is the thread's, tgid the process's."""
-
-    def job(line: Line) -> dict[int, int]:
-        seen = {}
-
-        def connect() -> None:
-            with tcp() as sock:
-                sock.connect((V4.server, PORT))
-                seen[syscalls.cookie(sock)] = threading.get_native_id()
-
-        for _ in range(5):
-            thread = threading.Thread(target=connect)
-            thread.start()
-            thread.join()
-        return seen
-
-    with capture() as one:
-        worker = pair.client.start(job, comm="kt threads")
-        seen = worker.result()
-        pair.wait_quiet()
-    assert len(set(seen.values())) == 5
-    for cookie, tid in seen.items():
-        rows = of_socket(one, cookie)
-        assert {(row["pid"], row["tgid"]) for row in rows} == {(tid, worker.tgid)}
-
-
-@pytest.mark.usefixtures("sink")
-def test_facts_of_the_process(capture: Begin, pair: Pair) -> None:
-    """Namespaces, capabilities, seccomp, ids and name of a process in a container's place."""
-
-    def job(line: Line) -> dict[str, Any]:
-        syscalls.unshare(syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS)
-        ours, theirs = socket.socketpair()
-
-        def visit_and_wait() -> None:
-            syscalls.prctl(syscalls.PR_SET_NAME, b"kt \xff odd name")
-            syscalls.filter_nothing()
-            os.setresgid(4321, 4321, 4321)
-            os.setresuid(1234, 1234, 1234)
-            with tcp() as sock:
-                sock.connect((V4.server, PORT))
-                theirs.send(b"c")
-                theirs.recv(1)
-
-        child = fork(visit_and_wait)
-        ours.recv(1)
-        status = Path(f"/proc/{child}/status").read_text(errors="replace")
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        spaces = {
-            name: Path(f"/proc/{child}/ns/{name}").stat().st_ino
-            for name in ("net", "mnt", "pid", "user")
-        }
-        ours.send(b"e")
-        os.waitpid(child, 0)
-        return {"child": child, "status": fields, "ns": spaces}
-
-    with capture() as one:
-        worker = pair.client.start(job)
-        truth = worker.result()
-        pair.wait_quiet()
-    rows = one.of(tgid=truth["child"])
-    assert {row["type"] for row in rows} == {"tcp_state", "connect"}
-    caps = int(truth["status"]["CapEff"], 16)
-    for row in rows:
-        assert row["ns"] == truth["ns"]
-        assert row["ns"]["pid"] != Path("/proc/self/ns/pid").stat().st_ino
-        assert row["sec"] == {
-            "seccomp_mode": int(truth["status"]["Seccomp"]),
-            "caps_eff": f"0x{caps >> 32:08x}_{caps & 0xFFFFFFFF:08x}",
-        }
-        assert (row["uid"], row["gid"], row["ppid"]) == (1234, 4321, worker.tgid)
-        assert row["comm"] == "kt � odd name"
-    assert int(truth["status"]["Seccomp"]) == 2
-
-
-@pytest.mark.usefixtures("sink")
-def test_security_off(capture: Begin, pair: Pair) -> None:
-    with capture("--with-security=false") as one:
-        worker = pair.client.start(visit_once)
-        worker.result()
-        pair.wait_quiet()
-    rows = one.of(tgid=worker.tgid)
-    assert rows
-    assert all(row["sec"] == {"seccomp_mode": "-", "caps_eff": "-"} for row in rows)
-
-
-def visit_once(line: Line) -> None:
-    with tcp() as sock:
-        sock.connect((V4.server, PORT))
-
-
-def test_short_lived(capture: Begin, pair: Pair) -> None:
-    """Processes of some milliseconds: every one known, with its cgroup."""
-    count = 101
-
-    def come_and_go() -> None:
-        with tcp() as sock:
-            reset_on_close(sock)
-            sock.connect((V4.server, PORT))
-
-    def swarm(line: Line) -> list[int]:
-        tgids = []
-        for _ in range(count):
-            tgids.append(fork(come_and_go))
-            os.waitpid(tgids[-1], 0)
-        return tgids
-
-    def count_in(line: Line) -> None:
-        with listener(V4, PORT) as server:
-            line.say("ready")
-            for _ in range(count):
-                server.accept()[0].close()
-
-    with capture() as one:
-        server = pair.server.start(count_in)
-        server.hear()
-        tgids = pair.client.call(swarm)
-        server.result()
-        pair.wait_quiet()
-    for tgid in tgids:
-        rows = one.of("connect", tgid=tgid)
-        assert [row["result"] for row in rows] == ["established"]
-        assert isinstance(rows[0]["cgroup_id"], int)
-    paths = one.node["cgroups"]
-    assert {str(row["cgroup_id"]) for row in one.of(net=pair.client.inode)} <= set(paths)

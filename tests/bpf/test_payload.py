@@ -13,7 +13,7 @@ from tests.bpf.captures import Capture
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
 from tests.bpf.tcp_jobs import KINDS, V4, Kind, listener, take
-from tests.bpf.udp_jobs import SENDS, Ends
+from tests.bpf.udp_sends import SENDS, Ends
 from tests.bpf.workers import Job, Line, wait_until
 
 pytestmark = pytest.mark.world("bpf")
@@ -33,7 +33,7 @@ def udp_sends(kind: Kind, ports: list[int]) -> Job:
     """Every way to send that there is, each payload a canary."""
 
     def job(line: Line) -> None:
-        import tests.bpf.udp_jobs as jobs
+        import tests.bpf.udp_sends as jobs
 
         jobs.x = canaries
         for send in SENDS:

@@ -13,25 +13,27 @@ from tests.bpf.captures import Capture, Row
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
 from tests.bpf.tcp_jobs import KINDS, Kind
-from tests.bpf.udp_jobs import (
+from tests.bpf.udp_receives import (
     COUNT,
     FAILED_RECEIVES,
     RECEIVES,
     SENDERS,
-    SENDS,
-    Call,
-    Ends,
     Inbox,
     Receive,
-    Send,
-    cork_more,
     datagrams,
     error_queue,
     peek_named,
+    truncated,
+)
+from tests.bpf.udp_sends import (
+    SENDS,
+    Call,
+    Ends,
+    Send,
+    cork_more,
     segment_option,
     sendmmsg_partly,
     sendto,
-    truncated,
 )
 from tests.bpf.workers import Job, Line
 
