@@ -87,6 +87,9 @@ missing_packages() {
 		has jq || echo jq
 		has nsenter || echo util-linux
 		has mount || echo mount
+		has containerd || echo containerd
+		has runc || echo runc
+		[ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
 	fi
 }
 

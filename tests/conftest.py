@@ -38,6 +38,15 @@ def _mount() -> str | None:
     return None if done.returncode == 0 else f"cannot mount: {done.stderr.decode().strip()}"
 
 
+def _containers() -> str | None:
+    for tool in ("containerd", "ctr", "runc", "setpriv", "unshare", "cc"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: scripts/bootstrap.sh test"
+    if not Path("/usr/lib/cni/ptp").exists():
+        return "/usr/lib/cni/ptp is missing: scripts/bootstrap.sh test"
+    return _bpf() or _mount()
+
+
 def _static() -> str | None:
     if shutil.which("make") is None:
         return "make is missing"
@@ -46,6 +55,7 @@ def _static() -> str | None:
 
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
+    "containers": cache(_containers),
     "mount": cache(_mount),
     "static": cache(_static),
 }

@@ -8,9 +8,11 @@ A fact that is not known is `"-"`, whatever the type of the field otherwise.
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.finding import Cause, DnsSummary, Finding, Verdict
+from ktrace_api.model import Count, MaybeCount, Model, Unknown
 from ktrace_api.names import (
     UNKNOWN,
     ConnectResult,
@@ -23,20 +25,7 @@ from ktrace_api.names import (
 
 SCHEMA_VERSION: Literal[1] = 1
 SUMMARY_MAX_BYTES = 64 * 1024
-
-Unknown = Literal["-"]
-Count = Annotated[int, Field(ge=0)]
-MaybeCount = Count | Unknown
-
-
-class Model(BaseModel):
-    """Base of everything in a bundle: immutable, and nothing in it goes unnamed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    def to_bytes(self) -> bytes:
-        """The content of its file."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
+NO_VERDICT = Verdict(verdict=Cause.UNKNOWN, why="No analysis was made.")
 
 
 # Rows
@@ -77,6 +66,8 @@ class Conntrack(Model):
     state: str = UNKNOWN
     reply: str = UNKNOWN
     """Reply tuple: what answers look like after NAT."""
+    nat: Literal["dnat", "snat", "both", "none", "-"] = "-"
+    """Whose address is rewritten: the destination's, the source's, both, or nobody's."""
 
 
 class _Row(Model):
@@ -229,6 +220,10 @@ class Talker(Process):
 
     netns: MaybeCount
     cgroup_id: MaybeCount
+    namespace: str = UNKNOWN
+    """Kubernetes namespace of the process's pod."""
+    pod: str = UNKNOWN
+    container: str = UNKNOWN
     tx_bytes: Count
     rx_bytes: Count
     tx_calls: Count
@@ -362,6 +357,11 @@ class Summary(Model):
     """No row that was asked for is missing and no fact was lost."""
     notes: tuple[str, ...]
     """What a reader must know, in plain sentences."""
+    verdict: Verdict = NO_VERDICT
+    findings: tuple[Finding, ...] = ()
+    """Worst first."""
+    findings_left_out: Count = 0
+    dns: DnsSummary = DnsSummary()
     rows: Count
     rows_by_type: dict[RowType, Count]
     accounting: dict[RowType, Accounting]
@@ -450,6 +450,81 @@ class ClockOffsets(Model):
     """End minus start: how far the wall clock moved against the boot clock meanwhile."""
 
 
+class RuntimeSocket(Model):
+    """What a container runtime's socket gave."""
+
+    socket: str
+    state: str
+    """`answered`, or why not: missing, denied, unreachable, timeout, unimplemented, failed, ..."""
+    detail: str
+    api: str
+    runtime: str
+    version: str
+    sandboxes: Count
+    containers: Count
+    bad: Count
+    """Items that could not be read or contradict themselves."""
+    left_out: Count
+
+
+class IdentityFacts(Model):
+    """Where the names of pods and containers come from."""
+
+    sockets: tuple[RuntimeSocket, ...] = ()
+    log_links: Count = 0
+    """Of /var/log/containers."""
+    kubelet_pods: Count = 0
+    live_mounts: Count = 0
+    """Containers whose pod and name a live process showed."""
+    looks: Count = 0
+    """Times that the sources were asked."""
+    containers: Count = 0
+    """Cgroups of containers or pods that had events; named: those whose pod is known."""
+    named: Count = 0
+    contradictions: Count = 0
+    incomplete: tuple[str, ...] = ()
+    """Limits that kept names away."""
+    notes: tuple[str, ...] = ()
+
+
+class Lacking(Model):
+    """Why something of connection tracking is missing."""
+
+    netns: Count
+    """0: for the whole host."""
+    reason: str
+    """absent, denied, vanished, too_late, too_many, unreadable."""
+    detail: str
+
+
+class TrackedNetns(Model):
+    """Connection tracking of one network namespace."""
+
+    netns: Count
+    source: str
+    """ctnetlink, or the file of /proc/net."""
+    entries: Count
+    """That were seen."""
+    peak: Count
+    """The highest number that a look found."""
+    counters: dict[str, Delta]
+    """count, max and the statistics that conntrack -S shows."""
+
+
+class ConntrackFacts(Model):
+    """What connection tracking was asked, and what is missing."""
+
+    host_netns: Count
+    """0: not known."""
+    entries: Count
+    left_out: Count
+    """Entries that found no room, at least."""
+    seconds: float
+    """Time that all looks took."""
+    netns: tuple[TrackedNetns, ...] = ()
+    problems: tuple[Lacking, ...] = ()
+
+
 class NodeInfo(Model):
     """What the node was, what the kernel offered, and what its counters did meanwhile."""
 
@@ -480,6 +555,9 @@ class NodeInfo(Model):
     cgroups: dict[str, str]
     """cgroup id -> path, as far as it is known."""
     cgroups_left_out: Count = 0
+    identity: IdentityFacts = IdentityFacts()
+    conntrack: ConntrackFacts | None = None
+    """None: it was not asked for."""
 
 
 # Manifest

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ktrace_api.names import EventKind
+from ktrace_api.thresholds import Thresholds
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -70,6 +71,7 @@ Duration = Annotated[
 ]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+SocketPath = Annotated[str, Field(max_length=256, pattern=r"^(unix://)?/[^\x00-\x1f]*$")]
 
 
 class CaptureConfig(BaseModel):
@@ -118,6 +120,24 @@ class CaptureConfig(BaseModel):
     )
     security: bool = Field(
         default=True, description="Record seccomp mode and effective capabilities."
+    )
+    cri: Literal["auto", "true", "false"] = Field(
+        default="auto",
+        description="Ask the container runtime for names: auto asks one that is there, true says "
+        "so where none answers, false asks none.",
+    )
+    cri_sockets: Annotated[
+        tuple[SocketPath, ...], BeforeValidator(parse_list), AfterValidator(_distinct)
+    ] = Field(
+        default=(),
+        max_length=8,
+        description="Sockets of container runtimes; none = those that runtimes usually have.",
+    )
+    conntrack: bool = Field(
+        default=True, description="Look connections up in the kernel's connection tracking."
+    )
+    thresholds: Thresholds = Field(
+        default=Thresholds(), description="Where findings begin; see docs/findings."
     )
     ring_bytes: Size = Field(
         default=8 * MIB,

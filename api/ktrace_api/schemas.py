@@ -4,11 +4,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import JsonSchemaMode
 
-from ktrace_api.bundle import EVENT, Manifest, Model, NodeInfo, Summary
+from ktrace_api.bundle import EVENT, Manifest, NodeInfo, Summary
+
+if TYPE_CHECKING:
+    from ktrace_api.model import Model
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _MODE: JsonSchemaMode = "serialization"  # what a reader of the files meets

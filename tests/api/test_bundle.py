@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ktrace_api.bundle import EVENT, Manifest, Model, NodeInfo, Summary
+from ktrace_api.bundle import EVENT, Manifest, NodeInfo, Summary
+from ktrace_api.model import Model
 from ktrace_api.schemas import schemas, write
 
 ROW = {
@@ -29,7 +30,7 @@ ROW = {
     "sec": {"seccomp_mode": 2, "caps_eff": "0x00000000_00000000"},
     "cgroup_id": 4711,
     "k8s": {"pod_uid": "-", "namespace": "-", "pod": "-", "container": "-", "container_id": "-"},
-    "conntrack": {"state": "-", "reply": "-"},
+    "conntrack": {"state": "-", "reply": "-", "nat": "-"},
     "owner_source": "process",
     "peer_source": "socket",
     "sock": "0x3f2",
