@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a full connection tracking table: `bench/bench_conntrack.py [--entries=100000]`.
+
+A network namespace of our own is filled by netlink, without traffic. Measured are one look
+(dump, parse, keep), the memory that the entries take, the questions asked of them afterwards,
+and the same dump by pyroute2 and by its Conntrack class where that is installed.
+"""
+
+import argparse
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOM = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOM / "api"), str(ROOM / "agent"), str(ROOM)]
+
+from ktrace_agent.enrich.conntrack_watch import Watch  # noqa: E402
+from tests.nat.fill import many, put  # noqa: E402
+
+CLONE_NEWNET = 0x40000000
+BUDGET = "budget at 100000 entries on one core: a look <= 2 s, <= 100 MiB"
+LOOKUPS = 50_000
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def timed(what: str, work: Callable[[], Any], per: int) -> Any:
+    """The result of `work`; prints wall and processor time, and the latter per item."""
+    wall, cpu, memory = time.perf_counter(), time.process_time(), resident_mib()
+    result = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    each, grown = cpu / per * 1e6, resident_mib() - memory
+    print(f"{what:32} {wall:8.2f} s {cpu:8.2f} s CPU {each:8.2f} us each {grown:+7.1f} MiB")
+    return result
+
+
+def by_pyroute2(entries: int) -> None:
+    """The same table by the library that is made for it."""
+    try:
+        nfct = timed("import of pyroute2", lambda: __import__("pyroute2"), 1)
+    except ImportError:
+        print("pyroute2 is not installed: no comparison")
+        return
+    with nfct.NFCTSocket() as netlink:
+        ipv4 = timed("pyroute2, IPv4 only", lambda: sum(1 for _ in netlink.dump()), entries)
+    print(f"{'':32} {ipv4} of {entries} entries")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--looks", type=int, default=5)
+    options = parser.parse_args()
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise SystemExit("needs root: unshare(CLONE_NEWNET) failed")
+    inode = os.stat("/proc/thread-self/ns/net").st_ino
+    timed("filling the table", lambda: put(many(options.entries)), options.entries)
+
+    watch = Watch(
+        lambda: {inode: os.getpid()},
+        period_s=3600,
+        max_entries=2 * options.entries,  # half is kept for other namespaces
+        max_seconds=60,
+    )
+    timed("first look", watch.start, options.entries)
+    for _ in range(options.looks - 2):
+        timed("next look", watch._look, options.entries)  # noqa: SLF001  # what its thread calls
+    seen = timed("last look", watch.stop, options.entries)
+    if len(seen) != options.entries:
+        raise SystemExit(f"{len(seen)} of {options.entries} entries were seen")
+
+    entries = list(seen.entries())[:: max(1, options.entries // LOOKUPS)]
+    timed("index", lambda: seen.lookup(0, "tcp", *entries[0].original), options.entries)
+
+    def ask() -> None:
+        for entry in entries:
+            seen.lookup(entry.netns, entry.proto, *entry.reply, 0, 2**62)
+
+    timed("lookups", ask, len(entries))
+    by_pyroute2(options.entries)
+    print(BUDGET)
+
+
+if __name__ == "__main__":
+    main()
