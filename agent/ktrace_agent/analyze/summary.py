@@ -48,14 +48,16 @@ def summarize(
     config: CaptureConfig,
     accounting: Mapping[RowType, Accounting],
     notes: Sequence[str],
+    *,
+    room: int = SUMMARY_MAX_BYTES,
 ) -> Summary:
     """The summary of what `tables` holds, i.e. of the rows that are in the bundle.
 
-    `notes` are sentences about what sealing cut; more are added here.
+    `notes` are sentences about what sealing cut; more are added here. Findings are not in it.
     """
     for top in TOP:
         summary = _summary(_Query(tables, top), recording, config, accounting, notes)
-        if len(summary.to_bytes()) <= SUMMARY_MAX_BYTES:
+        if len(summary.to_bytes()) <= room:
             break
     return summary
 
@@ -172,8 +174,9 @@ def _processes(query: _Query) -> Processes:
 
 
 def _talkers(query: _Query) -> Talkers:
-    talkers = f"""SELECT tgid, comm, uid, net AS netns, cgroup_id, {_FLOW_TOTALS},
-        count(*) AS flows FROM flows GROUP BY ALL"""
+    talkers = f"""SELECT tgid, comm, uid, net AS netns, f.cgroup_id, namespace, pod, container,
+        {_FLOW_TOTALS}, count(*) AS flows
+        FROM flow_stats f LEFT JOIN pods p ON f.cgroup_id = p.cgroup_id GROUP BY ALL"""
     ties = "tgid, comm, uid, netns, cgroup_id"
     by_bytes, left_out = query.top(talkers, f"tx_bytes + rx_bytes DESC, {ties}")
     by_connections, _ = query.top(
@@ -190,8 +193,8 @@ def _flow_peers(query: _Query) -> FlowPeers:
     top, left_out = query.top(
         f"""SELECT tgid, comm, uid,
               CASE WHEN remote_port > 0 THEN a.text || ':' || remote_port END AS peer,
-              CASE proto WHEN 6 THEN 'tcp' WHEN 17 THEN 'udp' END AS proto, {_FLOW_TOTALS}
-            FROM flows f JOIN addresses a ON f.remote = a.address GROUP BY ALL""",
+              proto, {_FLOW_TOTALS}
+            FROM flow_stats f JOIN addresses a ON f.remote = a.address GROUP BY ALL""",
         "tx_bytes + rx_bytes DESC, tgid, comm, uid, peer, proto",
     )
     names = FlowPeer.model_fields
@@ -202,7 +205,7 @@ def _flow_peers(query: _Query) -> FlowPeers:
 
 
 _CONNECTS = """SELECT CASE WHEN k.has_peer THEN r.text || ':' || e.remote_port END AS peer,
-    k.result, k.error, nullif(e.measure, -1) AS us
+    coalesce(k.result, '-') AS result, k.error, nullif(e.measure, -1) AS us
   FROM events e JOIN kinds k USING (kind) JOIN addresses r ON e.remote = r.address
   WHERE k.type = 'connect'"""
 
@@ -211,7 +214,7 @@ def _connects(query: _Query) -> Destinations:
     established = f"FILTER (WHERE result = '{ConnectResult.ESTABLISHED}')"
     top, left_out = query.top(
         f"""SELECT peer, count(*) AS connects, histogram(result) AS results,
-              histogram(error) FILTER (WHERE error <> '-') AS errors,
+              histogram(error) AS errors,
               count(us) {established} AS count, min(us) {established} AS min,
               max(us) {established} AS max,
               quantile_disc(us, [0.5, 0.9, 0.99]) {established} AS quantiles
@@ -247,7 +250,8 @@ def _destination(row: dict[str, Any]) -> Destination:
 def _matrix(query: _Query) -> dict[str, dict[str, int]]:
     matrix: dict[str, dict[str, int]] = {}
     for row in query(
-        """SELECT old_state, new_state, count(*) AS count FROM events JOIN kinds USING (kind)
+        """SELECT coalesce(old_state, '-') AS old_state, coalesce(new_state, '-') AS new_state,
+             count(*) AS count FROM events JOIN kinds USING (kind)
            WHERE type = 'tcp_state' GROUP BY ALL ORDER BY ALL"""
     ):
         matrix.setdefault(row["old_state"], {})[row["new_state"]] = row["count"]
@@ -281,6 +285,6 @@ def _retransmits(query: _Query) -> Retransmits:
     (total,) = query(
         """SELECT (SELECT coalesce(sum(measure), 0)::UBIGINT FROM events JOIN kinds USING (kind)
                    WHERE type = 'tcp_retransmit') AS segs,
-                  (SELECT coalesce(sum(retrans_segs), 0)::UBIGINT FROM flows) AS flow_segs"""
+                  (SELECT coalesce(sum(retrans_segs), 0)::UBIGINT FROM flow_stats) AS flow_segs"""
     )
     return Retransmits(top=tuple(Retransmitter(**row) for row in top), left_out=left_out, **total)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong in a capture: SQL over the tables of ktrace_agent/sql.py in, models out.
+
+A family a module. Healthy traffic gives nothing above info; every limit is in
+ktrace_api/thresholds.py with its reason.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import duckdb
+
+from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, tcp
+from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.verdict import judge, worst_first
+from ktrace_agent.enrich.dns import summarize
+from ktrace_agent.enrich.dns_talks import prepare
+from ktrace_api.finding import MAX_FINDINGS, DnsSummary, Finding, FindingId, Findings
+from ktrace_api.model import Model
+from ktrace_api.names import RowType
+from ktrace_api.thresholds import Thresholds
+
+MAX_OF_ONE_ID = 4
+"""Subjects of one id that are listed: others of them must not hide behind it."""
+
+FINDINGS_BYTES = 28 * 1024
+"""Of all findings as they stand in the summary; it has 64 KiB for everything."""
+DNS_BYTES = 8 * 1024
+
+_DEFAULT = Thresholds()
+_TEMPORARY = ("dns_messages", "dns_shapes", "f_connects", "f_clients", "f_watched", "f_retransmits",
+              "f_stalls")  # fmt: skip
+"""Tables that grow with the capture and that nobody asks afterwards."""
+
+
+def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -> Findings:
+    """Findings, verdict and the summary of DNS of what the tables hold.
+
+    Makes temporary tables in `con`; of them dns_answers stays: the round trip of each answer.
+    """
+    case = Case(con, thresholds)
+    coverage = case.coverage
+    timed = coverage.sample == 1
+    exact = timed and not coverage.lost_share((RowType.UDP_SEND, RowType.UDP_RECV))
+    prepare(con, coverage.end, thresholds, exact=exact)
+    tcp.prepare(case)
+    found = [
+        *dns.find(case),
+        *connect.find(case),
+        *tcp.find(case),
+        *nat.find(case),
+        *host.find(case),
+        *capture.find(case),
+    ]
+    shown = _fit(_limit(worst_first(found))[:MAX_FINDINGS], FINDINGS_BYTES)
+    summary = summarize(con, timed=timed)
+    for table in _TEMPORARY:
+        con.execute(f"DROP TABLE {table}")
+    return Findings(
+        findings=tuple(shown),
+        findings_left_out=len(found) - len(shown),
+        verdict=judge(found, coverage.rows),
+        dns=_shorten(summary),
+    )
+
+
+def _limit(findings: Iterable[Finding]) -> list[Finding]:
+    """The first few of each id; the last of them says how many more subjects there are."""
+    shown: list[Finding] = []
+    met: Counter[FindingId] = Counter()
+    last: dict[FindingId, int] = {}
+    for one in findings:
+        met[one.id] += 1
+        if met[one.id] <= MAX_OF_ONE_ID:
+            last[one.id] = len(shown)
+            shown.append(one)
+    for name, count in met.items():
+        if more := count - MAX_OF_ONE_ID:
+            if more < 0:
+                continue
+            one = shown[last[name]]
+            counts = dict([*one.counts.items()][:7]) | {"subjects_left_out": more}
+            shown[last[name]] = one.model_copy(update={"counts": counts})
+    return shown
+
+
+def _fit(findings: Sequence[Finding], room: int) -> list[Finding]:
+    """As many of the first as `room` bytes hold."""
+    shown: list[Finding] = []
+    for one in findings:
+        room -= _bytes(one)
+        if room < 0:
+            break
+        shown.append(one)
+    return shown
+
+
+def _shorten(summary: DnsSummary) -> DnsSummary:
+    """The same with fewer suspects and resolvers, where names are too long for DNS_BYTES."""
+    while _bytes(summary) > DNS_BYTES and (summary.suspects or summary.resolvers):
+        left = {
+            "suspects": summary.suspects[:-1],
+            "suspects_left_out": summary.suspects_left_out + bool(summary.suspects),
+        }
+        if len(summary.suspects) <= 1:
+            left |= {
+                "resolvers": summary.resolvers[:-1],
+                "resolvers_left_out": summary.resolvers_left_out + bool(summary.resolvers),
+            }
+        summary = summary.model_copy(update=left)
+    return summary
+
+
+def _bytes(model: Model) -> int:
+    """Size as indented JSON; in the summary each line stands three deeper."""
+    text = model.to_bytes()
+    return len(text) + 3 * text.count(b"\n")

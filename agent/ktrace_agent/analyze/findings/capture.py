@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The capture itself: what it lost, and how much its silence is worth."""
+
+from collections.abc import Iterator
+
+from ktrace_agent.analyze.findings.case import Case, number
+from ktrace_api.finding import Cause, Finding, FindingId, Severity
+from ktrace_api.names import RowType
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """CAPTURE_INCOMPLETE, where anything is missing that was asked for."""
+    coverage, limits = case.coverage, case.limits
+    lost = sum(coverage.lost.values())
+    nothing_missing = coverage.complete and not lost and not coverage.capped
+    if nothing_missing and not coverage.overflow and not coverage.hooks_missing:
+        return
+    rate = coverage.lost_share(RowType)
+    heavy = rate > limits.lost_share or bool(coverage.hooks_missing)
+    parts = [
+        f"{lost} events lost" if lost else "",
+        f"{coverage.capped} not kept (limit of the capture)" if coverage.capped else "",
+        f"{coverage.overflow} facts without room" if coverage.overflow else "",
+        f"no program for {', '.join(coverage.hooks_missing)}" if coverage.hooks_missing else "",
+    ]
+    what = ", ".join(part for part in parts if part) or "it ended early"
+    yield case.find(
+        FindingId.CAPTURE_INCOMPLETE,
+        Severity.WARNING if heavy else Severity.INFO,
+        f"The capture is incomplete: {what}",
+        subject={},
+        points_to=Cause.UNKNOWN,
+        refuted_by="`complete: true` in the summary of a capture of the same traffic.",
+        look="ktrace --duration=30s --ring-bytes=64Mi --max-events=2000000; ktrace doctor",
+        counts={"lost": lost, "capped": coverage.capped, "overflow": coverage.overflow},
+        numbers=[number("events lost", rate, limits.lost_share, "share")],
+    )

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One capture as the findings ask it: SQL, counters, and how far its silence can be trusted."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import duckdb
+
+from ktrace_agent.enrich.dns_talks import records
+from ktrace_api.finding import (
+    MAX_COVERAGE,
+    MAX_NUMBERS,
+    MAX_ROWS,
+    NAME_CHARS,
+    SENTENCE_CHARS,
+    TITLE_CHARS,
+    UID_CHARS,
+    Cause,
+    Confidence,
+    Evidence,
+    Finding,
+    FindingId,
+    Number,
+    Severity,
+    Subject,
+)
+from ktrace_api.names import UNKNOWN, RowType
+from ktrace_api.thresholds import Thresholds
+
+Row = dict[str, Any]
+
+HOOKS: Mapping[RowType, tuple[str, ...]] = {
+    RowType.TCP_STATE: ("tcp_state",),
+    RowType.CONNECT: ("tcp_state", "connect"),
+    RowType.TCP_RETRANSMIT: ("tcp_retransmit",),
+    RowType.UDP_SEND: ("socket_send", "udp_send_address"),
+    RowType.UDP_RECV: ("socket_recv", "udp_recv_address"),
+}
+"""Facts that rows of a type rest on, as probes.py names them."""
+
+_WEAKER = {Confidence.HIGH: Confidence.MEDIUM, Confidence.MEDIUM: Confidence.LOW}
+_MANY_LOST = 0.1
+"""A tenth of the events lost: what is left may be another picture."""
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A counter or gauge before and after the capture."""
+
+    before: float
+    after: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What the capture was asked for and what is missing of it."""
+
+    rows: int
+    end: datetime | None
+    """The last moment that the rows cover."""
+    window_s: float
+    sample: int
+    filters: tuple[str, ...]
+    seen: Mapping[str, int]
+    """Events by type, and the part of them that was lost."""
+    lost: Mapping[str, int]
+    capped: int
+    overflow: int
+    complete: bool
+    hooks_missing: tuple[str, ...]
+
+    def lost_share(self, types: Iterable[RowType]) -> float:
+        """Part of the events of these types that was lost."""
+        names = tuple(types)
+        seen = sum(self.seen.get(name, 0) for name in names)
+        return sum(self.lost.get(name, 0) for name in names) / seen if seen else 0.0
+
+
+@dataclass(slots=True)
+class Case:
+    """The tables of one capture (ktrace_agent/sql.py) and the limits they are held against."""
+
+    con: duckdb.DuckDBPyConnection
+    limits: Thresholds
+    coverage: Coverage = field(init=False)
+    _counters: dict[tuple[int | None, str, str], Counter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._counters = {
+            (row["netns"], row["file"], row["name"]): Counter(*numbers)
+            for row in self.ask("SELECT * FROM counters WHERE file || name IS NOT NULL")
+            if all(map(math.isfinite, numbers := tuple(row[n] or 0 for n in _COUNTER)))
+        }
+        self.coverage = _coverage(self)
+
+    def ask(self, sql: str) -> list[Row]:
+        """The lines of a query, by column."""
+        return records(self.con, sql)
+
+    def counter(self, netns: int | None, file: str, name: str) -> Counter | None:
+        """A counter of a namespace, or of the host (None); None where it did not change."""
+        return self._counters.get((netns, file, name))
+
+    def delta(self, netns: int | None, file: str, *names: str) -> int:
+        """How much counters rose in sum."""
+        found = (self.counter(netns, file, name) for name in names)
+        return _whole(sum(counter.delta for counter in found if counter and counter.delta > 0))
+
+    def risen(self, file: str, *names: str) -> dict[int | None, int]:
+        """Namespaces in which one of the counters rose, and how much in sum."""
+        spaces = {netns for netns, where, name in self._counters if where == file and name in names}
+        rises = {netns: self.delta(netns, file, *names) for netns in spaces}
+        return {netns: rise for netns, rise in rises.items() if rise > 0}
+
+    def find(
+        self,
+        finding: FindingId,
+        severity: Severity,
+        title: str,
+        *,
+        subject: Row,
+        points_to: Cause,
+        refuted_by: str,
+        look: str,
+        rests_on: Sequence[RowType] = (),
+        confidence: Confidence = Confidence.HIGH,
+        counts: Mapping[str, int | None] | None = None,
+        rows: Iterable[int | None] | None = (),
+        numbers: Sequence[Number] = (),
+    ) -> Finding:
+        """A finding whose confidence is what the coverage of `rests_on` leaves of it.
+
+        `subject` has columns tgid, comm, pod, namespace, peer, net, as far as known.
+        """
+        confidence, caveats = self._trust(confidence, rests_on)
+        return Finding(
+            id=finding,
+            severity=severity,
+            title=_cut(title, TITLE_CHARS),
+            subject=_subject(subject),
+            counts={
+                name: _whole(count)
+                for name, count in [*(counts or {}).items()][:MAX_NUMBERS]
+                if count is not None
+            },
+            evidence=Evidence(
+                rows=tuple(sorted({n for n in rows or () if n is not None and n >= 0}))[:MAX_ROWS],
+                numbers=tuple(numbers)[:MAX_NUMBERS],
+            ),
+            points_to=points_to,
+            refuted_by=_cut(refuted_by, SENTENCE_CHARS),
+            next=_cut(look, SENTENCE_CHARS),
+            confidence=confidence,
+            coverage=tuple(_cut(caveat, SENTENCE_CHARS) for caveat in caveats[:MAX_COVERAGE]),
+        )
+
+    def _trust(
+        self, confidence: Confidence, rests_on: Sequence[RowType]
+    ) -> tuple[Confidence, list[str]]:
+        coverage, caveats, steps = self.coverage, [], 0
+        needed = {hook for name in rests_on for hook in HOOKS[name]}
+        if absent := sorted(needed & set(coverage.hooks_missing)):
+            caveats.append(f"No program served {', '.join(absent)}.")
+            steps += 1
+        if (share := coverage.lost_share(rests_on)) > self.limits.lost_share:
+            caveats.append(f"{share:.1%} of the events it rests on were lost.")
+            steps += 2 if share > _MANY_LOST else 1
+        if coverage.sample > 1 and rests_on:
+            caveats.append(f"One event in {coverage.sample} is a row.")
+            steps += 1
+        if coverage.filters and rests_on:
+            caveats.append(f"Only {', '.join(coverage.filters)} was captured.")
+        if coverage.capped and rests_on:
+            caveats.append(f"{coverage.capped} events were not kept: a limit of the capture.")
+        for _ in range(steps):
+            confidence = _WEAKER.get(confidence, Confidence.LOW)
+        return confidence, caveats
+
+
+_COUNTER = ("before", "after", "delta")
+
+
+def number(what: str, value: float | None, against: float | None = None, unit: str = "") -> Number:
+    """A number that was compared, with four digits behind the point at most."""
+    return Number(
+        what=_cut(what, NAME_CHARS),
+        value=_tidy(value or 0),
+        against=None if against is None else _tidy(against),
+        unit=unit,
+    )
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, 0 where there is nothing."""
+    return part / whole if whole > 0 else 0.0
+
+
+def who(row: Row) -> str:
+    """The process of a line in words: `curl (4711)`, `somebody`."""
+    comm, tgid = row.get("comm"), row.get("tgid")
+    if comm is None and tgid is None:
+        return "a process that is not known"
+    return f"{comm or 'process'} ({tgid})" if tgid is not None else str(comm)
+
+
+def literal(value: int | str | None) -> str:
+    """A value as SQL."""
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def inside(row: Row) -> str:
+    """Prefix of a command that runs in the network namespace of the process."""
+    tgid = row.get("tgid")
+    return f"nsenter -t {tgid} -n " if tgid is not None else ""
+
+
+def grade(limits: Thresholds, failed: int, total: int, *, warn: bool) -> Severity:
+    """Warning where `warn`, critical where nearly all of many failed."""
+    if not warn:
+        return Severity.INFO
+    if failed >= limits.critical_count and share(failed, total) >= limits.critical_share:
+        return Severity.CRITICAL
+    return Severity.WARNING
+
+
+def _tidy(value: float) -> float | int:
+    return value if isinstance(value, int) else round(value, 4)
+
+
+def _whole(value: float) -> int:
+    """A count: not negative, within 64 bits."""
+    return min(max(int(value), 0), _LARGEST)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _subject(row: Row) -> Subject:
+    def text(name: str, limit: int = NAME_CHARS) -> str:
+        value = row.get(name)
+        return UNKNOWN if value is None else _cut(str(value), limit)
+
+    def inode(name: str) -> int | Literal["-"]:
+        value = row.get(name)
+        return "-" if value is None or value < 0 else int(value)
+
+    return Subject(
+        tgid=inode("tgid"),
+        comm=text("comm"),
+        pod=text("pod", UID_CHARS),
+        namespace=text("namespace", UID_CHARS),
+        peer=text("peer"),
+        netns=inode("net"),
+    )
+
+
+def _coverage(case: Case) -> Coverage:
+    """Total: a table without a line is a capture of which nothing is known."""
+    found = case.ask("SELECT * FROM capture LIMIT 1")
+    capture = found[0] if found else {}
+    (seen,) = case.ask("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")
+    accounts = case.ask(
+        """SELECT type, greatest(coalesce(max(seen), 0), 0) AS seen,
+             greatest(coalesce(max(lost_ring), 0), 0)::HUGEINT
+               + greatest(coalesce(max(lost_map), 0), 0) AS lost
+           FROM accounting WHERE type IS NOT NULL GROUP BY type"""
+    )
+    capped = max(capture.get("capped") or 0, 0)
+    end = capture.get("ended") or seen["last"]
+    if seen["last"] is not None and (capped or end is None):
+        end = seen["last"] if end is None else min(end, seen["last"])
+    window = capture.get("window_s")
+    if window is None or not math.isfinite(window) or window < 0:
+        window = (seen["last"] - seen["first"]).total_seconds() if seen["last"] else 0.0
+    ports = capture.get("ports") or []
+    filters = [f"port {', '.join(map(str, ports[:8]))}"] if ports else []
+    if capture.get("dns_only"):
+        filters.append("DNS")
+    missing = case.ask("SELECT hook FROM hooks WHERE chosen IS NULL AND len(refused) > 0")
+    return Coverage(
+        rows=seen["rows"],
+        end=end,
+        window_s=window,
+        sample=max(capture.get("sample") or 1, 1),
+        filters=tuple(filters),
+        seen={row["type"]: row["seen"] for row in accounts},
+        lost={row["type"]: int(row["lost"]) for row in accounts},
+        capped=capped,
+        overflow=max(capture.get("overflow") or 0, 0),
+        complete=capture.get("complete") is not False,
+        hooks_missing=tuple(row["hook"] or UNKNOWN for row in missing),
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - every part of a statement is a constant or a number
+"""Name resolution: no answer, slow answers. Reads the tables of enrich/dns_talks.py."""
+
+from collections.abc import Iterator
+
+from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, number, share, who
+from ktrace_agent.enrich import dns
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+from ktrace_api.names import RowType
+
+_RESTS_ON = (RowType.UDP_SEND, RowType.UDP_RECV)
+_CONSIDERED = 200
+"""Clients that are looked at: more of them would not find room."""
+
+_POLICY_ERRORS = frozenset({"EPERM", "EACCES"})
+_ROUTING_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"})
+
+_NO_REPLY = f"""
+SELECT c.*, e.errors FROM dns_clients c LEFT JOIN dns_errors e USING (client)
+WHERE unanswered + raced > 0 OR errored > 0
+ORDER BY unanswered DESC, errored DESC, c.tgid, c.remote_ip, c.net LIMIT {_CONSIDERED}
+"""
+_SLOW = f"""
+WITH slow AS (
+  SELECT client, count(*) AS answers, count(*) FILTER (WHERE ambiguous) AS ambiguous,
+    quantile_disc(rtt_us, [0, 0.5, 0.9, 1]) AS rtt, arg_max(answer_n, rtt_us, 10) AS slowest
+  FROM dns_pairs WHERE answer_n IS NOT NULL GROUP BY client
+  HAVING quantile_disc(rtt_us, 0.5) >= {{p50}} OR quantile_disc(rtt_us, 0.9) >= {{p90}})
+SELECT w.*, s.* EXCLUDE (client) FROM slow s JOIN dns_who w USING (client)
+ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
+"""
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """DNS_NO_REPLY and DNS_SLOW; dns_talks.prepare() has run."""
+    for row in case.ask(_NO_REPLY):
+        yield _no_reply(case, row)
+    if case.coverage.sample == 1:  # a sampled answer may belong to a query that is no row
+        limits = case.limits
+        slow = _SLOW.format(p50=limits.dns_slow_p50_us, p90=limits.dns_slow_p90_us)
+        for row in case.ask(slow):
+            yield _slow(case, row)
+
+
+def _gave_up(case: Case, row: Row) -> bool:
+    """Datagrams came for sockets that were closed: the answers were late for this client.
+
+    Not where the server is in the same namespace: then the queries themselves may be those.
+    """
+    no_ports = case.delta(row["net"], "snmp", "Udp.NoPorts")
+    no_ports += case.delta(row["net"], "snmp6", "Udp6NoPorts")
+    local = str(row["remote_ip"]).startswith(("127.", "::1"))
+    return not local and row["answers_sent"] == 0 and 0 < row["unanswered"] <= no_ports
+
+
+def _story(row: Row, errors: frozenset[str]) -> tuple[Cause, str]:
+    """Why there is no answer, as far as rows tell."""
+    if errors & _POLICY_ERRORS:
+        return Cause.POLICY, "the kernel refuses to send the queries (a local firewall or policy)"
+    if errors & _ROUTING_ERRORS:
+        return Cause.ROUTING, "the resolver cannot be reached"
+    if "ECONNREFUSED" in errors:
+        return Cause.DNS, "nobody listens at the resolver's port"
+    if row["answered_by"] is not None:
+        return Cause.DNS, f"{row['answered_by']} answers instead, which the client must ignore"
+    if row["answers_sent"]:
+        return Cause.POLICY, "the resolver on this node did answer: the answers are lost on the way"
+    return Cause.DNS, ""
+
+
+def _no_reply(case: Case, row: Row) -> Finding:
+    limits = case.limits
+    errors = frozenset(row["errors"] or {})
+    unsent = row["errored"] if errors & (_POLICY_ERRORS | _ROUTING_ERRORS) else 0
+    failed = max(row["unanswered"], unsent)
+    if row["ct_state"] == "UNREPLIED" and not row["answers"]:
+        failed += row["raced"]  # it did not lose a race, it never came back
+    asked = max(row["queries"] + row["unsent"], failed)
+    gave_up = _gave_up(case, row)
+    warn = (
+        failed >= limits.min_count
+        and share(failed, asked) >= limits.dns_no_reply_share
+        and not gave_up
+    )
+    cause, story = _story(row, errors)
+    peer = dns.resolver_name(row["remote_ip"])
+    if gave_up:
+        story = "answers came after the client had closed its socket"
+    sure = row["ct_state"] == "UNREPLIED" or bool(row["answered_by"]) or bool(errors)
+    title = f"{who(row)} got no answer to {failed} of {asked} DNS queries to {peer}"
+    return case.find(
+        FindingId.DNS_NO_REPLY,
+        grade(limits, failed, asked, warn=warn),
+        f"{title}: {story}" if story else title,
+        subject=row | {"peer": peer},
+        points_to=cause,
+        refuted_by="Answers in a packet capture at the client's socket, or a client that closes"
+        " its socket before they come (Udp.NoPorts rises).",
+        look=f"{inside(row)}dig @{row['remote_ip']} +tries=1 +time=2 . NS",
+        rests_on=_RESTS_ON,
+        confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
+        counts={
+            "queries": row["queries"],
+            "answers": row["answers"],
+            "unanswered": row["unanswered"],
+            "retries": row["retries"],
+            "lost_races": row["raced"],
+            "errors": row["errored"],
+            "answers_from_elsewhere": row["strange_answers"],
+            "answers_sent_by_resolver": row["answers_sent"],
+        },
+        rows=[*(row["open_rows"] or row["error_rows"]), *row["sent_rows"]],
+        numbers=[
+            number("queries without an answer", failed, limits.min_count, "queries"),
+            number("of all queries", share(failed, asked), limits.dns_no_reply_share, "share"),
+        ],
+    )
+
+
+def _slow(case: Case, row: Row) -> Finding:
+    limits = case.limits
+    least, p50, p90, most = row["rtt"]
+    peer = dns.resolver_name(row["remote_ip"])
+    warn = row["answers"] >= limits.dns_slow_min_answers
+    return case.find(
+        FindingId.DNS_SLOW,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{who(row)} waits {p50 / 1000:.0f} ms (median of {row['answers']}) for DNS answers"
+        f" from {peer}",
+        subject=row | {"peer": peer},
+        points_to=Cause.DNS,
+        refuted_by="A client that reads its socket late: then the answer waits there, as a packet"
+        " capture or `ss -uanm` (Recv-Q) shows.",
+        look=f"{inside(row)}dig @{row['remote_ip']} . NS | grep 'Query time'",
+        rests_on=_RESTS_ON,
+        confidence=Confidence.MEDIUM if row["ambiguous"] < row["answers"] else Confidence.LOW,
+        counts={"answers": row["answers"], "ambiguous": row["ambiguous"]},
+        rows=row["slowest"],
+        numbers=[
+            number("median time to an answer", p50, limits.dns_slow_p50_us, "us"),
+            number("90th percentile", p90, limits.dns_slow_p90_us, "us"),
+            number("shortest", least, unit="us"),
+            number("longest", most, unit="us"),
+        ],
+    )

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - every part of a statement is a constant or a number
+"""This node itself: datagrams and packets that found no room, pressure on CPU and memory."""
+
+from collections.abc import Iterator
+
+from ktrace_agent.analyze.findings.case import Case, Row, inside, literal, number, share, who
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+
+_UDP = {
+    "snmp": (("Udp.RcvbufErrors", "Udp.MemErrors"), "Udp.InDatagrams"),
+    "snmp6": (("Udp6RcvbufErrors", "Udp6MemErrors"), "Udp6InDatagrams"),
+}
+"""File -> what was dropped, what came through."""
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """UDP_RCVBUF_DROPS, SOFTNET_DROPS, CPU_PRESSURE, MEMORY_PRESSURE."""
+    for file, (names, _) in _UDP.items():
+        for netns, drops in case.risen(file, *names).items():
+            yield _udp(case, file, netns, drops)
+    yield from _softnet(case)
+    yield from _cpu(case)
+    yield from _memory(case)
+
+
+def _reader(case: Case, netns: int | None) -> tuple[Row, bool]:
+    """The process that took most datagrams in a namespace, and whether it was the only one."""
+    same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
+    found = case.ask(
+        f"""SELECT tgid, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
+              count(*) AS calls, min(n, 10) AS shown
+            FROM rows WHERE type = 'udp_recv' AND {same_net} AND remote_port IS DISTINCT FROM 53
+            GROUP BY tgid ORDER BY calls DESC, tgid LIMIT 2"""
+    )
+    return (found[0] if found else {"shown": None}), len(found) == 1
+
+
+def _udp(case: Case, file: str, netns: int | None, drops: int) -> Finding:
+    limits = case.limits
+    names, came = _UDP[file]
+    taken = case.delta(netns, file, came)
+    lost = share(drops, drops + taken)
+    warn = drops >= limits.udp_drops and lost >= limits.udp_drop_share
+    row, alone = _reader(case, netns)
+    return case.find(
+        FindingId.UDP_RCVBUF_DROPS,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{drops} datagrams ({lost:.1%}) were dropped because a receive buffer was full"
+        + (f"; {who(row)} reads there" if row.get("tgid") is not None else ""),
+        subject=row | {"net": netns},
+        points_to=Cause.APPLICATION,
+        refuted_by="No socket with a `d` counter in `ss -uanm`: then memory for all of UDP"
+        " (udp_mem) was short.",
+        look=f"{inside(row)}ss -uanmp; {inside(row)}nstat -az UdpRcvbufErrors Udp6RcvbufErrors;"
+        " sysctl net.core.rmem_max",
+        confidence=Confidence.HIGH if alone else Confidence.MEDIUM,
+        counts={"dropped": drops, "received": taken},
+        rows=row["shown"],
+        numbers=[
+            number(" + ".join(names), drops, limits.udp_drops, "datagrams"),
+            number("of all datagrams", lost, limits.udp_drop_share, "share"),
+        ],
+    )
+
+
+def _softnet(case: Case) -> Iterator[Finding]:
+    limits = case.limits
+    dropped = case.delta(None, "softnet_stat", "dropped")
+    if not dropped:
+        return
+    processed = case.delta(None, "softnet_stat", "processed")
+    lost = share(dropped, dropped + processed)
+    warn = dropped >= limits.softnet_drops and lost >= limits.softnet_drop_share
+    yield case.find(
+        FindingId.SOFTNET_DROPS,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{dropped} packets ({lost:.2%}) were dropped before the protocols saw them: a CPU's"
+        " backlog was full",
+        subject={},
+        points_to=Cause.HOST,
+        refuted_by="A second column of /proc/net/softnet_stat that stands still.",
+        look="cat /proc/net/softnet_stat; sysctl net.core.netdev_max_backlog; mpstat -P ALL 1 5",
+        counts={
+            "dropped": dropped,
+            "processed": processed,
+            "time_squeeze": case.delta(None, "softnet_stat", "time_squeeze"),
+        },
+        numbers=[
+            number("dropped", dropped, limits.softnet_drops, "packets"),
+            number("of all packets", lost, limits.softnet_drop_share, "share"),
+        ],
+    )
+
+
+def _stalled(case: Case, file: str, kind: str) -> float:
+    """Part of the capture in which tasks waited; the counter is in microseconds."""
+    return min(share(case.delta(None, file, f"{kind}.total") / 1e6, case.coverage.window_s), 1.0)
+
+
+def _cpu(case: Case) -> Iterator[Finding]:
+    limits = case.limits
+    some = _stalled(case, "pressure/cpu", "some")
+    if some < limits.cpu_some_share / 2:
+        return
+    long = case.coverage.window_s >= limits.cpu_min_window_s
+    yield case.find(
+        FindingId.CPU_PRESSURE,
+        Severity.WARNING if some >= limits.cpu_some_share and long else Severity.INFO,
+        f"Tasks waited for a CPU in {some:.0%} of the time",
+        subject={},
+        points_to=Cause.HOST,
+        refuted_by="/proc/pressure/cpu far below while the trouble is there, or batch jobs with"
+        " low weight that alone wait.",
+        look="cat /proc/pressure/cpu; top -bn1 | head -20; cat /sys/fs/cgroup/cpu.stat",
+        confidence=Confidence.MEDIUM,
+        numbers=[
+            number("time in which some task waited", some, limits.cpu_some_share, "share"),
+            number("length of the capture", case.coverage.window_s, limits.cpu_min_window_s, "s"),
+        ],
+    )
+
+
+def _memory(case: Case) -> Iterator[Finding]:
+    limits = case.limits
+    some, full = (_stalled(case, "pressure/memory", kind) for kind in ("some", "full"))
+    if some < limits.memory_some_share / 10:
+        return
+    warn = some >= limits.memory_some_share or full >= limits.memory_full_share
+    yield case.find(
+        FindingId.MEMORY_PRESSURE,
+        Severity.WARNING if warn else Severity.INFO,
+        f"Tasks waited for memory in {some:.0%} of the time, all of them in {full:.0%}",
+        subject={},
+        points_to=Cause.HOST,
+        refuted_by="/proc/pressure/memory near zero while the trouble is there.",
+        look="cat /proc/pressure/memory; free -m; grep -E 'pgmajfault|allocstall' /proc/vmstat",
+        numbers=[
+            number("time in which some waited", some, limits.memory_some_share, "share"),
+            number("time in which all waited", full, limits.memory_full_share, "share"),
+        ],
+    )

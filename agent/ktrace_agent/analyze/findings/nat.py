@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - every part of a statement is a constant or a number
+"""Connection tracking: a full table, entries that collide, flows that nobody answers."""
+
+from collections.abc import Iterator
+
+from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal, number, share, who
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+
+_CONSIDERED = 50
+_FILE = "stat/nf_conntrack"
+_ASKED_AND_ANSWERED = (67, 69, 88, 123, 161, 389, 443, 500, 1812, 1813, 3478, 4500)
+"""UDP ports of protocols that always answer: DHCP, TFTP, Kerberos, NTP, SNMP, CLDAP, QUIC, IKE,
+RADIUS, STUN. Others (syslog, statsd, VXLAN, NetFlow) never do; DNS has findings of its own."""
+
+_UNREPLIED = f"""
+WITH udp AS (
+  SELECT *, greatest(coalesce(tx_calls, 0), 0) AS sent FROM flows
+  WHERE proto = 'udp' AND remote_port IS NOT NULL AND remote_port NOT IN (53, 5353)),
+replying AS (SELECT DISTINCT net, remote_port FROM udp WHERE rx_calls > 0),
+silent AS (
+  SELECT * FROM udp WHERE ct_state = 'UNREPLIED' AND coalesce(rx_calls, 0) = 0 AND sent > 0)
+SELECT s.net, s.tgid, max(s.comm) AS comm, max(s.pod) AS pod, max(s.namespace) AS namespace,
+  s.remote AS peer, max(s.remote_ip) AS remote_ip, max(s.remote_port) AS remote_port,
+  count(*) AS flows, sum(s.sent) AS sent, max(s.nat) AS nat,
+  bool_or(r.remote_port IS NOT NULL OR s.remote_port IN {_ASKED_AND_ANSWERED}) AS answers_expected
+FROM silent s LEFT JOIN replying r ON s.net IS NOT DISTINCT FROM r.net
+  AND s.remote_port = r.remote_port
+GROUP BY s.net, s.tgid, s.remote ORDER BY answers_expected DESC, sent DESC, s.tgid, s.remote, s.net
+LIMIT {_CONSIDERED}
+"""
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """CONNTRACK_FULL, CONNTRACK_INSERT_FAILED, CONNTRACK_UNREPLIED."""
+    yield from _full(case)
+    for netns, failed in case.risen(_FILE, "insert_failed").items():
+        yield _insert_failed(case, netns, failed)
+    for row in case.ask(_UNREPLIED):
+        yield _unreplied(case, row)
+
+
+def _full(case: Case) -> Iterator[Finding]:
+    """Each namespace has a table of its own, the limit is one for all."""
+    limits = case.limits
+    maximum = case.counter(None, "conntrack/max", "value")
+    most = maximum.after if maximum else 0.0
+    tables = case.ask(
+        f"SELECT netns, max(greatest(before, after)) AS entries FROM counters"
+        f" WHERE file = '{_FILE}' AND name = 'entries' AND isfinite(after) GROUP BY netns"
+    )
+    entries = {row["netns"]: row["entries"] or 0.0 for row in tables}
+    dropping = case.risen(_FILE, "drop", "early_drop")
+    for netns in sorted({*entries, *dropping}, key=lambda inode: inode or 0):
+        held, dropped = entries.get(netns, 0.0), dropping.get(netns, 0)
+        filled = share(held, most)
+        full = filled >= limits.conntrack_full_share
+        if not full and not (dropped and not most):
+            continue
+        yield case.find(
+            FindingId.CONNTRACK_FULL,
+            Severity.CRITICAL if full and dropped else Severity.WARNING,
+            f"The connection tracking table is full: {held:.0f} of {most:.0f} entries,"
+            f" {dropped} packets of new connections dropped",
+            subject={"net": netns},
+            points_to=Cause.NAT,
+            refuted_by="A count well below nf_conntrack_max in the namespace where the drops are"
+            " counted.",
+            look="sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max;"
+            " conntrack -S; dmesg | grep 'table full'",
+            confidence=Confidence.HIGH if dropped else Confidence.MEDIUM,
+            counts={"entries": int(held), "dropped": dropped},
+            numbers=[
+                number("filled", filled, limits.conntrack_full_share, "share"),
+                number("entries", held, most, "entries"),
+                number("packets dropped", dropped, 0, "packets"),
+            ],
+        )
+
+
+def _insert_failed(case: Case, netns: int | None, failed: int) -> Finding:
+    limits = case.limits
+    warn = failed >= limits.conntrack_insert_failed
+    return case.find(
+        FindingId.CONNTRACK_INSERT_FAILED,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{failed} packets were dropped because their connection tracking entry clashed with"
+        " another",
+        subject={"net": netns},
+        points_to=Cause.NAT,
+        refuted_by="No source NAT and no parallel queries from one port in that namespace.",
+        look="conntrack -S; nft list ruleset | grep -nE 'masquerade|snat'",
+        confidence=Confidence.MEDIUM,
+        counts={"insert_failed": failed},
+        numbers=[number("insert_failed", failed, limits.conntrack_insert_failed, "packets")],
+    )
+
+
+def _unreplied(case: Case, row: Row) -> Finding:
+    limits = case.limits
+    sent = int(row["sent"])
+    warn = bool(row["answers_expected"]) and sent >= limits.unreplied_count
+    translated = row["nat"] in ("dnat", "snat", "both")
+    shown = case.ask(
+        "SELECT min(n, 10) AS shown FROM rows WHERE type = 'udp_send'"
+        f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
+        f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])}"
+        f" AND remote = {literal(row['peer'])}"
+    )[0]["shown"]
+    return case.find(
+        FindingId.CONNTRACK_UNREPLIED,
+        grade(limits, 0, sent, warn=warn),
+        f"Connection tracking saw no packet come back for {sent} datagrams of {who(row)} to"
+        f" {row['peer']}",
+        subject=row,
+        points_to=Cause.NAT if translated else Cause.POLICY,
+        refuted_by="A protocol that never answers (syslog, statsd, NetFlow), or answers in a"
+        " packet capture.",
+        look=f"{inside(row)}conntrack -L -p udp --orig-dst {row['remote_ip']}"
+        f" --orig-port-dst {row['remote_port']}",
+        confidence=Confidence.HIGH if warn else Confidence.LOW,
+        counts={"flows": row["flows"], "datagrams": sent},
+        rows=shown,
+        numbers=[number("datagrams without an answer", sent, limits.unreplied_count, "datagrams")],
+    )

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - every part of a statement is a constant or a number
+"""Connections that exist: segments sent again, resets, ends that nobody closes, full backlogs."""
+
+from collections.abc import Iterator
+
+from ktrace_agent.analyze.findings.case import Case, Row, inside, literal, number, share, who
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+from ktrace_api.names import RowType
+
+_CONSIDERED = 50
+_SEGMENT_BYTES = 1448
+"""Payload of a segment on a link with an MTU of 1500 and TCP timestamps."""
+_HANDSHAKES = "('SYN_SENT', 'SYN_RECV', 'NEW_SYN_RECV')"
+_ABORTS = ("TcpExt.TCPAbortOnClose", "TcpExt.TCPAbortOnData", "TcpExt.TCPAbortOnTimeout",
+           "TcpExt.TCPAbortOnMemory", "TcpExt.TCPAbortOnLinger")  # fmt: skip
+"""Connections that this side aborted itself."""
+
+# Whom a server talks to are many ports of many clients: their address alone is the peer.
+_PEER = "CASE WHEN role = 'client' THEN remote ELSE remote_ip END"
+
+_RETRANSMITS = """
+CREATE OR REPLACE TEMP TABLE f_retransmits AS
+SELECT n, ts, net, tgid, comm, pod, namespace, local, local_port, remote, remote_ip, role, sock,
+  new_state AS state, coalesce(synack, false) AS synack, greatest(coalesce(measure, 1), 1) AS segs
+FROM rows WHERE type = 'tcp_retransmit' AND n IS NOT NULL AND ts IS NOT NULL
+"""
+_STALLS = """
+CREATE OR REPLACE TEMP TABLE f_stalls AS
+WITH gaps AS (
+  SELECT *, date_diff('microsecond', lag(ts) OVER w, ts) AS gap
+  FROM f_retransmits WHERE state NOT IN {handshakes} AND sock IS NOT NULL
+  WINDOW w AS (PARTITION BY sock ORDER BY n)),
+grown AS (
+  SELECT *, gap >= 1.5 * lag(gap) OVER (PARTITION BY sock ORDER BY n) AS grew FROM gaps),
+runs AS (
+  SELECT *, count(*) FILTER (WHERE NOT coalesce(grew, true))
+    OVER (PARTITION BY sock ORDER BY n) AS run FROM grown)
+SELECT sock, any_value(net) AS net, any_value(tgid) AS tgid, any_value({peer}) AS peer
+FROM (SELECT *, count(*) OVER (PARTITION BY sock, run) AS length FROM runs)
+WHERE length >= {retransmits} - 1 GROUP BY sock HAVING max(gap) >= {gap_us}
+"""
+_LOSS = f"""
+WITH again AS (
+  SELECT net, tgid, {_PEER} AS peer, max(comm) AS comm, max(pod) AS pod,
+    max(namespace) AS namespace, sum(segs) * {{sample}} AS segs, count(*) AS events,
+    count(DISTINCT sock) AS sockets, min(n, 10) AS shown, max(remote_ip) AS remote_ip
+  FROM f_retransmits WHERE state NOT IN {_HANDSHAKES} GROUP BY ALL),
+sent AS (
+  SELECT net, tgid, {_PEER} AS peer, sum(greatest(greatest(coalesce(tx_bytes, 0), 0)
+      / {_SEGMENT_BYTES}, greatest(coalesce(tx_calls, 0), 0))
+      + 3.0 * greatest(coalesce(opened, 0), 0)) AS segs
+  FROM flows WHERE proto = 'tcp' GROUP BY ALL),
+stalled AS (SELECT net, tgid, peer, count(*) AS stalls FROM f_stalls GROUP BY ALL)
+SELECT a.*, coalesce(s.segs, 0) AS sent, coalesce(t.stalls, 0) AS stalls
+FROM again a LEFT JOIN sent s ON a.net IS NOT DISTINCT FROM s.net
+    AND a.tgid IS NOT DISTINCT FROM s.tgid AND a.peer IS NOT DISTINCT FROM s.peer
+  LEFT JOIN stalled t ON a.net IS NOT DISTINCT FROM t.net
+    AND a.tgid IS NOT DISTINCT FROM t.tgid AND a.peer IS NOT DISTINCT FROM t.peer
+ORDER BY stalls DESC, a.segs DESC, a.tgid, a.peer, a.net LIMIT {_CONSIDERED}
+"""
+# A connection that left ESTABLISHED or CLOSE_WAIT at once was aborted by one of its ends. Where
+# both are on this node, the end that went first did it.
+_RESETS = f"""
+WITH cut AS (
+  SELECT n, net, tgid, comm, pod, namespace, local, remote, remote_ip FROM rows
+  WHERE type = 'tcp_state' AND old_state IN ('ESTABLISHED', 'CLOSE_WAIT') AND new_state = 'CLOSE'
+    AND role = 'client' AND n IS NOT NULL),
+ends AS (SELECT local, remote, min(n) AS n FROM rows
+  WHERE type = 'tcp_state' AND old_state IN ('ESTABLISHED', 'CLOSE_WAIT') AND new_state = 'CLOSE'
+    AND role IS DISTINCT FROM 'client' GROUP BY ALL),
+told AS (
+  SELECT c.*, e.n IS NOT NULL AS both_seen, e.n < c.n AS by_peer FROM cut c
+  LEFT JOIN ends e ON c.local = e.remote AND c.remote = e.local)
+SELECT net, tgid, remote AS peer, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
+  max(remote_ip) AS remote_ip, count(*) AS cut, count(*) FILTER (WHERE by_peer) AS by_peer,
+  count(*) FILTER (WHERE NOT both_seen) AS alone, min(n, 10) AS shown
+FROM told GROUP BY ALL ORDER BY cut DESC, tgid, peer, net LIMIT {_CONSIDERED}
+"""
+_CLOSE_WAIT = f"""
+WITH ends AS (
+  SELECT net, tgid, comm, pod, namespace, remote, remote_ip, role, age_us, moment, owner_source
+  FROM sockets WHERE state = 'CLOSE_WAIT')
+SELECT net, tgid, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
+  count(*) FILTER (WHERE moment = 'start') AS before,
+  count(*) FILTER (WHERE moment = 'end') AS after,
+  count(*) FILTER (WHERE moment = 'end' AND age_us >= {{age_us}}) AS stale,
+  (max(age_us) FILTER (WHERE moment = 'end' AND age_us >= 0)
+    - min(age_us) FILTER (WHERE moment = 'end' AND age_us >= 0)) AS spread,
+  count(DISTINCT remote_ip) AS peers, mode(if(role = 'client', remote, remote_ip)) AS peer
+FROM ends GROUP BY net, tgid HAVING after > before ORDER BY after - before DESC, tgid, net
+LIMIT {_CONSIDERED}
+"""
+
+
+def prepare(case: Case) -> None:
+    """Make f_retransmits and f_stalls."""
+    limits = case.limits
+    case.con.execute(_RETRANSMITS)
+    case.con.execute(
+        _STALLS.format(
+            handshakes=_HANDSHAKES,
+            peer=_PEER,
+            retransmits=limits.stall_retransmits,
+            gap_us=round(limits.stall_gap_s * 1e6),
+        )
+    )
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """TCP_RETRANSMITS, TCP_RESETS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW; prepare() has run."""
+    for row in case.ask(_LOSS.format(sample=case.coverage.sample)):
+        yield _loss(case, row)
+    for row in case.ask(_RESETS):
+        if (finding := _reset(case, row)) is not None:
+            yield finding
+    age_us = round(case.limits.close_wait_age_s * 1e6)
+    for row in case.ask(_CLOSE_WAIT.format(age_us=age_us)):
+        yield _close_wait(case, row)
+    for netns, drops in case.risen(
+        "netstat", "TcpExt.ListenOverflows", "TcpExt.TCPReqQFullDrop"
+    ).items():
+        yield _overflow(case, netns, drops)
+
+
+def _loss(case: Case, row: Row) -> Finding:
+    limits = case.limits
+    segs, sent = int(row["segs"]), max(float(row["sent"]), 1.0)
+    rate = min(segs / sent, 1.0)
+    resent = case.delta(row["net"], "snmp", "Tcp.RetransSegs")
+    known = case.delta(row["net"], "netstat", "TcpExt.TCPDSACKRecv")
+    needless = resent > 0 and known / resent >= limits.retransmit_needless_share
+    lossy = segs >= limits.retransmit_count and rate >= limits.retransmit_share and not needless
+    severity = Severity.WARNING if lossy or row["stalls"] else Severity.INFO
+    worse = rate >= limits.retransmit_critical_share and segs >= 10 * limits.retransmit_count
+    if lossy and worse:
+        severity = Severity.CRITICAL
+    stalls = f"; {row['stalls']} connections get nothing acknowledged" if row["stalls"] else ""
+    return case.find(
+        FindingId.TCP_RETRANSMITS,
+        severity,
+        f"{who(row)} sent {segs} segments to {row['peer']} again, {rate:.1%} of about"
+        f" {sent:.0f}{stalls}",
+        subject=row,
+        points_to=Cause.ROUTING,
+        refuted_by="Duplicates reported by the receiver (TcpExt.TCPDSACKRecv rises as much): the"
+        " segments were late, not lost.",
+        look=f"{inside(row)}ss -tino dst {row['remote_ip']};"
+        f" {inside(row)}ping -M do -s 1472 -c 5 {row['remote_ip']}",
+        rests_on=(RowType.TCP_RETRANSMIT,),
+        confidence=Confidence.HIGH if row["stalls"] or segs >= 50 else Confidence.MEDIUM,
+        counts={
+            "segments_again": segs,
+            "segments_sent": int(sent),
+            "sockets": row["sockets"],
+            "stalled": row["stalls"],
+            "needless": known,
+        },
+        rows=row["shown"],
+        numbers=[
+            number("segments sent again", rate, limits.retransmit_share, "share"),
+            number("segments", segs, limits.retransmit_count, "segments"),
+            number("needless", share(known, resent), limits.retransmit_needless_share, "share"),
+        ],
+    )
+
+
+def _reset(case: Case, row: Row) -> Finding | None:
+    """None where the clients themselves ended their connections so, as probes like to."""
+    limits = case.limits
+    received = case.delta(row["net"], "snmp", "Tcp.EstabResets")
+    received -= case.delta(row["net"], "netstat", *_ABORTS)
+    by_peer = min(row["by_peer"] + min(row["alone"], max(received, 0)), row["cut"])
+    if not by_peer:
+        return None
+    opened = case.ask(
+        f"SELECT coalesce(sum(opened), 0) AS opened FROM flows WHERE proto = 'tcp'"
+        f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
+        f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])} AND remote = {literal(row['peer'])}"
+    )[0]["opened"]
+    total = max(int(opened), by_peer)
+    warn = by_peer >= limits.reset_count and share(by_peer, total) >= limits.reset_share
+    return case.find(
+        FindingId.TCP_RESETS,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{by_peer} connections of {who(row)} to {row['peer']} were reset in mid-stream",
+        subject=row,
+        points_to=Cause.APPLICATION,
+        refuted_by="A client that aborts its connections itself (SO_LINGER 0, unread data): then"
+        " TcpExt.TCPAbortOn* rises in its namespace.",
+        look=f"{inside(row)}tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host"
+        f" {row['remote_ip']}'",
+        rests_on=(RowType.TCP_STATE,),
+        confidence=Confidence.HIGH if row["by_peer"] >= limits.reset_count else Confidence.MEDIUM,
+        counts={"resets": by_peer, "cut": row["cut"], "opened": total},
+        rows=row["shown"],
+        numbers=[
+            number("resets", by_peer, limits.reset_count, "connections"),
+            number("of the connections opened", share(by_peer, total), limits.reset_share, "share"),
+        ],
+    )
+
+
+def _close_wait(case: Case, row: Row) -> Finding:
+    limits = case.limits
+    growth = row["after"] - row["before"]
+    stale = row["stale"] - row["before"]
+    spread_s = (row["spread"] or 0) / 1e6
+    warn = (
+        stale >= limits.close_wait_growth
+        and growth >= limits.close_wait_growth
+        and spread_s >= limits.close_wait_spread_s
+    )
+    shown = case.ask(
+        "SELECT min(n, 10) AS shown FROM rows WHERE type = 'tcp_state' AND new_state = 'CLOSE_WAIT'"
+        f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
+        f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])}"
+    )[0]["shown"]
+    return case.find(
+        FindingId.CLOSE_WAIT_GROWING,
+        Severity.WARNING if warn else Severity.INFO,
+        f"{who(row)} leaves connections open that their peers closed: {row['before']} -> "
+        f"{row['after']} in CLOSE_WAIT",
+        subject=row,
+        points_to=Cause.APPLICATION,
+        refuted_by="A process that still sends on them (half-closed streams), or fewer of them a"
+        " minute later.",
+        look=f"{inside(row)}ss -tanpo state close-wait",
+        rests_on=(RowType.TCP_STATE,),
+        counts={"before": row["before"], "after": row["after"], "stale": row["stale"]},
+        rows=shown,
+        numbers=[
+            number("growth", growth, limits.close_wait_growth, "sockets"),
+            number("older than a second, new", stale, limits.close_wait_growth, "sockets"),
+            number("time between first and last", spread_s, limits.close_wait_spread_s, "s"),
+        ],
+    )
+
+
+def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
+    """The counter is the namespace's; the listener is the one whose clients nobody accepts."""
+    limits = case.limits
+    same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
+    found = case.ask(
+        f"""WITH unaccepted AS (
+              SELECT local_port, count(*) AS waiting, min(n, 10) AS shown FROM rows
+              WHERE type = 'tcp_state' AND owner_source = 'listener' AND {same_net}
+                AND new_state = 'ESTABLISHED' GROUP BY local_port),
+            again AS (SELECT local_port, count(*) AS again FROM f_retransmits
+              WHERE synack AND {same_net} GROUP BY local_port)
+            SELECT s.tgid, max(s.comm) AS comm, max(s.pod) AS pod, max(s.namespace) AS namespace,
+              max(s.local) AS peer, s.local_port, max(coalesce(u.waiting, 0)) AS waiting,
+              max(coalesce(a.again, 0)) AS again, any_value(u.shown) AS shown
+            FROM sockets s LEFT JOIN unaccepted u ON s.local_port = u.local_port
+              LEFT JOIN again a ON s.local_port = a.local_port
+            WHERE s.state = 'LISTEN' AND s.net IS NOT DISTINCT FROM {literal(netns)}
+            GROUP BY s.tgid, s.local_port
+            ORDER BY waiting DESC, again DESC, s.tgid, s.local_port LIMIT 2"""
+    )
+    sure = len(found) == 1 or (bool(found) and found[0]["waiting"] > found[-1]["waiting"])
+    row: Row = found[0] if sure else {"shown": None, "waiting": 0}
+    name = f"{who(row)} at {row['peer']}" if sure else "a listener"
+    return case.find(
+        FindingId.LISTEN_OVERFLOW,
+        Severity.WARNING if drops >= limits.listen_overflow else Severity.INFO,
+        f"{name} accepts too slowly: its full backlog cost {drops} handshakes",
+        subject=row | {"net": netns},
+        points_to=Cause.APPLICATION,
+        refuted_by="Counters that stand still in the next minute: a burst at start-up.",
+        look=f"{inside(row)}ss -ltnp; {inside(row)}nstat -az TcpExtListenOverflows"
+        " TcpExtListenDrops (Recv-Q at Send-Q: full)",
+        confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
+        counts={"overflows": drops, "not_accepted": row["waiting"]},
+        rows=row["shown"],
+        numbers=[number("ListenOverflows", drops, limits.listen_overflow, "handshakes")],
+    )

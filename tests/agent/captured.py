@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small captures as tables of ktrace_agent/sql.py, written by hand."""
+
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+import duckdb
+
+from ktrace_agent import sql
+from ktrace_agent.analyze.findings import analyze
+from ktrace_api.finding import Finding, FindingId, Findings, Severity
+from ktrace_api.thresholds import Thresholds
+
+STARTED = datetime(2026, 1, 24, 21, 57, 54)  # noqa: DTZ001  # the tables are in UTC
+NET = 4026531840
+CLIENT, SERVER = "10.0.0.1", "10.0.0.2"
+
+
+def at(seconds: float) -> datetime:
+    return STARTED + timedelta(seconds=seconds)
+
+
+def ends(local: str, local_port: int, remote: str | None, remote_port: int | None) -> Any:
+    def shown(address: str, port: int | None) -> str:
+        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    return {
+        "local": shown(local, local_port),
+        "local_ip": local,
+        "local_port": local_port,
+        "remote": None if remote is None else shown(remote, remote_port),
+        "remote_ip": remote,
+        "remote_port": remote_port,
+        "family": "ipv6" if ":" in local else "ipv4",
+    }
+
+
+PROCESS = {"comm": "shop", "tgid": 100, "net": NET}
+
+
+class Captured:
+    """A capture of 60 s; rows get their numbers in the order of their times."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.con = duckdb.connect()
+        for table in sql.COLUMNS:
+            self.con.execute(sql.create(table))
+        self._rows: list[tuple[float, dict[str, Any]]] = []
+        usual = {
+            "node": "etcd-1",
+            "started": STARTED,
+            "ended": at(60),
+            "ended_by": "duration",
+            "window_s": 60.0,
+            "sample": 1,
+            "complete": True,
+            "ports": [],
+            "lost": 0,
+            "capped": 0,
+            "overflow": 0,
+        }
+        self.insert("capture", {**usual, **changes})
+
+    def insert(self, table: str, line: dict[str, Any]) -> None:
+        names, marks = ", ".join(line), ", ".join("?" * len(line))
+        self.con.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", [*line.values()])
+
+    def row(self, second: float, kind: str, **facts: Any) -> Self:
+        self._rows.append((second, {"type": kind, **PROCESS, **facts}))
+        return self
+
+    def connect(
+        self, second: float, result: str = "established", error: str = "-", us: int | None = 400,
+        to: str = SERVER, port: int = 443, local_port: int = 40000, **facts: Any,
+    ) -> Self:  # fmt: skip
+        local = "fd00::1" if ":" in to else CLIENT
+        where = ends(local, local_port, to, port)
+        return self.row(
+            second, "connect", role="client", result=result, error=error, measure=us,
+            **{**where, **facts},
+        )  # fmt: skip
+
+    def query(
+        self, second: float, rtt: float | None = 0.005, *, sock: int = 1, to: str = SERVER,
+        local: str = CLIENT, local_port: int = 50000, **facts: Any,
+    ) -> Self:  # fmt: skip
+        """A DNS query and its answer after `rtt` seconds, unless that is None."""
+        where = ends(local, local_port, to, 53)
+        usual = {"sock": sock, "measure": 60, "errno": 0, "error": "-", "flags": [], **where}
+        self.row(second, "udp_send", **{**usual, **facts})
+        if rtt is not None:
+            self.row(second + rtt, "udp_recv", **{**usual, **facts})
+        return self
+
+    def retransmit(
+        self, second: float, *, sock: int = 1, segs: int = 1, state: str = "ESTABLISHED",
+        to: str = SERVER, port: int = 443, role: str = "client", **facts: Any,
+    ) -> Self:  # fmt: skip
+        where = ends(CLIENT, 40000, to, port)
+        return self.row(
+            second, "tcp_retransmit", sock=sock, measure=segs, new_state=state, role=role,
+            **{"synack": False, **where, **facts},
+        )  # fmt: skip
+
+    def flow(
+        self, proto: str = "tcp", *, to: str = SERVER, port: int = 443, local_port: int = 40000,
+        **facts: Any,
+    ) -> Self:  # fmt: skip
+        where = ends(CLIENT, local_port, to, port)
+        usual = {"role": "client", "first_ts": at(0), "last_ts": at(1), "tx_bytes": 0,
+                 "rx_bytes": 0, "tx_calls": 0, "rx_calls": 0, "opened": 0, "failed": 0,
+                 "retrans_segs": 0}  # fmt: skip
+        self.insert("flows", {**PROCESS, "proto": proto, **where, **usual, **facts})
+        return self
+
+    def socket(self, moment: str, state: str, age_s: float = 10.0, **facts: Any) -> Self:
+        where = ends(CLIENT, 8080, "10.0.0.9", 50000)
+        usual = {"role": "server", "age_us": round(age_s * 1e6)}
+        self.insert("sockets", {**PROCESS, "moment": moment, "state": state, **where, **usual,
+                                **facts})  # fmt: skip
+        return self
+
+    def counter(
+        self, file: str, name: str, delta: float, *, netns: int | None = NET, before: float = 0
+    ) -> Self:
+        self.insert("counters", {"netns": netns, "file": file, "name": name, "before": before,
+                                 "after": before + delta, "delta": delta})  # fmt: skip
+        return self
+
+    def analyze(self, thresholds: Thresholds | None = None) -> Findings:
+        order = sorted(range(len(self._rows)), key=lambda index: self._rows[index][0])
+        rows = [
+            {"n": n, "ts": at(second), **facts}
+            for n, (second, facts) in enumerate(self._rows[index] for index in order)
+        ]
+        names = list({name: None for row in rows for name in row})
+        for start in range(0, len(rows), 100):
+            part = rows[start : start + 100]
+            line = f"({', '.join('?' * len(names))})"
+            self.con.execute(
+                f"INSERT INTO rows ({', '.join(names)}) VALUES {', '.join([line] * len(part))}",
+                [row.get(name) for row in part for name in names],
+            )
+        self._rows.clear()
+        return analyze(self.con, thresholds or Thresholds())
+
+    def finding(self, name: str) -> Finding:
+        """The only finding of an id."""
+        (found,) = [one for one in self.analyze().findings if one.id == name]
+        return found
+
+    def serious(self) -> set[FindingId]:
+        return serious(self.analyze())
+
+
+def serious(found: Findings) -> set[FindingId]:
+    """Ids above info."""
+    return {one.id for one in found.findings if one.severity != Severity.INFO}

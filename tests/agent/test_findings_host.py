@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families nat, host and capture: what counters and the capture itself tell."""
+
+from typing import Any
+
+import pytest
+
+from ktrace_api.finding import Cause, Severity
+
+from .captured import NET, SERVER, Captured, ends, serious
+
+CONNTRACK = "stat/nf_conntrack"
+
+
+def busy(**capture: Any) -> Captured:
+    return Captured(**capture).connect(1)
+
+
+def filled(entries: float, drops: int) -> Captured:
+    made = busy().counter("conntrack/max", "value", 0, netns=None, before=262144)
+    made.counter(CONNTRACK, "entries", 0, before=entries)
+    return made.counter(CONNTRACK, "drop", drops) if drops else made
+
+
+def test_full_table():
+    finding = filled(262144, 50).finding("CONNTRACK_FULL")
+    assert finding.severity == Severity.CRITICAL
+    assert finding.subject.netns == NET
+    assert filled(262144, 50).analyze().verdict.verdict == Cause.NAT
+    assert filled(262144, 0).finding("CONNTRACK_FULL").severity == Severity.WARNING
+
+
+def test_a_table_with_room_is_healthy():
+    assert filled(200_000, 0).analyze().findings == ()
+    assert filled(100, 3).analyze().findings == ()
+
+
+def test_a_full_table_explains_what_fails():
+    made = filled(262144, 50)
+    for number in range(20):
+        made.connect(10 + number, "abandoned", us=1_600_000)
+        made.query(10 + number, None, sock=number)
+    verdict = made.analyze().verdict
+    assert verdict.verdict == Cause.NAT
+    assert set(verdict.findings) == {"CONNTRACK_FULL", "TCP_SYN_UNANSWERED", "DNS_NO_REPLY"}
+
+
+def test_insert_failed():
+    assert busy().counter(CONNTRACK, "insert_failed", 10).serious() == {"CONNTRACK_INSERT_FAILED"}
+    assert busy().counter(CONNTRACK, "insert_failed", 1).serious() == set()
+
+
+def udp(port: int, calls: int = 5, answered: bool = False, **facts: Any) -> Captured:
+    made = busy().flow("udp", port=port, tx_calls=calls, ct_state="UNREPLIED", **facts)
+    made.row(2, "udp_send", errno=0, sock=9, **ends("10.0.0.1", 40000, SERVER, port))
+    if answered:
+        made.flow("udp", port=port, to="10.0.0.8", tx_calls=9, rx_calls=9, ct_state="REPLIED")
+    return made
+
+
+def test_unreplied():
+    finding = udp(123).finding("CONNTRACK_UNREPLIED")
+    assert finding.severity == Severity.WARNING
+    assert finding.subject.peer == f"{SERVER}:123"
+    assert finding.points_to == Cause.POLICY
+    assert finding.evidence.rows == (1,)
+    assert udp(9999, answered=True).serious() == {"CONNTRACK_UNREPLIED"}
+    assert udp(123, nat="dnat").finding("CONNTRACK_UNREPLIED").points_to == Cause.NAT
+
+
+@pytest.mark.parametrize("port", [514, 8125, 4789, 5353])
+def test_protocols_that_never_answer_are_healthy(port: int):
+    assert udp(port).serious() == set()
+
+
+def test_few_unreplied_are_no_finding_above_info():
+    assert udp(123, calls=2).serious() == set()
+
+
+def test_receive_buffer():
+    made = busy().counter("snmp", "Udp.RcvbufErrors", 500).counter("snmp", "Udp.InDatagrams", 9500)
+    for number in range(5):
+        made.row(2 + number, "udp_recv", tgid=700, comm="sink", errno=0,
+                 **ends("10.0.0.1", 9000, SERVER, 40000))  # fmt: skip
+    finding = made.finding("UDP_RCVBUF_DROPS")
+    assert finding.severity == Severity.WARNING
+    assert finding.subject.tgid == 700
+    assert finding.evidence.numbers[1].value == 0.05
+
+
+def test_few_or_rare_drops_are_healthy():
+    assert busy().counter("snmp", "Udp.RcvbufErrors", 5).serious() == set()
+    made = busy().counter("snmp", "Udp.RcvbufErrors", 50)
+    assert made.counter("snmp", "Udp.InDatagrams", 1_000_000).serious() == set()
+
+
+def test_softnet():
+    made = busy().counter("softnet_stat", "dropped", 500, netns=None)
+    assert made.counter("softnet_stat", "processed", 100_000, netns=None).serious() == {
+        "SOFTNET_DROPS"
+    }
+    made = busy().counter("softnet_stat", "dropped", 10, netns=None)
+    assert made.serious() == set()
+
+
+def waited(file: str, share: float, kind: str = "some", **capture: Any) -> Captured:
+    made = busy(**capture)
+    window = capture.get("window_s", 60.0)
+    return made.counter(f"pressure/{file}", f"{kind}.total", share * window * 1e6, netns=None)
+
+
+def test_cpu():
+    made = waited("cpu", 0.95)
+    assert made.finding("CPU_PRESSURE").severity == Severity.WARNING
+    assert made.analyze().verdict.verdict == Cause.HOST
+    assert waited("cpu", 0.6).finding("CPU_PRESSURE").severity == Severity.INFO
+    assert waited("cpu", 0.3).analyze().findings == ()
+    assert waited("cpu", 1.0, window_s=2.0).serious() == set()
+
+
+def test_memory():
+    assert waited("memory", 0.2).serious() == {"MEMORY_PRESSURE"}
+    assert waited("memory", 0.02).serious() == set()
+    assert waited("memory", 0.001).analyze().findings == ()
+
+
+def lost(count: int) -> Captured:
+    made = busy(complete=False, lost=count)
+    made.insert("accounting", {"type": "tcp_state", "seen": 1000, "lost_ring": count,
+                               "lost_map": 0})  # fmt: skip
+    return made
+
+
+def test_losses():
+    found = lost(500).analyze()
+    assert serious(found) == {"CAPTURE_INCOMPLETE"}
+    assert found.verdict.verdict == Cause.UNKNOWN
+    assert lost(2).finding("CAPTURE_INCOMPLETE").severity == Severity.INFO
+    assert lost(2).analyze().verdict.verdict == Cause.HEALTHY
+
+
+def test_limits_that_were_reached():
+    finding = busy(complete=False, capped=5000).finding("CAPTURE_INCOMPLETE")
+    assert finding.severity == Severity.INFO
+    assert finding.counts["capped"] == 5000
+
+
+def test_missing_hooks():
+    made = busy()
+    made.insert("hooks", {"hook": "tcp_retransmit", "chosen": None, "refused": ["x: no BTF"]})
+    made.insert("hooks", {"hook": "connect", "chosen": None, "refused": []})
+    finding = made.finding("CAPTURE_INCOMPLETE")
+    assert finding.severity == Severity.WARNING
+    assert "tcp_retransmit" in finding.title
+    assert "connect" not in finding.title
+
+
+def test_nothing_seen_is_not_healthy():
+    assert Captured().analyze().verdict.verdict == Cause.UNKNOWN
