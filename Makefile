@@ -17,7 +17,7 @@ DURATION ?= 10s
 OUT ?= out
 TESTS ?= tests
 
-.PHONY: help run test lint check format generate bpf build build-static bench lock clean setup setup-test
+.PHONY: help run test lab lint check format generate bpf build build-static bench lock clean setup setup-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ run: build ## capture 10 s of this host into ./out and show the result (root, or
 
 test: setup-test bpf ## run all tests that this machine can run; skips say why (TESTS=path, KTRACE_REQUIRE=world,...)
 	@$(BIN)/pytest $(TESTS)
+
+lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays these and writes nothing)
+	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)
 
 lint: setup ## ruff, format, mypy, import-linter, clang-format, shellcheck
 	@$(BIN)/ruff check $(wildcard $(PYTHON_FILES))

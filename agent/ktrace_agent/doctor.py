@@ -84,7 +84,7 @@ def render(found: Examination) -> "Group":
     from rich.console import Group, RenderableType
     from rich.text import Text
 
-    from ktrace_agent.render import plain
+    from ktrace_agent.shapes import plain
 
     parts: list[RenderableType] = [Group("", _node(found))]
     if found.choices:
@@ -110,7 +110,7 @@ def render(found: Examination) -> "Group":
 def _node(found: Examination) -> "Table":
     from rich.table import Table
 
-    from ktrace_agent.render import plain
+    from ktrace_agent.shapes import plain
 
     one = found.platform
     rights = ", ".join(sorted(one.capabilities)) or "none of those that matter"
@@ -170,7 +170,7 @@ def _hooks(choices: tuple[Choice, ...]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from ktrace_agent.render import plain
+    from ktrace_agent.shapes import plain
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", width=2, justify="right")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way in which a capture can fail to leave a bundle.
+"""Every way in which a capture can fail to leave a bundle, or one can fail to be read.
 
     KtraceError
     ├── UsageError          2   an argument or the configuration is wrong
     ├── PermissionDenied    3   the kernel refuses what this user asks
     ├── UnsupportedKernel   4   the kernel lacks what a hook needs
     ├── SinkFailed          5   the bundle could not be written or delivered
+    ├── BadBundle           6   a bundle that is to be read is damaged, or is none
     └── AgentError          1   anything else: a bug or a broken environment
 
 The number is the exit status of the process, 0 means that a bundle was sealed.
@@ -49,6 +50,13 @@ class SinkFailed(KtraceError):
 
     reason = NodeReason.UPLOAD_FAILED
     exit_status = 5
+
+
+class BadBundle(KtraceError):
+    """A bundle is truncated, was changed, or is something else."""
+
+    reason = NodeReason.PROTOCOL_ERROR
+    exit_status = 6
 
 
 class AgentError(KtraceError):

@@ -30,6 +30,8 @@ class Flag:
     help: str
     accepts: str
     boolean: bool = False
+    alone: str = ""
+    """What the flag means without a value, where it may stand so."""
 
     @property
     def parameter(self) -> str:
@@ -90,6 +92,29 @@ FLAGS: tuple[Flag, ...] = (
         "security",
         "BOOL",
         "Record seccomp mode and effective capabilities.  [default: true]",
+        _BOOLEAN,
+        boolean=True,
+    ),
+    Flag(
+        "--with-cri",
+        "cri",
+        "auto|BOOL",
+        "Ask the container runtime for the names of pods.  [default: auto]",
+        "auto, true or false",
+        alone="true",
+    ),
+    Flag(
+        "--cri-socket",
+        "cri_sockets",
+        "LIST",
+        "Sockets of container runtimes instead of the usual ones.",
+        "at most 8 absolute paths such as /run/containerd/containerd.sock, separated by commas",
+    ),
+    Flag(
+        "--with-conntrack",
+        "conntrack",
+        "BOOL",
+        "Look up NAT and reply tuples in connection tracking.  [default: true]",
         _BOOLEAN,
         boolean=True,
     ),

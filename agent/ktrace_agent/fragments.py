@@ -4,10 +4,11 @@
 A line of events.jsonl is a concatenation of these (view `lines` in tables.py):
 
     {"ts":"T  kind.head  owner.head ,"tuple":"A -> B  kind.middle  MEASURE  flags  kind.rest
-    ,"ns":{"net":N  owner.tail  kind.tail  SOCK"}
+    ,"ns":{"net":N  owner.tail ,"conntrack":{...}  kind.tail  SOCK"}
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ from ktrace_agent.records import (
     errno_name,
     flag_names,
 )
-from ktrace_api.bundle import Conntrack, PodIdentity
+from ktrace_agent.tracks import Track
+from ktrace_api.bundle import PodIdentity
 from ktrace_api.names import UNKNOWN, PeerSource, RowType
 
 KIND_KEY = np.dtype(
@@ -55,17 +57,20 @@ KIND_KEY = np.dtype(
 
 
 class Kind(NamedTuple):
-    """A line of table `kinds`: what many events share, and its JSON."""
+    """A line of table `kinds`: what many events share (None = not known, or no part of the type).
+
+    The last four are its JSON.
+    """
 
     type: str
-    family: str
-    role: str
-    old_state: str
-    new_state: str
-    errno: int
-    error: str
-    result: str
-    synack: bool
+    family: str | None
+    role: str | None
+    old_state: str | None
+    new_state: str | None
+    errno: int | None
+    error: str | None
+    result: str | None
+    synack: bool | None
     owner_source: str
     peer_source: str
     has_peer: bool
@@ -105,6 +110,11 @@ def name_of(names: tuple[str, ...], number: int) -> str:
     return str(names[number]) if number < len(names) else UNKNOWN
 
 
+def or_none(text: str) -> str | None:
+    """None for what stands as "-" in a row."""
+    return None if text == UNKNOWN else text
+
+
 def kinds(keys: npt.NDArray[Any], node: str) -> list[Kind]:
     """One Kind for each KIND_KEY; the name of the node is part of every row."""
     names = KIND_KEY.names or ()
@@ -130,16 +140,17 @@ def _kind(key: dict[str, Any], node: str) -> Kind:
             measure, after = "duration_us", errors | {"result": result}
         case RowType.TCP_RETRANSMIT:
             before, measure, after = {"state": new}, "segs", {"synack": synack}
+    has = before | after
     return Kind(
         type=row_type,
-        family=family,
-        role=role,
-        old_state=old,
-        new_state=new,
-        errno=key["error"],
-        error=error,
-        result=result,
-        synack=synack,
+        family=or_none(family),
+        role=or_none(role),
+        old_state=or_none(has.get("old_state", UNKNOWN)),
+        new_state=or_none(has.get("new_state", has.get("state", UNKNOWN))),
+        errno=has.get("errno"),
+        error=or_none(has.get("error", UNKNOWN)),
+        result=or_none(has.get("result", UNKNOWN)),
+        synack=has.get("synack"),
         owner_source=owner_source,
         peer_source=peer_source,
         has_peer=peer_source != PeerSource.NONE,
@@ -150,16 +161,16 @@ def _kind(key: dict[str, Any], node: str) -> Kind:
     )
 
 
-def owners(keys: npt.NDArray[Any]) -> list[Owner]:
-    """One Owner for each OWNER_KEY."""
+def owners(keys: npt.NDArray[Any], pods: Mapping[int, PodIdentity]) -> list[Owner]:
+    """One Owner for each OWNER_KEY; `pods` has the names of cgroups."""
     names = OWNER_KEY.names or ()
-    return [_owner(dict(zip(names, key, strict=True))) for key in keys.tolist()]
+    return [_owner(dict(zip(names, key, strict=True)), pods) for key in keys.tolist()]
 
 
-_NO_POD = members(k8s=PodIdentity().model_dump(), conntrack=Conntrack().model_dump())
+_NO_POD = PodIdentity()
 
 
-def _owner(key: dict[str, Any]) -> Owner:
+def _owner(key: dict[str, Any], pods: Mapping[int, PodIdentity]) -> Owner:
     known = key["known"]
     process: dict[str, Any] = dict.fromkeys(("comm", "pid", "tgid", "ppid", "uid", "gid"))
     spaces: dict[str, Any] = dict.fromkeys(("ns_mnt", "ns_pid", "ns_user"))
@@ -175,6 +186,7 @@ def _owner(key: dict[str, Any]) -> Owner:
     }
     cgroup_id = key["cgroup_id"] if known & KNOWN_CGROUP else None
     bare = {name.removeprefix("ns_"): inode for name, inode in spaces.items()}
+    pod = _NO_POD if cgroup_id is None else pods.get(cgroup_id, _NO_POD)
     return Owner(
         **process,
         **spaces,
@@ -183,8 +195,17 @@ def _owner(key: dict[str, Any]) -> Owner:
         cgroup_id=cgroup_id,
         head=members(**process),
         tail=f',{members(**bare)}}},"sec":{{{members(**security)}}},'
-        f"{members(cgroup_id=cgroup_id)},{_NO_POD}",
+        f"{members(cgroup_id=cgroup_id, k8s=pod.model_dump())}",
     )
+
+
+def tracks(found: Sequence[Track]) -> list[tuple[str | None, ...]]:
+    """The fields of each track, and its JSON."""
+    return [(*track, "," + members(conntrack=_track(track))) for track in found]
+
+
+def _track(track: Track) -> dict[str, str]:
+    return {name: UNKNOWN if value is None else value for name, value in track._asdict().items()}
 
 
 def message_flags(flags: int) -> tuple[str | None, str]:

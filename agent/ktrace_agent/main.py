@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from ktrace_agent.errors import KtraceError, UsageError
-from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure
+from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
 from ktrace_api import __version__
 from ktrace_api.names import NodeReason
@@ -56,6 +56,7 @@ Exit status:
   0  the bundle is sealed          3  no permission
   1  the agent failed              4  this kernel is not supported
   2  wrong use                     5  the bundle could not be written
+  6  show, query: the bundle is damaged or none
   130  given up by a second Ctrl-C
 """
 
@@ -71,7 +72,8 @@ class _Commands(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[capture] [FLAGS]")
-        formatter.write_usage(ctx.command_path, "doctor [--json]", prefix="       ")
+        for usage in ("show BUNDLE [--json]", "query BUNDLE SELECT", "doctor [--json]"):
+            formatter.write_usage(ctx.command_path, usage, prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         capture = self.commands["capture"]
@@ -88,11 +90,12 @@ class _Commands(click.Group):
 def _capture_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Every flag as a text; a BOOL needs no value."""
     for flag in reversed(FLAGS):
-        optional: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag.boolean else {}
+        alone = "true" if flag.boolean else flag.alone
+        optional: dict[str, Any] = {"is_flag": False, "flag_value": alone} if alone else {}
         command = click.option(
             flag.name,
             flag.parameter,
-            metavar=f"[{flag.metavar}]" if flag.boolean else flag.metavar,
+            metavar=f"[{flag.metavar}]" if alone else flag.metavar,
             envvar=flag.variable,
             help=flag.help,
             **optional,
@@ -131,20 +134,36 @@ def cli() -> None:
     default="out",
     help="Where the bundle goes; made where it is missing.  [default: ./out]",
 )
+@click.option(
+    "--host-root",
+    metavar="DIR",
+    envvar="KTRACE_HOST_ROOT",
+    default="/",
+    help="Where the host's / is, for an agent in a container.  [default: /]",
+)
 @_json_flag
 @click.pass_context
-def capture(ctx: click.Context, /, out_dir: str, as_json: str | None, **values: str | None) -> None:
+def capture(
+    ctx: click.Context,
+    /,
+    out_dir: str,
+    host_root: str,
+    as_json: str | None,
+    **values: str | None,
+) -> None:
     """Record what this node's sockets do and seal a bundle."""
     as_document = _asked_for_json(as_json)
     if values["node"] is None:
         values["node"] = os.environ.get("NODE_NAME") or socket.gethostname()
     config = configure(values, _variables(ctx))
+    if not Path(host_root).is_dir():
+        raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
     stop = threading.Event()
     with prepared(Path(out_dir)) as folder, _signals(stop):
         from ktrace_agent import result, session, terminal
 
         with terminal.observer(config) as observer:
-            sealed = session.run(config, folder, observer, stop)
+            sealed = session.run(config, folder, observer, stop, Path(host_root))
         if as_document:
             _print(json.dumps(result.document(sealed), indent=2))
         else:
@@ -164,6 +183,41 @@ def doctor(as_json: str | None) -> None:
         examination.show(found)
     if found.error is not None:
         raise click.exceptions.Exit(found.error.exit_status)
+
+
+@cli.command(short_help="Show what a bundle holds, after checking that it is whole.")
+@click.argument("bundle")
+@_json_flag
+def show(bundle: str, as_json: str | None) -> None:
+    """Show what a bundle holds: a bundle.tgz, a summary.json, or the folder with one of them.
+
+    With --json the whole summary.
+    """
+    from ktrace_agent import look
+
+    look.show(Path(bundle), as_document=_asked_for_json(as_json))
+
+
+@cli.command(short_help="Answer a SELECT over rows, flows, sockets, findings of a bundle.")
+@click.argument("bundle")
+@click.argument("select")
+@click.option(
+    "--format",
+    "form",
+    metavar="FORMAT",
+    help="table, csv or jsonl.  [default: table on a terminal, else csv]",
+)
+def query(bundle: str, select: str, form: str | None) -> None:
+    r"""Answer one SELECT in DuckDB's SQL from a bundle.tgz, or the folder with one.
+
+    \b
+    Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, hooks.
+      ktrace query out 'SELECT comm, remote, count(*) FROM rows GROUP BY ALL ORDER BY 3 DESC'
+      ktrace query out 'DESCRIBE flows'
+    """
+    from ktrace_agent import look
+
+    look.answer(Path(bundle), select, form)
 
 
 def _variables(ctx: click.Context) -> dict[str, str]:
@@ -254,7 +308,8 @@ def main(args: Sequence[str]) -> int:
     except click.UsageError as error:
         return _fail(args, UsageError.reason, _usage(error), UsageError.exit_status)
     except (KeyboardInterrupt, click.Abort):
-        message = "given up at the second interrupt: there is no bundle"
+        captured = args[:1] not in (["show"], ["query"], ["doctor"])
+        message = "given up at the second interrupt: there is no bundle" if captured else "given up"
         return _fail(args, NodeReason.CANCELED, message, INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output is gone; Python's own flush at exit must not complain again.

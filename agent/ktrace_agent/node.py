@@ -3,27 +3,36 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ktrace_agent import deltas, host, interfaces
+from ktrace_agent.enrich.conntrack import Conntrack
+from ktrace_agent.enrich.identity import Identities
 from ktrace_agent.preflight import Platform
 from ktrace_agent.probes import Choice
 from ktrace_agent.recording import Recording
 from ktrace_api import __version__
 from ktrace_api.bundle import (
     ClockOffsets,
+    ConntrackFacts,
     Delta,
     HookChoice,
+    IdentityFacts,
     Interface,
     Kernel,
+    Lacking,
     NetnsCounters,
     NodeInfo,
     Refusal,
+    RuntimeSocket,
+    TrackedNetns,
 )
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import UNKNOWN
 
 MAX_CGROUPS = 128
+MAX_TRACKED = 64
 
 
 def describe(
@@ -32,6 +41,8 @@ def describe(
     choices: Sequence[Choice],
     recording: Recording,
     report: deltas.Report,
+    identities: Identities,
+    conntrack: Conntrack | None,
 ) -> NodeInfo:
     """Put together what was looked up before, during and after the capture."""
     links, links_left_out = interfaces.read()
@@ -83,6 +94,43 @@ def describe(
         counters_left_out=report.counters_left_out,
         cgroups={str(number): path for number, path in cgroups[:MAX_CGROUPS]},
         cgroups_left_out=max(0, len(cgroups) - MAX_CGROUPS),
+        identity=_identity(identities),
+        conntrack=None if conntrack is None else _conntrack(conntrack),
+    )
+
+
+def _identity(identities: Identities) -> IdentityFacts:
+    sources = asdict(identities.sources)
+    sockets = tuple(RuntimeSocket(**one) for one in sources.pop("sockets"))
+    return IdentityFacts(**sources, sockets=sockets, notes=identities.notes)
+
+
+def _conntrack(found: Conntrack) -> ConntrackFacts:
+    busiest = sorted(found.tables.items(), key=lambda one: -len(one[1].keys))[:MAX_TRACKED]
+    return ConntrackFacts(
+        host_netns=found.host,
+        entries=len(found),
+        left_out=found.left_out,
+        seconds=round(found.seconds, 3),
+        netns=tuple(_tracked(netns, len(table.keys), found) for netns, table in busiest),
+        problems=tuple(
+            Lacking(netns=one.netns, reason=one.lack, detail=one.detail) for one in found.problems
+        ),
+    )
+
+
+def _tracked(netns: int, entries: int, found: Conntrack) -> TrackedNetns:
+    figures = found.figures.get(netns)
+    return TrackedNetns(
+        netns=netns,
+        source=found.sources.get(netns, UNKNOWN),
+        entries=entries,
+        peak=figures.peak if figures else 0,
+        counters={
+            name: Delta(before=was, after=now, delta=now - was)
+            for name, was in (figures.before.items() if figures else ())
+            if (now := figures.after.get(name, was) if figures else was) or was
+        },
     )
 
 

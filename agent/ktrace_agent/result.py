@@ -18,7 +18,7 @@ def lost(summary: "Summary") -> int:
 def document(sealed: "Sealed") -> dict[str, Any]:
     """What a program wants to know: where the bundle is, whether it is whole, what it holds."""
     summary = sealed.summary
-    kinds = ("events", "summary", "node", "bundle")
+    kinds = ("events", "parquet", "summary", "node", "bundle")
     return {
         "reason": str(NodeReason.COMPLETED),
         "ended_by": summary.ended_by,
@@ -35,4 +35,9 @@ def document(sealed: "Sealed") -> dict[str, Any]:
         "complete": summary.complete,
         "counts": {str(row): count for row, count in summary.rows_by_type.items()},
         "notes": list(summary.notes),
+        "verdict": str(summary.verdict.verdict),
+        "findings": [
+            one.model_dump(mode="json", include={"id", "severity", "title", "subject", "next"})
+            for one in summary.findings
+        ],
     }

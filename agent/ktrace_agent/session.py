@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """One capture from start to end: the only file that knows the order.
 
-preflight -> load -> spool -> attach -> inventory -> wait -> detach -> drain -> inventory
--> counters -> node facts -> seal. A failure anywhere ends all that was begun.
+preflight -> load -> watches -> spool -> attach -> inventory -> wait -> detach -> drain ->
+last looks -> inventory -> counters -> names -> node facts -> seal. A failure anywhere ends all
+that was begun.
 """
 
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ktrace_agent import host, preflight
+from ktrace_agent.enrich import conntrack_watch, identity
 from ktrace_agent.kernel import Collector
 from ktrace_agent.netns import run_in_netns
 from ktrace_agent.probes import Choice
@@ -25,6 +28,7 @@ from ktrace_api.names import RowType
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle import Sealed
+    from ktrace_agent.enrich.conntrack import Conntrack
 
 TICK_S = 0.25
 STOCK_S = 1.0
@@ -56,21 +60,27 @@ class Observer(Protocol):
 
 
 def run(
-    config: CaptureConfig, out_dir: Path, observer: Observer, stop: threading.Event | None = None
+    config: CaptureConfig,
+    out_dir: Path,
+    observer: Observer,
+    stop: threading.Event | None = None,
+    host_root: Path = Path("/"),
 ) -> "Sealed":
     """A whole session: from the look at the kernel to the sealed bundle in `out_dir`.
 
-    `stop` ends the capture early, what was recorded is sealed all the same. Raises the leaves of
-    KtraceError; then nothing is left behind.
+    `stop` ends the capture early, what was recorded is sealed all the same. `host_root` is where
+    the host's / is seen. Raises the leaves of KtraceError; then nothing is left behind.
     """
     platform = preflight.check()
     before = host.snapshot()
+    watches = Watches(config, host_root)
     recording, choices = record(
         config,
         out_dir,
         cgroup_v1=bool({"pids", "memory"} & set(platform.cgroup.v1_controllers)),
         observer=observer,
         stop=stop or threading.Event(),
+        watches=watches,
     )
     try:
         # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
@@ -78,8 +88,19 @@ def run(
 
         seen_in = records.network_namespaces(recording)
         report = deltas.compare(before, host.snapshot(seen_in), seen_in)
-        facts = node.describe(config, platform, choices, recording, report)
-        return bundle.seal(recording, config, facts, out_dir, observer.sealing)
+        observer.sealing("asking who the containers are")
+        identities = watches.identify(recording.cgroups)
+        tracked = watches.tracked
+        facts = node.describe(config, platform, choices, recording, report, identities, tracked)
+        return bundle.seal(
+            recording,
+            config,
+            facts,
+            out_dir,
+            observer.sealing,
+            pods=identities.by_cgroup,
+            lookup=None if tracked is None else tracked.lookup,
+        )
     finally:
         os.close(recording.spool_fd)
 
@@ -91,6 +112,7 @@ def record(
     cgroup_v1: bool,
     observer: Observer,
     stop: threading.Event,
+    watches: "Watches",
 ) -> tuple[Recording, tuple[Choice, ...]]:
     """Record until the duration is over or `stop` is set.
 
@@ -100,6 +122,7 @@ def record(
         collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
         spool = stack.enter_context(closing(Spool(collector.ring_fd, folder)))
         offset = host.clock_offset_ns()
+        stack.enter_context(watches)
         spool.start()
         collector.attach()
         started = datetime.now(UTC)
@@ -112,6 +135,7 @@ def record(
         collector.detach()
         spool.finish()
         stock_end = _stock(collector)
+        watches.stop()
         counters = _with_pending(collector, spool)
         keys, values = collector.flows()
         recording = Recording(
@@ -130,6 +154,55 @@ def record(
             spool_lost=spool.lost,
         )
         return recording, collector.choices
+
+
+class Watches:
+    """What is looked at beside the events while they are recorded: containers, connections."""
+
+    def __init__(self, config: CaptureConfig, host_root: Path) -> None:
+        self._config, self._host_root = config, host_root
+        self._identity = identity.Watch(
+            mode=config.cri, sockets=config.cri_sockets, host_root=host_root
+        )
+        self._conntrack = conntrack_watch.Watch(_netns_pids) if config.conntrack else None
+        self._stopped = False
+        self.tracked: Conntrack | None = None
+        """What connection tracking said, once stopped."""
+
+    def __enter__(self) -> Self:
+        self._identity.start()
+        if self._conntrack:
+            self._conntrack.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Look a last time; nothing more happens when it is called again."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._identity.stop()
+        if self._conntrack:
+            self.tracked = self._conntrack.stop()
+
+    def identify(self, cgroups: Mapping[int, str]) -> identity.Identities:
+        """Who the cgroups of a recording are."""
+        return identity.identify(
+            cgroups,
+            mode=self._config.cri,
+            sockets=self._config.cri_sockets,
+            host_root=self._host_root,
+            seen=self._identity.seen,
+        )
+
+
+def _netns_pids() -> dict[int, int]:
+    """Inode of each network namespace -> a process that lives in it."""
+    deadline = time.monotonic() + STOCK_S
+    found = host.find_netns(host.PROC, lambda: time.monotonic() > deadline)
+    return {inode: int(pids[0]) for inode, pids in found.items()}
 
 
 def _stock(collector: Collector) -> bytes:

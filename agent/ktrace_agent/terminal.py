@@ -142,6 +142,6 @@ def tell(*parts: "RenderableType") -> None:
 
 def show(sealed: "Sealed") -> None:
     """What was found and where it is."""
-    from ktrace_agent import render
+    from ktrace_agent import explain, render
 
-    tell(render.report(sealed.summary), *render.whereabouts(sealed))
+    tell(render.report(sealed.summary), *explain.whereabouts(sealed.summary, sealed.bundle))

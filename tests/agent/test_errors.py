@@ -18,5 +18,6 @@ def test_every_error_has_a_reason_and_a_status():
         "PermissionDenied": (3, NodeReason.PERMISSION_DENIED),
         "UnsupportedKernel": (4, NodeReason.UNSUPPORTED_KERNEL),
         "SinkFailed": (5, NodeReason.UPLOAD_FAILED),
+        "BadBundle": (6, NodeReason.PROTOCOL_ERROR),
         "AgentError": (1, NodeReason.AGENT_ERROR),
     }

@@ -31,9 +31,15 @@ class Session:
         self._make, self._node_info = make_recording, node_info
 
     def run(
-        self, config: CaptureConfig, out_dir: Path, observer: session.Observer, stop: Any
+        self,
+        config: CaptureConfig,
+        out_dir: Path,
+        observer: session.Observer,
+        stop: Any,
+        host_root: Path,
     ) -> bundle.Sealed:
         self.configs.append(config)
+        self.host_root = host_root
         assert out_dir.is_dir()
         observer.ready()
         observer.tick(session.Live(1.0, 9.0, 3, 3.0, 0))
@@ -66,7 +72,8 @@ def test_bare_ktrace_captures_into_out(ran: Session, capsys: pytest.CaptureFixtu
     assert main.main([]) == 0
     assert len(ran.configs) == 1
     names = sorted(path.name.rsplit(".", 2)[-2] for path in Path("out").iterdir())
-    assert names == ["bundle", "events", "node", "summary"]
+    assert names == ["bundle", "events", "events", "node", "summary"]
+    assert ran.host_root == Path("/")
     out, err = capsys.readouterr()
     assert "2 rows" in out
     assert "Bundle       out/ktrace." in out
@@ -100,15 +107,18 @@ def test_every_flag_arrives(ran: Session):
         "--duration=1m30s", "--dns-only=true", "--ports=80,443", "--with-connect-latency=false",
         "--with-retransmits=false", "--with-security=false", "--sample=5", "--max-events=77",
         "--max-bytes=64MiB", "--node=n7", "--ring-bytes=1MiB", "--max-sockets=99",
-        "--max-flows=98", "--out-dir=there/deeper", "--json",
+        "--max-flows=98", "--out-dir=there/deeper", "--json", "--with-cri=false",
+        "--cri-socket=unix:///run/a.sock,/run/b.sock", "--with-conntrack=false", "--host-root=.",
     ]  # fmt: skip
     assert main.main(args) == 0
+    assert ran.host_root == Path()
     assert ran.configs[0] == CaptureConfig(
         node="n7", duration="90s", events="tcp,udp", dns_only=True, ports=(80, 443), sample=5,
         max_events=77, max_bytes="64MiB", security=False, ring_bytes="1MiB", max_sockets=99,
-        max_flows=98,
+        max_flows=98, cri="false", cri_sockets=("unix:///run/a.sock", "/run/b.sock"),
+        conntrack=False,
     )  # fmt: skip
-    assert len(list(Path("there/deeper").iterdir())) == 4
+    assert len(list(Path("there/deeper").iterdir())) == 5
 
 
 def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch):
@@ -116,20 +126,79 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         "DURATION": "5s", "DNS_ONLY": "true", "PORTS": "53", "WITH_CONNECT_LATENCY": "false",
         "WITH_RETRANSMITS": "false", "WITH_SECURITY": "false", "SAMPLE": "2", "MAX_EVENTS": "3",
         "MAX_BYTES": "2MiB", "NODE": "n8", "RING_BYTES": "8KiB", "MAX_SOCKETS": "4",
-        "MAX_FLOWS": "5", "OUT_DIR": "elsewhere",
+        "MAX_FLOWS": "5", "OUT_DIR": "elsewhere", "WITH_CRI": "true", "CRI_SOCKET": "/run/a.sock",
+        "WITH_CONNTRACK": "false", "HOST_ROOT": "/proc/self/root",
     }  # fmt: skip
-    assert {flag.variable for flag in FLAGS} | {"KTRACE_OUT_DIR"} == {
-        f"KTRACE_{name}" for name in values
-    }
+    local = {"KTRACE_OUT_DIR", "KTRACE_HOST_ROOT"}
+    assert {flag.variable for flag in FLAGS} | local == {f"KTRACE_{name}" for name in values}
     for name, value in values.items():
         monkeypatch.setenv(f"KTRACE_{name}", value)
     assert main.main([]) == 0
     assert ran.configs[0] == CaptureConfig(
         node="n8", duration="5s", events="tcp,udp", dns_only=True, ports=(53,), sample=2,
         max_events=3, max_bytes="2MiB", security=False, ring_bytes="8KiB", max_sockets=4,
-        max_flows=5,
+        max_flows=5, cri="true", cri_sockets=("/run/a.sock",), conntrack=False,
     )  # fmt: skip
     assert Path("elsewhere").is_dir()
+
+
+def test_with_cri_alone_means_true(ran: Session):
+    assert main.main(["--with-cri", "--with-conntrack"]) == 0
+    assert (ran.configs[0].cri, ran.configs[0].conntrack) == ("true", True)
+
+
+def test_a_host_root_that_is_not_there_is_wrong_use(
+    ran: Session, capsys: pytest.CaptureFixture[str]
+):
+    assert main.main(["--host-root=/nowhere"]) == 2
+    assert "--host-root: '/nowhere' is not accepted" in capsys.readouterr().err
+
+
+def test_show_prints_what_the_capture_printed(ran: Session, capsys: pytest.CaptureFixture[str]):
+    assert main.main([]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if "Bundle" not in line]
+    assert main.main(["show", "out"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if "Bundle" not in line]
+    assert shown == printed
+    assert main.main(["show", "out", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["rows"], summary["node"]) == (2, ran.configs[0].node)
+
+
+def test_query_answers_in_each_format(ran: Session, capsys: pytest.CaptureFixture[str]):
+    assert main.main([]) == 0
+    capsys.readouterr()
+    question = "SELECT n, comm, NULL AS no FROM rows ORDER BY n"
+    assert main.main(["query", "out", question]) == 0
+    assert capsys.readouterr().out == "n,comm,no\n0,curl,\n1,curl,\n"
+    assert main.main(["query", "out", question, "--format=jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[1]) == {"n": 1, "comm": "curl", "no": None}
+    assert main.main(["query", "out", question, "--format=table"]) == 0
+    assert capsys.readouterr().out == "n  comm  no\n0  curl  -\n1  curl  -\n"
+    assert main.main(["query", "out", "SELECT * FROM rows", "--format=table"]) == 0
+    assert "local         10.0.0.1:40000\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["show", "nothing"], 2, "nothing cannot be read"),
+        (["show"], 2, "Missing argument"),
+        (["show", "pyproject.tgz"], 6, "not a gzip archive"),
+        (["query", "pyproject.tgz", "SELECT 1"], 6, "not a gzip archive"),
+        (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "give table, csv, jsonl"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_one_line(
+    ran: Session, capsys: pytest.CaptureFixture[str], args: list[str], status: int, said: str
+):
+    Path("pyproject.tgz").write_text("[project]")
+    assert main.main(args) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
 
 
 def test_a_flag_beats_its_variable_and_an_empty_one_is_none(
@@ -272,10 +341,12 @@ def test_json_is_the_whole_of_standard_output(ran: Session, capsys: pytest.Captu
     assert main.main(["--json", "--node=n1"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert set(found["paths"]) == {"events", "summary", "node", "bundle"}
+    assert set(found["paths"]) == {"events", "parquet", "summary", "node", "bundle"}
+    assert found["verdict"] == "healthy"
+    assert found["findings"] == []
     for kind, path in found["paths"].items():
         assert Path(path).is_absolute()
-        assert f".{kind}." in Path(path).name
+        assert f".{kind}" in Path(path).name
         assert Path(path).is_file()
     assert Path(found["paths"]["bundle"]).stat().st_size == found["bytes"]
     assert len(found["sha256"]) == 64

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ktrace_agent import render
+from ktrace_agent import explain, render, shapes
 from ktrace_api.bundle import Summary
 
 NOTHING = {
@@ -40,6 +40,7 @@ def quiet(**changes: Any) -> Summary:
         "sample": 1,
         "complete": True,
         "notes": (),
+        "verdict": {"verdict": "healthy", "why": "Nothing above info in 0 rows."},
         "rows": 0,
         "rows_by_type": {},
         "accounting": {"tcp_state": account(), "connect": account()},
@@ -63,12 +64,39 @@ def talker(process: dict[str, Any], **counts: int) -> dict[str, Any]:
     return {**process, "netns": 4026531840, "cgroup_id": 1, **zero, **counts}
 
 
+def finding(name: str, severity: str, title: str, **changes: Any) -> dict[str, Any]:
+    facts = {
+        "id": name, "severity": severity, "title": title, "points_to": "host", "subject": {},
+        "refuted_by": "-", "next": "ss -tanp", "confidence": "high",
+    }  # fmt: skip
+    return {**facts, **changes}
+
+
+FINDINGS = (
+    finding("CLOSE_WAIT_GROWING", "critical", "etcd (77) left 86 sockets in CLOSE_WAIT",
+            subject={"comm": "etcd", "tgid": 77, "pod": "etcd-1", "namespace": "kube-system",
+                     "netns": 4026531840}, next="ss -tanpo state close-wait",
+            evidence={"rows": (3, 5)}),
+    finding("TCP_CONNECT_TIMEOUT", "warning", "5 connects got no answer", confidence="low",
+            subject={"comm": "curl", "tgid": 4711, "peer": "10.0.0.9:6443"}),
+)  # fmt: skip
+RTT = {"count": 117, "min": 900, "p50": 1_200, "p90": 2_000, "p99": 980_000, "max": 1_100_000}
+RESOLVER = {"peer": "10.96.0.10:53", "clients": 3, "queries": 120, "answers": 117,
+            "unanswered": 3, "ambiguous": 0, "rtt_us": RTT}  # fmt: skip
+SILENT = {**RESOLVER, "peer": "10.96.0.11:53", "queries": 2, "answers": 0, "unanswered": 2,
+          "rtt_us": None}  # fmt: skip
+
+
 def incident() -> Summary:
     """Losses, refusals, an unanswered peer, retransmits and growing CLOSE_WAITs."""
     latency = {"count": 12, "min": 90, "p50": 412, "p90": 1_900, "p99": 1_240_000, "max": 3_050_000}
     return quiet(
         complete=False,
         notes=("22 events were lost: the ring or the disk was full (accounting).",),
+        verdict={"verdict": "host", "why": "etcd (77) left 86 sockets in CLOSE_WAIT"},
+        findings=FINDINGS,
+        findings_left_out=3,
+        dns={"queries": 122, "resolvers": (RESOLVER, SILENT)},
         ended_by="signal",
         window_s=12.34,
         sample=10,
@@ -131,6 +159,9 @@ def test_a_quiet_capture():
         == """
 etcd-1  60.0 s  0 rows  complete: nothing was lost
 
+Verdict  healthy
+  Nothing above info in 0 rows.
+
 Events
 type       rows
 tcp_state     0
@@ -146,6 +177,22 @@ def test_an_incident():
 etcd-1  12.3 s  1,234 rows  ended early  1 in 10  INCOMPLETE: 22 events were lost
   22 events were lost: the ring or the disk was full (accounting).
   To lose less: a larger --ring-bytes, or --ports, --sample.
+
+Verdict  this host
+  etcd (77) left 86 sockets in CLOSE_WAIT
+
+Findings  (+3 more)
+CRITICAL  CLOSE_WAIT_GROWING
+  etcd (77) left 86 sockets in CLOSE_WAIT
+  pod kube-system/etcd-1, netns 4026531840
+WARNING   TCP_CONNECT_TIMEOUT  confidence low
+  5 connects got no answer
+  curl (4711), peer 10.0.0.9:6443
+
+DNS (times are a heuristic)
+resolver       queries  no answer     p50     p99    max
+10.96.0.10:53      120          3  1.2 ms  980 ms  1.1 s
+10.96.0.11:53        2          2       -       -      -
 
 Events
 type             rows  sampled out  lost
@@ -201,7 +248,7 @@ def test_names_of_processes_cannot_reach_the_terminal():
 
 @given(st.text(max_size=20))
 def test_any_name_is_shown_without_control_characters(comm: str):
-    assert all(char.isprintable() for char in render.plain(comm).plain)
+    assert all(char.isprintable() for char in shapes.plain(comm).plain)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +257,7 @@ def test_any_name_is_shown_without_control_characters(comm: str):
      (1_500_000, "1.5 s"), (120_000_000, "120 s")],
 )  # fmt: skip
 def test_spans(microseconds: int, wanted: str):
-    assert render.span(microseconds) == wanted
+    assert shapes.span(microseconds) == wanted
 
 
 @pytest.mark.parametrize(
@@ -218,13 +265,36 @@ def test_spans(microseconds: int, wanted: str):
     [(0, "0"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**40, "1.0 TiB"), ("-", "-")],
 )
 def test_sizes(value: int | str, wanted: str):
-    assert render.size(value).plain == wanted
+    assert shapes.size(value).plain == wanted
 
 
-def test_the_next_command_follows_what_was_found():
-    path = Path("out dir/x.events.jsonl")
-    assert "connect" in render.next_command(incident(), path)
-    assert "'out dir/x.events.jsonl'" in render.next_command(incident(), path)
+def whereabouts(summary: Summary, folder: Path) -> str:
+    bundle = folder / "out dir" / "x.bundle.tgz"
+    bundle.parent.mkdir(exist_ok=True)
+    bundle.write_bytes(bytes(2048))
+    return "\n".join(explain.whereabouts(summary, bundle))
+
+
+def test_the_next_command_follows_what_was_found(tmp_path: Path):
+    shown = whereabouts(incident(), tmp_path)
+    assert "x.bundle.tgz (2.0 KiB)" in shown
+    assert "Look closer  ss -tanpo state close-wait" in shown
+    assert "WHERE n IN (3, 5)" in shown
+    assert f"Its rows     ktrace query '{tmp_path}/out dir/x.bundle.tgz' \"SELECT" in shown
+
+
+def test_without_findings_the_next_command_is_a_query(tmp_path: Path):
+    assert "LIMIT 20" in whereabouts(quiet(), tmp_path)
     retransmits = quiet(retransmits={"segs": 1, "flow_segs": 1, "top": (), "left_out": 0})
-    assert "tcp_retransmit" in render.next_command(retransmits, path)
-    assert "@tsv" in render.next_command(quiet(), path)
+    assert "tcp_retransmit" in whereabouts(retransmits, tmp_path)
+    denied = quiet(connects={"top": (), "left_out": 0, "results": {"denied": 1}})
+    assert "result <> 'established'" in whereabouts(denied, tmp_path)
+
+
+def test_talkers_carry_the_names_of_pods():
+    named = talker(ETCD, tx_bytes=1) | {"namespace": "shop", "pod": "cart-7d9"}
+    summary = quiet(
+        talkers={"by_bytes": (named, talker(CURL)), "by_connections": (), "left_out": 0}
+    )
+    assert "etcd 77    shop/cart-7d9   1 B" in text(summary)
+    assert "curl 4711  -                 0" in text(summary)

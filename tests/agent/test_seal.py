@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import jsonschema
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.recording import HookCounters, Recording
+from ktrace_agent.sql import COLUMNS
 from ktrace_api.bundle import Manifest, NodeInfo, Summary
 from ktrace_api.capture import MIB, CaptureConfig
 from ktrace_api.names import RowType
@@ -33,7 +35,11 @@ from ktrace_api.schemas import schemas
 from .conftest import BOOT_NS, Make, make_events
 
 STEM = "ktrace.etcd-1.20260124T215754Z"
-NAMES = [f"{STEM}.{part}" for part in ("events.jsonl", "summary.json", "node.json", "bundle.tgz")]
+PARTS = ("events.jsonl", "events.parquet", "summary.json", "node.json", "bundle.tgz")
+NAMES = [f"{STEM}.{part}" for part in PARTS]
+SIDES = [f"{STEM}.{part}" for part in ("flows.parquet", "sockets.parquet")]
+SAME = ("type", "node", "comm", "pid", "tgid", "ppid", "uid", "gid", "family", "role",
+        "cgroup_id", "owner_source", "peer_source")  # fmt: skip
 
 
 def many(count: int) -> np.ndarray[Any, Any]:
@@ -48,14 +54,15 @@ def many(count: int) -> np.ndarray[Any, Any]:
 def check(sealed: Sealed, folder: Path) -> Summary:
     """What holds for every bundle; its summary as it was read back."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in sealed.paths)
-    events, summary_file, node, archive = (path.read_bytes() for path in sealed.paths)
+    events, columns, summary_file, node, archive = (path.read_bytes() for path in sealed.paths)
     assert hashlib.sha256(archive).hexdigest() == sealed.sha256
     assert len(archive) == sealed.bytes
     with tarfile.open(sealed.bundle) as tar:
         members = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
     manifest = Manifest.model_validate_json(members.pop("manifest.json"))
     assert manifest == sealed.manifest
-    assert list(members.values()) == [events, summary_file, node]
+    assert list(members.values())[:-2] == [events, columns, summary_file, node]
+    assert sum(map(len, members.values())) <= json.loads(node)["config"]["max_bytes"]
     for part in manifest.files:
         assert len(members[part.name]) == part.bytes
         assert hashlib.sha256(members[part.name]).hexdigest() == part.sha256
@@ -67,6 +74,7 @@ def check(sealed: Sealed, folder: Path) -> Summary:
     assert not events or events.endswith(b"\n")
     found = [json.loads(line)["type"] for line in events.splitlines()]
     assert {name: found.count(name) for name in RowType} == summary.rows_by_type
+    same_rows(events, sealed.paths[1])
     for name, account in summary.accounting.items():
         parts = account.model_dump(exclude={"seen", "bytes"})
         assert account.seen == sum(parts.values())
@@ -74,7 +82,30 @@ def check(sealed: Sealed, folder: Path) -> Summary:
     return summary
 
 
-def test_a_bundle_holds_its_three_files_and_a_manifest(
+def same_rows(events: bytes, columns: Path) -> None:
+    """Parquet says what JSON says, row by row, NULL where that says "-"."""
+    con = duckdb.connect(config={"threads": 1})  # another thread does not see a thread's mounts
+    table = con.sql(f"SELECT * FROM read_parquet('{columns}')")
+    assert table.columns == ["node", *COLUMNS["rows"]]
+    assert [str(kind) for kind in table.types[1:]] == [*COLUMNS["rows"].values()]
+    rows = [dict(zip(table.columns, values, strict=True)) for values in table.fetchall()]
+    lines = [json.loads(line) for line in events.splitlines()]
+    assert [row["n"] for row in rows] == list(range(len(lines)))
+    for row, line in zip(rows, lines, strict=True):
+        shown = {name: "-" if value is None else value for name, value in row.items()}
+        assert {name: shown[name] for name in SAME} == {name: line[name] for name in SAME}
+        assert f"{shown['local']} -> {shown['remote']}" == line["tuple"]
+        assert f"{row['ts']:%Y-%m-%dT%H:%M:%S.%f}"[:23] + "Z" == line["ts"]
+        assert {name: shown[name] for name in line["k8s"]} == line["k8s"]
+        assert [shown["ct_state"], shown["ct_reply"], shown["nat"]] == [*line["conntrack"].values()]
+        names = ("state_us", "bytes", "duration_us", "segs")
+        assert shown["measure"] == next(line[name] for name in names if name in line)
+        for name in ("old_state", "new_state", "error", "result", "errno", "synack", "flags"):
+            assert shown[name] == line.get(name, line["state"] if name == "new_state" and
+                                           "state" in line else "-")  # fmt: skip
+
+
+def test_a_bundle_holds_its_four_files_and_a_manifest(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     told: list[str] = []
@@ -83,7 +114,7 @@ def test_a_bundle_holds_its_three_files_and_a_manifest(
     assert [path.name for path in sealed.paths] == NAMES
     assert summary.complete
     assert summary.rows == 23
-    assert NodeInfo.model_validate_json(sealed.paths[2].read_bytes()) == node_info
+    assert NodeInfo.model_validate_json(sealed.paths[3].read_bytes()) == node_info
     assert any("23 rows" in text for text in told)
 
 
@@ -108,7 +139,7 @@ def test_a_second_bundle_of_one_second_has_its_own_name(
     seal(make_recording(many(5)), config, node_info, tmp_path)
     second = seal(make_recording(many(7)), config, node_info, tmp_path)
     assert second.bundle.name == f"{STEM}-2.bundle.tgz"
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_rows_beyond_max_bytes_are_capped_and_counted(
@@ -117,7 +148,7 @@ def test_rows_beyond_max_bytes_are_capped_and_counted(
     small = config.model_copy(update={"max_bytes": MIB})
     sealed = seal(make_recording(many(3001)), small, node_info, tmp_path)
     summary = check(sealed, tmp_path)
-    assert sum(path.stat().st_size for path in sealed.paths[:3]) <= MIB
+    assert sum(path.stat().st_size for path in sealed.paths[:4]) <= MIB
     assert 1000 < summary.rows < 3001
     assert sum(account.capped for account in summary.accounting.values()) == 3001 - summary.rows
     assert not summary.complete
@@ -306,9 +337,9 @@ def test_a_killed_agent_leaves_whole_files_or_none(
         process.kill()
     left = sorted(path.name for path in out.iterdir()) if out.exists() else []
     assert set(left) <= set(NAMES)
-    if NAMES[3] in left:
+    if NAMES[-1] in left:
         assert left == sorted(NAMES)
-        with tarfile.open(out / NAMES[3]) as tar:
-            assert tar.getnames() == [*NAMES[:3], "manifest.json"]
+        with tarfile.open(out / NAMES[-1]) as tar:
+            assert tar.getnames() == [*NAMES[:-1], *SIDES, "manifest.json"]
     for name in left:
         assert name != NAMES[0] or (out / name).read_bytes().count(b"\n") == 20_011

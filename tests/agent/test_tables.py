@@ -4,7 +4,7 @@
 import json
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import numpy as np
@@ -17,9 +17,10 @@ from ktrace_agent import tables
 from ktrace_agent.records import EVENT
 from ktrace_agent.tables import Tables
 from ktrace_api.bundle import EVENT as ROW_MODEL
+from ktrace_api.bundle import PodIdentity
 from ktrace_api.schemas import schemas
 
-from .conftest import BOOT_NS, STARTED, Make, make_events, v4
+from .conftest import BOOT_NS, STARTED, Make, make_events, make_flows, v4
 
 VALIDATOR = jsonschema.Draft202012Validator(schemas()["row.schema.json"])
 UNKNOWN_NS = 2**64 - 1
@@ -28,8 +29,10 @@ UNKNOWN_NS = 2**64 - 1
 @pytest.fixture
 def rows_of(make_recording: Make) -> Callable[..., list[dict[str, Any]]]:
     def rows(*events: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
-        with closing(Tables(make_recording(make_events([*events]), **changes), "etcd-1")) as made:
-            return [check(line) for line in made.lines(0, made.rows)]
+        pods = changes.pop("pods", {})
+        recording = make_recording(make_events([*events]), **changes)
+        with closing(Tables(recording, "etcd-1", pods)) as made:
+            return [check(line) for part in made.lines(7) for line in part]
 
     return rows
 
@@ -83,7 +86,7 @@ def test_a_state_row_in_full(rows_of: Any):
             "sec": {"seccomp_mode": 2, "caps_eff": "0x00000001_00000400"},
             "cgroup_id": 4711,
             "k8s": none,
-            "conntrack": {"state": "-", "reply": "-"},
+            "conntrack": {"state": "-", "reply": "-", "nat": "-"},
             "owner_source": "process",
             "peer_source": "socket",
             "sock": "0x3f2",
@@ -172,7 +175,9 @@ def test_the_accepting_process_of_the_end_inventory_owns_the_rows(rows_of: Any):
     assert (row["tgid"], row["owner_source"]) == (77, "accept")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.binary(max_size=15), min_size=1, max_size=6))
 def test_any_bytes_make_a_name(rows_of: Any, names: list[bytes]):
     rows = rows_of(*({"comm": name.replace(b"\0", b"x")} for name in names))
@@ -198,5 +203,71 @@ def test_any_record_makes_a_row_of_the_schema(make_recording: Make, raw: np.ndar
     for name, count in (("owner_source", 5), ("peer_source", 5), ("role", 3)):
         events[name] %= count
     with closing(Tables(make_recording(events), "etcd-1")) as made:
-        rows = [check(line) for line in made.lines(0, made.rows)]
+        rows = [check(line) for part in made.lines(7) for line in part]
     assert len(rows) == len(events)
+
+
+POD = PodIdentity(
+    pod_uid="u", namespace="shop", pod='cart-"7d9', container="app", container_id="c0ffee"
+)
+
+
+def test_a_cgroup_gives_its_rows_their_pod(rows_of: Any):
+    named, other, none = rows_of({"cgroup_id": 5}, {"cgroup_id": 6}, {"cgroup_id": 5, "known": 3},
+                                 pods={5: POD})  # fmt: skip
+    assert named["k8s"] == POD.model_dump()
+    assert set(other["k8s"].values()) == set(none["k8s"].values()) == {"-"}
+
+
+class Connection(NamedTuple):
+    state: str
+    reply: str
+    nat: str
+
+
+class Connections:
+    """Connection tracking that knows one tuple, and who asked it for what."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __call__(
+        self,
+        netns: int,
+        proto: str,
+        local: tuple[bytes, int],
+        remote: tuple[bytes, int],
+        since_ns: int,
+        until_ns: int,
+    ) -> Connection | None:
+        self.asked.append((netns, proto, local, remote, since_ns, until_ns))
+        if (netns, proto, remote[1]) != (4026531840, "tcp", 443) or local[1] == 1:
+            return None
+        return Connection("ESTABLISHED" if local[1] == 40000 else "-", "a -> b", "dnat")
+
+
+def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recording: Make):
+    lookup = Connections()
+    events = make_events(
+        [{"sock": 7}, {"sock": 7}, {"sock": 7, "type": 3}, {"sock": 8, "local_port": 2},
+         {"sock": 9, "local_port": 1}, {"type": 1, "sock": 7}, {"peer_source": 0, "remote_port": 0}]
+    )  # fmt: skip
+    flows = make_flows([{"first_ts": BOOT_NS, "last_ts": BOOT_NS + 5}, {"ns_net": 1}])
+    recording = make_recording(events, flows)
+    with closing(Tables(recording, "etcd-1", lookup=lookup)) as made:
+        rows = [check(line)["conntrack"] for part in made.lines(7) for line in part]
+        found = made.con.execute("SELECT ct_state, ct_reply, nat FROM rows ORDER BY n").fetchall()
+        of_flows = made.con.execute("SELECT nat FROM flows ORDER BY net DESC").fetchall()
+    known = {"state": "ESTABLISHED", "reply": "a -> b", "nat": "dnat"}
+    none = dict.fromkeys(known, "-")
+    assert rows == [known, known, known, known | {"state": "-"}, none, none, none]
+    assert found[0] == ("ESTABLISHED", "a -> b", "dnat")
+    assert found[3:5] == [(None, "a -> b", "dnat"), (None, None, None)]
+    assert of_flows == [("dnat",), (None,)]
+    assert len(lookup.asked) == 6
+    ends = (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443)
+    ((*_, since, until),) = [
+        one for one in lookup.asked[:4] if one[:4] == (4026531840, "tcp", *ends)
+    ]
+    assert since == BOOT_NS < until
+    assert lookup.asked[-1][4:] in ((BOOT_NS, BOOT_NS + 5), (0, 0))

@@ -63,6 +63,12 @@ def create(folder: Path) -> BinaryIO:
     return tempfile.TemporaryFile(dir=folder, buffering=0)  # NFS, some FUSE: unlinked at once
 
 
+def write_all(file: BinaryIO, data: memoryview) -> None:
+    """All of the bytes: a file without a buffer may take fewer at once."""
+    while data:
+        data = data[file.write(data) :]
+
+
 def publish(folder: Path, files: Sequence[Written]) -> list[Path]:
     """Give the files their names in the order given, the last one when all others are there.
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - tables and columns are constants of sql.py
+"""What summary and node.json say, as the tables that SQL asks beside rows, flows and sockets."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+
+from ktrace_agent.sql import COLUMNS
+from ktrace_api.bundle import CounterFiles, NodeInfo, Summary
+from ktrace_api.finding import Finding
+from ktrace_api.names import UNKNOWN
+
+
+def load(con: duckdb.DuckDBPyConnection, summary: Summary, node: NodeInfo) -> None:
+    """Fill counters, sysctls, accounting, capture, hooks and findings anew."""
+    _fill(con, "counters", _counters(node))
+    _fill(con, "sysctls", node.sysctls.items())
+    _fill(con, "accounting", ((name, *one.model_dump().values()) for name, one in
+                              summary.accounting.items()))  # fmt: skip
+    _fill(con, "capture", [_capture(summary, node)])
+    _fill(con, "hooks", (
+        (hook.hook, None if hook.chosen == UNKNOWN else hook.chosen,
+         [f"{one.program}: {one.reason}" for one in hook.refused])
+        for hook in node.hooks
+    ))  # fmt: skip
+    _fill(con, "findings", map(_finding, range(1, 1 + len(summary.findings)), summary.findings))
+
+
+def _fill(con: duckdb.DuckDBPyConnection, table: str, lines: Iterable[Sequence[Any]]) -> None:
+    con.execute(f"DELETE FROM {table}")
+    listed = [list(line) for line in lines]
+    if listed:
+        places = ", ".join("?" * len(COLUMNS[table]))
+        con.executemany(f"INSERT INTO {table} VALUES ({places})", listed)
+
+
+def _counters(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
+    def changes(netns: int | None, files: CounterFiles) -> Iterator[tuple[Any, ...]]:
+        for file, names in files.items():
+            for name, change in names.items():
+                yield netns, file, name, change.before, change.after, change.delta
+
+    yield from changes(None, node.host)
+    for one in node.netns:
+        yield from changes(one.netns, one.counters)
+    for tracked in node.conntrack.netns if node.conntrack else ():
+        yield from changes(tracked.netns, {"ctnetlink": tracked.counters})
+
+
+def _capture(summary: Summary, node: NodeInfo) -> tuple[Any, ...]:
+    config, hooks = node.config, summary.accounting.values()
+    values: Mapping[str, Any] = {
+        "node": summary.node,
+        "started": _naive(summary.started),
+        "ended": _naive(summary.ended),
+        "ended_by": summary.ended_by,
+        "window_s": summary.window_s,
+        "sample": summary.sample,
+        "complete": summary.complete,
+        "dns_only": config.dns_only,
+        "security": config.security,
+        "conntrack": config.conntrack,
+        "ports": list(config.ports),
+        "events": [str(kind) for kind in config.events],
+        "rows": summary.rows,
+        "lost": sum(hook.lost_ring + hook.lost_map for hook in hooks),
+        "capped": sum(hook.capped for hook in hooks),
+        "overflow": sum(summary.overflow.model_dump().values()),
+    }
+    return tuple(values[name] for name in COLUMNS["capture"])
+
+
+def _finding(rank: int, found: Finding) -> tuple[Any, ...]:
+    subject = {name: None if value == UNKNOWN else value
+               for name, value in found.subject.model_dump().items()}  # fmt: skip
+    values: Mapping[str, Any] = {
+        **found.model_dump(mode="json", exclude={"subject", "evidence", "coverage"}),
+        **subject,
+        "rank": rank,
+        "rows": list(found.evidence.rows),
+    }
+    return tuple(values[name] for name in COLUMNS["findings"])
+
+
+def _naive(moment: datetime) -> datetime:
+    """As TIMESTAMP has it: UTC without saying so."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
