@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Healthy TCP that looks odd: far, uneven, restarted, left early, translated."""
+
+import errno
+import os
+import random
+import select
+import socket
+import time
+from contextlib import suppress
+
+from tests.bpf.captures import Capture
+from tests.bpf.workers import Job, Line
+from tests.lab import jobs
+from tests.lab.healthy_tcp import PORT, Web
+from tests.lab.scene import Healthy, Scene
+from tests.lab.topology import Link, Routed, Tunnel, Wire, on_input
+
+
+class ManyListeners(Web):
+    tells = "a process listens at 64 ports, clients visit all of them"
+
+    def server(self) -> Job:
+        def job(line: Line) -> None:
+            socks = {}
+            for number in range(64):
+                sock = jobs.listening(self.host, PORT + number)
+                socks[sock.fileno()] = sock
+            line.say("ready")
+            while True:
+                for fd in select.select(list(socks), [], [])[0]:
+                    connection, _ = socks[fd].accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(b"r" * 200)
+
+        return job
+
+    def arrange(self) -> None:
+        self.visit(lambda n: jobs.request(self.host, PORT + n % 64), rate=60)
+
+
+class ForkServer(Web):
+    tells = "a server that forks for every connection"
+
+    def server(self) -> Job:
+        return jobs.forking(self.host, PORT)
+
+    def arrange(self) -> None:
+        self.visit(lambda _: jobs.request(self.host, PORT), rate=25)
+
+
+class BigUpload(Web):
+    tells = "uploads of 16 MiB, one after the other"
+
+    def server(self) -> Job:
+        return jobs.server(self.host, PORT, jobs.sink)
+
+    def arrange(self) -> None:
+        self.visit(lambda _: jobs.upload(self.host, PORT, 16 << 20), rate=10, parallel=1)
+
+
+class SlowReader(Web):
+    tells = "a client that reads slower than the server writes: the window closes, nothing is lost"
+
+    def server(self) -> Job:
+        def pour(connection: socket.socket) -> None:
+            while connection.recv(1000):
+                connection.sendall(b"r" * 2_000_000)
+
+        return jobs.server(self.host, PORT, pour)
+
+    def arrange(self) -> None:
+        def sip(_: int) -> str:
+            left = 2_000_000
+            with jobs.connect(self.host, PORT) as sock:
+                sock.sendall(b"GET")
+                while left:
+                    got = len(sock.recv(65536))
+                    if not got:
+                        return "closed early"
+                    left -= got
+                    time.sleep(0.005)
+            return "ok"
+
+        self.visit(sip, rate=4)
+
+
+class LongPoll(Web):
+    tells = "requests that the server answers after 2 s on purpose"
+
+    def server(self) -> Job:
+        return jobs.server(self.host, PORT, jobs.echo(delay_s=2.0))
+
+    def arrange(self) -> None:
+        self.visit(lambda _: jobs.request(self.host, PORT), rate=4, parallel=32)
+
+
+class ConnectingAsync(Web):
+    tells = "an event loop that begins 20 connects at once and waits for all"
+
+    def arrange(self) -> None:
+        def burst(_: int) -> str:
+            socks = [socket.socket() for _ in range(20)]
+            poll = select.poll()
+            for sock in socks:
+                sock.setblocking(False)
+                assert sock.connect_ex((self.host, PORT)) in (0, errno.EINPROGRESS)
+                poll.register(sock, select.POLLOUT)
+            poll.poll(2000)
+            for sock in socks:
+                sock.close()
+            return "ok"
+
+        self.visit(burst, rate=5, parallel=1)
+
+
+class FarAway(Healthy):
+    tells = "a server at 90 ms on another continent: slow to connect, and well"
+
+    def build(self) -> None:
+        far = Wire(lambda packet: 0.045)
+        self.path = Tunnel(self.crew, to_server=far, to_client=far)
+        host = self.path.there
+        self.ready(self.path.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
+        self.client(self.path.client, jobs.pace(lambda _: jobs.request(host, PORT), rate=10))
+
+
+class Jitter(Healthy):
+    tells = "a path of 5 to 25 ms that overtakes itself: packets arrive out of order"
+
+    def build(self) -> None:
+        chance = random.Random(4)  # the same disorder in every run
+        uneven = Wire(lambda packet: 0.005 + 0.020 * chance.random())
+        self.path = Tunnel(self.crew, to_server=uneven, to_client=uneven)
+        host = self.path.there
+        self.ready(self.path.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
+        self.client(self.path.client, jobs.pace(lambda _: jobs.request(host, PORT), rate=20))
+
+
+class RefusedThenReady(Scene):
+    tells = "a client that starts before its server: refused twice, then well"
+    alone = False
+    seconds = 3.5
+
+    def build(self) -> None:
+        self.link = Link(self.crew)
+
+    def run(self) -> None:
+        host = self.link.there
+
+        def insist(_: int) -> str:
+            for pause in (0.4, 0.8, 1.6):
+                with suppress(ConnectionRefusedError):
+                    return jobs.request(host, PORT)
+                time.sleep(pause)
+            return "refused"
+
+        client = self.link.client.start(jobs.pace(insist, rate=4, seconds=0.25), comm="client")
+        time.sleep(0.9)
+        server = jobs.server(host, PORT, jobs.echo())
+        self.ready(self.link.server.start(server, comm="web"))
+        busy = jobs.pace(lambda _: jobs.request(host, PORT), rate=20, seconds=2.0)
+        self.later = self.link.client.call(busy, comm="client")
+        self.first = client.result()
+
+    def prove(self, capture: Capture) -> None:
+        assert self.first == {"ok": 1}, self.first
+        assert self.later == {"ok": 40}, self.later
+        errors = [row["error"] for row in capture.of("connect", net=self.link.client.inode)]
+        assert errors.count("ECONNREFUSED") == 2
+
+
+class RollingRestart(Scene):
+    tells = "a server is restarted: a few refusals within 200 ms, then well again"
+    alone = False
+    seconds = 3.5
+
+    def build(self) -> None:
+        self.link = Link(self.crew)
+        self.job = jobs.server(self.link.there, PORT, jobs.echo())
+        self.web = self.ready(self.link.server.start(self.job, comm="web"))
+
+    def run(self) -> None:
+        host = self.link.there
+        client = self.link.client.start(
+            jobs.pace(lambda _: jobs.request(host, PORT), rate=50, seconds=3.0), comm="client"
+        )
+        time.sleep(1.2)
+        self.web.kill()
+        time.sleep(0.15)
+        self.ready(self.link.server.start(self.job, comm="web"))
+        self.tally = client.result()
+
+    def prove(self, capture: Capture) -> None:
+        assert set(self.tally) <= {"ok", "ECONNREFUSED", "ECONNRESET", "closed early"}, self.tally
+        assert 1 <= self.tally["ECONNREFUSED"] <= 20, self.tally
+        assert self.tally["ok"] >= 120, self.tally
+
+
+class ExecRush(Web):
+    tells = "20 processes a second that live a few milliseconds and connect once"
+
+    def arrange(self) -> None:
+        def job(line: Line) -> jobs.Tally:
+            tally: jobs.Tally = jobs.Tally()
+            while not line.spoken_to():
+                child = os.fork()
+                if child == 0:
+                    with suppress(OSError):
+                        os._exit(jobs.request(self.host, PORT) != "ok")
+                    os._exit(1)
+                _, status = os.waitpid(child, 0)
+                tally["ok" if status == 0 else "failed"] += 1
+                time.sleep(0.05)
+            return tally
+
+        self.client(self.link.client, job)
+
+
+class ServiceVip(Healthy):
+    tells = "a Service of three backends through DNAT, masqueraded, and hairpin to oneself"
+    alone = True
+
+    def build(self) -> None:
+        self.net = Routed(self.crew, 3)
+        for backend, address in zip(self.net.backends, self.net.addresses, strict=True):
+            self.ready(backend.start(jobs.server(address, PORT, jobs.echo()), comm="web"))
+        first, second, third = self.net.addresses
+        self.net.node.nft(f"""table ip lab {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat
+                ip daddr {Routed.VIP} tcp dport 80 dnat to numgen inc mod 3 map {{ \\
+                    0 : {first} . {PORT}, 1 : {second} . {PORT}, 2 : {third} . {PORT} }}
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat
+                ct status dnat masquerade
+            }}
+        }}""")
+        work = jobs.pace(lambda _: jobs.request(Routed.VIP, 80), rate=60)
+        self.client(self.net.client, work)
+        self.client(self.net.backends[0], work, comm="hairpin")
+
+    def enter(self) -> list[str]:
+        return self.net.enter
+
+
+class ImpatientReaders(Web):
+    tells = "readers that leave in the middle of a download: they reset, nobody resets them"
+
+    def server(self) -> Job:
+        return jobs.server(self.host, PORT, jobs.echo(reply=300_000))
+
+    def arrange(self) -> None:
+        def leave(_: int) -> str:
+            with jobs.connect(self.host, PORT) as sock:
+                sock.sendall(b"GET")
+                return "ok" if sock.recv(1000) else "closed early"
+
+        self.visit(leave, rate=20)
+
+
+class LocalhostTwice(Healthy):
+    tells = "`localhost` is ::1 first, where nobody listens, then 127.0.0.1: refused, then well"
+
+    def build(self) -> None:
+        self.link = Link(self.crew)
+        end = self.link.client
+        self.ready(end.start(jobs.server("127.0.0.1", PORT, jobs.echo()), comm="web"))
+
+        def visit(_: int) -> str:
+            with suppress(ConnectionRefusedError):
+                return jobs.request("::1", PORT)
+            return jobs.request("127.0.0.1", PORT)
+
+        self.client(end, jobs.pace(visit, rate=10))
+
+    def prove(self, capture: Capture) -> None:
+        super().prove(capture)
+        errors = [row["error"] for row in capture.of("connect", net=self.link.client.inode)]
+        assert errors.count("ECONNREFUSED") >= 20
+
+
+class TinyLoss(Web):
+    tells = "one packet in 2,000 is lost, as on any long path"
+
+    def server(self) -> Job:
+        return jobs.server(self.host, PORT, jobs.sink)
+
+    def arrange(self) -> None:
+        self.link.single_segments()
+        self.link.server.nft(on_input(f"tcp dport {PORT} numgen random mod 2000 < 1 counter drop"))
+        self.visit(lambda _: jobs.upload(self.host, PORT, 200_000), rate=20)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Incidents of name resolution."""
+
+from tests.bpf.captures import Capture, Row
+from tests.bpf.workers import Job, Worker
+from tests.lab import jobs
+from tests.lab.scene import Scene, Subject, expect
+from tests.lab.topology import Link, Routed, on_input
+
+
+class _Dns(Scene):
+    """A client that looks up names, twelve if nothing else is said."""
+
+    count = 12
+    timeout_s = 1.0
+
+    def build(self) -> None:
+        self.link = Link(self.crew)
+        self.host = self.link.there
+        self.arrange()
+
+    def arrange(self) -> None:
+        raise NotImplementedError
+
+    def serve(self, job: Job) -> None:
+        self.ready(self.link.server.start(job, comm="named"))
+
+    def ask(self, *resolvers: str, connected: bool = True) -> None:
+        job = jobs.stub(
+            *resolvers,
+            rate=8,
+            seconds=self.count / 8,
+            timeout_s=self.timeout_s,
+            connected=connected,
+        )
+        self.shop: Worker = self.link.client.start(job, comm="shop")
+        self.tally: jobs.Tally = self.shop.result()
+
+    def run(self) -> None:
+        self.ask(self.host)
+        self.subject = Subject(self.shop.tgid, jobs.shown(self.host, 53))
+
+    def rows(self, capture: Capture, kind: str) -> list[Row]:
+        return capture.of(kind, tgid=self.shop.tgid)
+
+
+class DnsSilent(_Dns):
+    tells = "a DNS server that takes queries and never answers"
+    expected = expect("DNS_NO_REPLY", "dns")
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host, silent=True))
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"timeout": self.count}, self.tally
+        assert len(self.rows(capture, "udp_send")) == self.count
+        assert not self.rows(capture, "udp_recv")
+        assert len(capture.of("udp_recv", net=self.link.server.inode)) == self.count
+
+
+class DnsSlow(_Dns):
+    tells = "a DNS server that answers after 400 ms"
+    expected = expect("DNS_SLOW", "dns")
+    delay_s = 0.4
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host, delay_s=self.delay_s))
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {self.host: self.count}, self.tally
+        assert len(self.rows(capture, "udp_recv")) == self.count
+
+
+class DnsOneDead(_Dns):
+    tells = "the first of two resolvers is dead, the second answers"
+    expected = expect("DNS_NO_REPLY", "dns")
+    timeout_s = 0.5
+
+    def arrange(self) -> None:
+        self.alive = self.link.second_address()
+        self.serve(jobs.resolver(self.alive))
+        self.link.server.nft(on_input(f"ip daddr {self.host} udp dport 53 counter drop"))
+
+    def run(self) -> None:
+        self.ask(self.host, self.alive)
+        self.subject = Subject(
+            self.shop.tgid, jobs.shown(self.host, 53), blameless=(jobs.shown(self.alive, 53),)
+        )
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {self.alive: self.count}, self.tally
+        assert self.matched(self.link.server) == self.count
+        assert len(self.rows(capture, "udp_send")) == 2 * self.count
+        assert len(self.rows(capture, "udp_recv")) == self.count
+
+
+class DnsReplyDropped(_Dns):
+    tells = "the server answers, the reply is dropped on its way back"
+    expected = expect("DNS_NO_REPLY", "dns policy")
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host))
+        self.link.client.nft(on_input("udp sport 53 counter drop"))
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"timeout": self.count}, self.tally
+        assert self.matched(self.link.client) == self.count
+        assert len(capture.of("udp_send", net=self.link.server.inode)) == self.count
+
+
+class DnsOtherAddress(_Dns):
+    tells = "a resolver that answers from another of its addresses"
+    expected = expect("DNS_NO_REPLY", "dns")
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host, via=self.link.second_address()))
+
+    def run(self) -> None:
+        self.ask(self.host, connected=False)
+        self.subject = Subject(self.shop.tgid, jobs.shown(self.host, 53))
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"timeout": self.count}, self.tally
+        peers = {row["tuple"].split(" -> ")[1] for row in self.rows(capture, "udp_recv")}
+        assert len(peers) == 1
+        assert jobs.shown(self.host, 53) not in peers
+
+
+class DnsRefused(_Dns):
+    tells = "no process at the resolver's port: ICMP port unreachable"
+    expected = expect("DNS_NO_REPLY", "dns")
+
+    def arrange(self) -> None:
+        """Port 53 stays closed."""
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"ECONNREFUSED": self.count}, self.tally
+        errors = [row["error"] for row in self.rows(capture, "udp_recv")]
+        assert errors == ["ECONNREFUSED"] * self.count, errors
+
+
+class DnsServiceHalfDead(Scene):
+    tells = "cluster DNS behind a Service address: one of its two backends is dead"
+    expected = expect("DNS_NO_REPLY", "dns nat", also="CONNTRACK_UNREPLIED")
+
+    def build(self) -> None:
+        self.net = Routed(self.crew, 2)
+        for backend, address in zip(self.net.backends, self.net.addresses, strict=True):
+            self.ready(backend.start(jobs.resolver(address), comm="coredns"))
+        first, second = self.net.addresses
+        self.net.node.nft(f"""table ip lab {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat
+                ip daddr {Routed.VIP} udp dport 53 dnat to numgen inc mod 2 map \
+                    {{ 0 : {first}, 1 : {second} }}
+            }}
+        }}""")
+        self.net.backends[1].nft(on_input("udp dport 53 counter drop"))
+
+    def enter(self) -> list[str]:
+        return self.net.enter
+
+    def run(self) -> None:
+        job = jobs.stub(Routed.VIP, rate=12, seconds=1.5)
+        shop = self.net.client.start(job, comm="shop")
+        self.subject = Subject(shop.tgid, jobs.shown(Routed.VIP, 53))
+        self.tally = shop.result()
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {Routed.VIP: 9, "timeout": 9}, self.tally
+        assert self.matched(self.net.backends[1]) == 9
+
+
+class DnsOneSlow(_Dns):
+    tells = "two resolvers in use, one answers after 700 ms"
+    expected = expect("DNS_SLOW", "dns")
+
+    def arrange(self) -> None:
+        self.slow = self.link.second_address()
+        self.serve(jobs.resolver(self.host))
+        self.serve(jobs.resolver(self.slow, delay_s=0.7))
+
+    def run(self) -> None:
+        fast = self.link.client.start(jobs.stub(self.host, rate=20, seconds=1.5), comm="shop")
+        self.ask(self.slow)
+        self.fast = fast.result()
+        self.subject = Subject(
+            self.shop.tgid, jobs.shown(self.slow, 53), blameless=(jobs.shown(self.host, 53),)
+        )
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {self.slow: self.count}, self.tally
+        assert self.fast == {self.host: 30}, self.fast
