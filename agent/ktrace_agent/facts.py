@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 
+from ktrace_agent.host import Missing
 from ktrace_agent.sql import COLUMNS
 from ktrace_api.bundle import CounterFiles, NodeInfo, Summary
 from ktrace_api.finding import Finding
@@ -45,7 +46,10 @@ def _counters(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
 
     yield from changes(None, node.host)
     for one in node.netns:
-        yield from changes(one.netns, one.counters)
+        # Where no process lived at the start nobody knows what the counters were then: the
+        # namespace may be older than the capture, and what they say is no change in it.
+        if one.missing != Missing.APPEARED:
+            yield from changes(one.netns, one.counters)
     for tracked in node.conntrack.netns if node.conntrack else ():
         yield from changes(tracked.netns, {"ctnetlink": tracked.counters})
 

@@ -34,7 +34,11 @@ def bundle(
     node = node_info.model_copy(
         update={
             "host": {"pressure/cpu": {"some.total": Delta(before=0.5, after=2.5, delta=2)}},
-            "netns": (NetnsCounters(netns=4026531840, counters=counter),),
+            "netns": (
+                NetnsCounters(netns=4026531840, counters=counter),
+                # Nobody lived there at the start: no change is known, so none is told.
+                NetnsCounters(netns=4026532000, counters=counter, missing="appeared"),
+            ),
             "hooks": (
                 HookChoice(hook="tcp_state", chosen="a + b"),
                 HookChoice(hook="connect", chosen="-", refused=refusals),

@@ -107,7 +107,7 @@ def check_clean(before: World, one: Capture, group: int) -> None:
     names = sorted(path.name for path in one.out.iterdir()) if one.out.exists() else []
     assert all(name.startswith("ktrace.test-node.") for name in names), names
     if any(name.endswith(".bundle.tgz") for name in names):
-        assert len(names) == 4
+        assert len(names) == 5
         one.read()
 
 
