@@ -38,6 +38,7 @@ from ktrace_agent.records import (
     OWNER_SOURCES,
     ROLES,
     ROW,
+    STATE,
     STATES,
     TYPE,
     UNKNOWN_U64,
@@ -50,7 +51,7 @@ from ktrace_agent.records import (
 )
 from ktrace_agent.tracks import Lookup, Track, Tracks
 from ktrace_api.bundle import PodIdentity
-from ktrace_api.names import UNKNOWN, OwnerSource, RowType
+from ktrace_api.names import UNKNOWN, OwnerSource, RowType, TcpState
 
 Array = npt.NDArray[Any]
 Key = TypeVar("Key")
@@ -68,6 +69,8 @@ _STOCK_STORED = ("local", "local_port", "remote", "remote_port", "owner", "net",
                  "measure")  # fmt: skip
 _FIRST_PACKET_NS = 500_000_000
 """A row is told before its packet is sent: connection tracking has it a moment later."""
+_BEGIN = (STATE[TcpState.SYN_SENT], STATE[TcpState.SYN_RECV])
+"""A TCP socket is in one of these once."""
 _UDP = (TYPE[RowType.UDP_SEND], TYPE[RowType.UDP_RECV])
 _NOTHING: Mapping[int, PodIdentity] = {}
 _PROTOCOLS = tuple({IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}.get(n, UNKNOWN) for n in range(18))
@@ -167,6 +170,9 @@ class Tables:
 
     def _load_events(self, rows: Array, offset_ns: int) -> None:
         order = np.argsort(rows["ts"], kind="stable")
+        begun = rows[(rows["type"] == TYPE[RowType.TCP_STATE]) & np.isin(rows["new_state"], _BEGIN)]
+        self._tracks.share(begun, begun["sock"], begun["net"])
+        del begun
         for start in range(0, len(rows), CHUNK):
             part = rows[order[start : start + CHUNK]]
             keys = np.zeros(len(part), KIND_KEY)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What connection tracking says of the tuples of a capture, each looked up once."""
 
+from collections import Counter
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -77,6 +78,15 @@ class Lookup(Protocol):
         """
 
 
+def _tuples(ends: Any, net: Array, proto: Array) -> Array:
+    """A _KEY of each row, without its socket."""
+    keys = np.zeros(len(net), _KEY)
+    for name in _ENDS:
+        keys[name] = ends[name]
+    keys["net"], keys["proto"] = net, proto
+    return keys
+
+
 class Tracks:
     """Distinct tracks, numbered in the order of first sight."""
 
@@ -86,11 +96,27 @@ class Tracks:
         self._keys = Dictionary(_KEY.itemsize)
         self._of_key = np.empty(0, np.uint32)
         self._numbers: dict[Track, int] = {_NONE: NO_TRACK}
+        self._shared: frozenset[bytes] = frozenset()
 
     @property
     def found(self) -> list[Track]:
         """All tracks; the index is the number."""
         return list(self._numbers)
+
+    def share(self, ends: Any, sock: Array, net: Array) -> None:
+        """Tell of every TCP socket that began: its `ends`, cookie and namespace.
+
+        A tuple that several began with is nobody's: entries that live and die between two looks
+        were never seen, so what was seen may be another socket's. No guess is made for it.
+        """
+        if self._lookup is None or not len(net):
+            return
+        keys = _tuples(ends, net, np.full(len(net), IPPROTO_TCP, np.uint8))
+        keys["sock"] = sock
+        sockets = np.unique(keys.view(np.uint64).reshape(len(keys), -1), axis=0).view(_KEY)
+        sockets["sock"] = 0
+        counts = Counter(key.tobytes() for key in sockets)
+        self._shared = frozenset(key for key, count in counts.items() if count > 1)
 
     def encode(
         self, ends: Any, sock: Array, net: Array, proto: Array, since: Array, until: Array
@@ -102,10 +128,8 @@ class Tracks:
         """
         if self._lookup is None:
             return np.zeros(len(net), np.uint32)
-        keys = np.zeros(len(net), _KEY)
-        for name in _ENDS:
-            keys[name] = ends[name]
-        keys["sock"], keys["net"], keys["proto"] = sock, net, proto
+        keys = _tuples(ends, net, proto)
+        keys["sock"] = sock
         numbers = self._keys.encode(keys)
         first = np.unique(numbers, return_index=True)[1]
         fresh = first[numbers[first] >= len(self._of_key)]
@@ -122,10 +146,15 @@ class Tracks:
             return np.zeros(len(net), np.uint32)
         addresses = self._addresses.keys
         columns = (*(ends[name] for name in _ENDS), net, proto, since, until)
-        numbers = []
+        keys = _tuples(ends, net, proto).tobytes() if self._shared else b""
+        numbers: list[int] = []
         for local, remote, local_port, remote_port, netns, protocol, begun, ended in zip(
             *(column.tolist() for column in columns), strict=True
         ):
+            place = len(numbers) * _KEY.itemsize
+            if keys and keys[place : place + _KEY.itemsize] in self._shared:
+                numbers.append(NO_TRACK)
+                continue
             here, there = (addresses[local], local_port), (addresses[remote], remote_port)
             track = self._ask(netns, protocol, here, there, begun, ended)
             numbers.append(self._numbers.setdefault(track, len(self._numbers)))

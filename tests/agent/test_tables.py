@@ -271,3 +271,14 @@ def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recordin
     ]
     assert since == BOOT_NS < until
     assert lookup.asked[-1][4:] in ((BOOT_NS, BOOT_NS + 5), (0, 0))
+
+
+def test_a_tuple_that_two_sockets_began_with_has_no_track(make_recording: Make):
+    lookup = Connections()
+    again = [{"sock": 7}, {"sock": 8}, {"sock": 9, "local_port": 40_001}]
+    recording = make_recording(make_events([{**one, "new_state": 2} for one in again]))
+    with closing(Tables(recording, "etcd-1", lookup=lookup)) as made:
+        rows = [check(line) for part in made.lines(7) for line in part]
+    known = {row["sock"]: row["conntrack"]["nat"] != "-" for row in rows}
+    assert known == {"0x7": False, "0x8": False, "0x9": True}
+    assert len(lookup.asked) == 1

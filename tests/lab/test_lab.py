@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.catalogue import SCENES
-from tests.lab.impossible import Impossible
-from tests.lab.judge import judge
-from tests.lab.scene import play
+from tests.lab.catalogue import Showing
+from tests.lab.runner import show
 
 pytestmark = pytest.mark.world("bpf")
 
@@ -31,10 +29,9 @@ HEALTHY = ("rolling-restart", "busy-web-server", "port-scan", "dns-pairs", "sysl
     "names", [*((name,) for name in INCIDENTS), HEALTHY], ids=[*INCIDENTS, "healthy"]
 )
 def test_scene(names: tuple[str, ...], tmp_path: Path):
-    background = names[0] in INCIDENTS[::3]
-    try:
-        played = play([SCENES[name] for name in names], tmp_path, background=background)
-    except Impossible as reason:
-        pytest.skip(str(reason))
-    wrong = [f"{one.scene}: {text}" for one in judge(played) for text in one.wrong]
-    assert not wrong, "\n".join(wrong)
+    outcomes = show(Showing(names, background=names[0] in INCIDENTS[::3]), tmp_path)
+    for one in outcomes:
+        if one.skipped:
+            pytest.skip(one.skipped)
+    said = [f"{one.scene}: {text}" for one in outcomes for text in (one.failed, *one.wrong) if text]
+    assert not said, "\n".join(said)
