@@ -126,9 +126,10 @@ def connections(keys: bytes) -> Any:
 def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     """Seal a prepared spool in this process."""
     from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
-    from ktrace_api.bundle import ClockOffsets, Kernel, NodeInfo, PodIdentity
     from ktrace_api.capture import GIB, CaptureConfig
     from ktrace_api.names import RowType
+    from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
+    from ktrace_api.row import PodIdentity
 
     started = datetime.now(UTC)
     config = CaptureConfig(node="node-1", max_bytes=16 * GIB)

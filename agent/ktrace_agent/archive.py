@@ -12,7 +12,8 @@ from zlib_ng import gzip_ng
 
 from ktrace_agent.sinks.directory import Written, write_all
 from ktrace_api import __version__
-from ktrace_api.bundle import Manifest, ManifestFile, Summary
+from ktrace_api.bundle import Manifest, ManifestFile
+from ktrace_api.summary import Summary
 
 MANIFEST = "manifest.json"
 MANIFEST_MAX_BYTES = 4096

@@ -21,8 +21,11 @@ from ktrace_agent.rowfile import RowFile, account
 from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish, write_all
 from ktrace_agent.tables import Tables
 from ktrace_agent.tracks import Lookup
-from ktrace_api.bundle import SUMMARY_MAX_BYTES, Manifest, NodeInfo, PodIdentity, Summary
+from ktrace_api.bundle import Manifest
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.node import NodeInfo
+from ktrace_api.row import PodIdentity
+from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
 
 _SIDE_SHARE = 8
 """Flows and sockets get one part in so many of max_bytes each."""

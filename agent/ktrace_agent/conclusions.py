@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import duckdb
 
 from ktrace_agent.analyze.findings import analyze
-from ktrace_api.bundle import NO_VERDICT, Summary
 from ktrace_api.finding import DnsSummary, Findings
+from ktrace_api.summary import NO_VERDICT, Summary
 from ktrace_api.thresholds import Thresholds
 
 MAX_BYTES = 40 * 1024

@@ -23,9 +23,9 @@ from ktrace_agent.shapes import (
     spaced,
     table_of,
 )
-from ktrace_api.bundle import Summary
 from ktrace_api.finding import Cause, Confidence, Finding, Severity
 from ktrace_api.names import UNKNOWN, ConnectResult
+from ktrace_api.summary import Summary
 
 _VERDICTS = {
     Cause.DNS: "DNS",

@@ -10,9 +10,10 @@ import duckdb
 
 from ktrace_agent.host import Missing
 from ktrace_agent.sql import COLUMNS
-from ktrace_api.bundle import CounterFiles, NodeInfo, Summary
 from ktrace_api.finding import Finding
 from ktrace_api.names import UNKNOWN
+from ktrace_api.node import CounterFiles, NodeInfo
+from ktrace_api.summary import Summary
 
 
 def load(con: duckdb.DuckDBPyConnection, summary: Summary, node: NodeInfo) -> None:

@@ -32,8 +32,8 @@ from ktrace_agent.records import (
     flag_names,
 )
 from ktrace_agent.tracks import Track
-from ktrace_api.bundle import PodIdentity
 from ktrace_api.names import UNKNOWN, PeerSource, RowType
+from ktrace_api.row import PodIdentity
 
 KIND_KEY = np.dtype(
     [

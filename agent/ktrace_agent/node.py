@@ -13,7 +13,9 @@ from ktrace_agent.preflight import Platform
 from ktrace_agent.probes import Choice
 from ktrace_agent.recording import Recording
 from ktrace_api import __version__
-from ktrace_api.bundle import (
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import UNKNOWN
+from ktrace_api.node import (
     ClockOffsets,
     ConntrackFacts,
     Delta,
@@ -28,8 +30,6 @@ from ktrace_api.bundle import (
     RuntimeSocket,
     TrackedNetns,
 )
-from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import UNKNOWN
 
 MAX_CGROUPS = 128
 MAX_TRACKED = 64

@@ -23,9 +23,11 @@ from zlib_ng import gzip_ng, zlib_ng
 
 from ktrace_agent.archive import COPY_BYTES, MANIFEST, MANIFEST_MAX_BYTES
 from ktrace_agent.errors import BadBundle, UsageError
-from ktrace_api.bundle import SUMMARY_MAX_BYTES, Manifest, NodeInfo, Summary
+from ktrace_api.bundle import Manifest
 from ktrace_api.capture import GIB
 from ktrace_api.model import Model
+from ktrace_api.node import NodeInfo
+from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
 
 M = TypeVar("M", bound=Model)
 

@@ -22,8 +22,8 @@ from ktrace_agent.shapes import (
     spaced,
     table_of,
 )
-from ktrace_api.bundle import Accounting, Destination, Process, Summary, Talker
 from ktrace_api.names import UNKNOWN, ConnectResult, RowType
+from ktrace_api.summary import Accounting, Destination, Process, Summary, Talker
 
 
 def report(summary: Summary) -> Group:

@@ -7,7 +7,7 @@ from ktrace_api.names import NodeReason
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle import Sealed  # brings numpy and DuckDB: not while recording
-    from ktrace_api.bundle import Summary
+    from ktrace_api.summary import Summary
 
 
 def lost(summary: "Summary") -> int:

@@ -10,9 +10,9 @@ from typing import BinaryIO
 from ktrace_agent.recording import Recording
 from ktrace_agent.sinks.directory import DiskFull, disk_errors, write_all
 from ktrace_agent.tables import Tables
-from ktrace_api.bundle import Accounting
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
+from ktrace_api.summary import Accounting
 
 _BATCH = 8_192
 """Rows that are rendered at once: about 5 MB of text."""

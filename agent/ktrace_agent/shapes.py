@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ktrace_api.bundle import Quantiles
 from ktrace_api.finding import RoundTrip
+from ktrace_api.summary import Quantiles
 
 TOP = 8
 """Lines of a table; the summary holds more."""

@@ -50,8 +50,8 @@ from ktrace_agent.records import (
     owner_keys,
 )
 from ktrace_agent.tracks import Lookup, Track, Tracks
-from ktrace_api.bundle import PodIdentity
 from ktrace_api.names import UNKNOWN, OwnerSource, RowType, TcpState
+from ktrace_api.row import PodIdentity
 
 Array = npt.NDArray[Any]
 Key = TypeVar("Key")

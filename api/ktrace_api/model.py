@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+SCHEMA_VERSION: Literal[1] = 1
+"""Of all files of a bundle together."""
+
 Unknown = Literal["-"]
 Count = Annotated[int, Field(ge=0)]
 MaybeCount = Count | Unknown

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import JsonSchemaMode
 
-from ktrace_api.bundle import EVENT, Manifest, NodeInfo, Summary
+from ktrace_api.bundle import Manifest
+from ktrace_api.node import NodeInfo
+from ktrace_api.row import EVENT
+from ktrace_api.summary import Summary
 
 if TYPE_CHECKING:
     from ktrace_api.model import Model

@@ -13,9 +13,9 @@ import pytest
 
 from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
 from ktrace_agent.records import EVENT, FLOW, FLOW_KEY, ROW_TYPES
-from ktrace_api.bundle import ClockOffsets, Kernel, NodeInfo
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
+from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
 
 STARTED = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
 BOOT_NS = 10**12

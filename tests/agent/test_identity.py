@@ -16,7 +16,7 @@ from ktrace_agent.enrich.cri import Answer, CriState
 from ktrace_agent.enrich.cri_messages import Container, Sandbox
 from ktrace_agent.enrich.identity import Identities, Seen, Watch, identify
 from ktrace_agent.enrich.kubelet import Folders, LogLink
-from ktrace_api.bundle import PodIdentity
+from ktrace_api.row import PodIdentity
 
 ID, OTHER, POD = "7d" * 32, "c0" * 32, "a1" * 32
 UID = "0f61a1d3-3c5e-4b0a-9d2e-2f4b6a7c8d9e"

@@ -15,8 +15,8 @@ import pytest
 from ktrace_agent import bundle, main, session
 from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
 from ktrace_agent.flags import BY_PARAMETER, FLAGS
-from ktrace_api.bundle import NodeInfo
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.node import NodeInfo
 
 from .conftest import Make, make_events
 from .test_flags import WRONG

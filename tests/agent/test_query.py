@@ -16,8 +16,9 @@ from ktrace_agent import query, reader
 from ktrace_agent.bundle import seal
 from ktrace_agent.errors import BadBundle, UsageError
 from ktrace_agent.sql import COLUMNS
-from ktrace_api.bundle import Delta, HookChoice, NetnsCounters, NodeInfo, PodIdentity, Refusal
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.node import Delta, HookChoice, NetnsCounters, NodeInfo, Refusal
+from ktrace_api.row import PodIdentity
 
 from .conftest import Make, make_events, make_flows
 from .test_reader import members, packed

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.errors import BadBundle, KtraceError, UsageError
 from ktrace_agent.reader import opened
-from ktrace_api.bundle import NodeInfo
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.node import NodeInfo
 
 from .conftest import Make, make_events, make_flows
 

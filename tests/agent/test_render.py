@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ktrace_agent import explain, render, shapes
-from ktrace_api.bundle import Summary
+from ktrace_api.summary import Summary
 
 NOTHING = {
     "seen": 0, "written": 0, "filtered": 0, "sampled": 0, "capped": 0, "lost_ring": 0,

@@ -27,10 +27,12 @@ from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.recording import HookCounters, Recording
 from ktrace_agent.sql import COLUMNS
-from ktrace_api.bundle import Manifest, NodeInfo, Summary
+from ktrace_api.bundle import Manifest
 from ktrace_api.capture import MIB, CaptureConfig
 from ktrace_api.names import RowType
+from ktrace_api.node import NodeInfo
 from ktrace_api.schemas import schemas
+from ktrace_api.summary import Summary
 
 from .conftest import BOOT_NS, Make, make_events
 

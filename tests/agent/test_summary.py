@@ -8,9 +8,9 @@ import pytest
 from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.recording import Clock, Overflow
 from ktrace_agent.tables import Tables
-from ktrace_api.bundle import SUMMARY_MAX_BYTES, Accounting, Summary
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType, TcpState
+from ktrace_api.summary import SUMMARY_MAX_BYTES, Accounting, Summary
 
 from .conftest import OFFSET_NS, Make, make_events, make_flows
 

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from ktrace_agent import tables
 from ktrace_agent.records import EVENT
 from ktrace_agent.tables import Tables
-from ktrace_api.bundle import EVENT as ROW_MODEL
-from ktrace_api.bundle import PodIdentity
+from ktrace_api.row import EVENT as ROW_MODEL
+from ktrace_api.row import PodIdentity
 from ktrace_api.schemas import schemas
 
 from .conftest import BOOT_NS, STARTED, Make, make_events, make_flows, v4

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ktrace_api.bundle import EVENT, Manifest, NodeInfo, Summary
+from ktrace_api.bundle import Manifest
 from ktrace_api.model import Model
+from ktrace_api.node import NodeInfo
+from ktrace_api.row import EVENT
 from ktrace_api.schemas import schemas, write
+from ktrace_api.summary import Summary
 
 ROW = {
     "ts": "2026-01-24T21:57:54.326Z",

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ktrace_api.bundle import EVENT, Summary
+from ktrace_api.row import EVENT
+from ktrace_api.summary import Summary
 from tests.bpf.workers import PATIENCE_S, wait_until
 
 KTRACE = Path(sys.executable).with_name("ktrace")

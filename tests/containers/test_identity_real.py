@@ -17,7 +17,7 @@ from ktrace_agent.enrich import kubelet
 from ktrace_agent.enrich.cri import CriState
 from ktrace_agent.enrich.identity import Identities, identify
 from ktrace_agent.enrich.seen import Watch
-from ktrace_api.bundle import PodIdentity
+from ktrace_api.row import PodIdentity
 from tests.bpf.captures import Capture
 from tests.bpf.workers import wait_until
 from tests.containers.cri_server import listen, serve

@@ -12,7 +12,9 @@ from typing import Any
 
 from ktrace_agent.recording import Recording
 from ktrace_agent.tables import Tables
-from ktrace_api.bundle import (
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import UNKNOWN, ConnectResult, RowType
+from ktrace_api.summary import (
     SUMMARY_MAX_BYTES,
     Accounting,
     Destination,
@@ -31,8 +33,6 @@ from ktrace_api.bundle import (
     Talker,
     Talkers,
 )
-from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import UNKNOWN, ConnectResult, RowType
 
 TOP = (20, 10, 5, 2)
 """Entries of a list at most; the first that keeps the summary within its size is taken."""

@@ -18,8 +18,8 @@ from ktrace_agent.enrich import cgroups, live
 from ktrace_agent.enrich.cgroups import CgroupName
 from ktrace_agent.enrich.cri import CriState
 from ktrace_agent.enrich.seen import DEADLINE_S, Mode, Seen, Watch
-from ktrace_api.bundle import PodIdentity
 from ktrace_api.names import UNKNOWN
+from ktrace_api.row import PodIdentity
 
 __all__ = ["Identities", "Mode", "Seen", "SocketFacts", "Sources", "Watch", "identify"]
 
