@@ -7,7 +7,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
-PYTHON_FILES := api agent tests bench scripts hatch_build.py
+PYTHON_FILES := api agent operator tests bench scripts hatch_build.py
 C_FILES = $(wildcard agent/bpf/*.[ch] bench/*.c scripts/*.c)
 SHELL_FILES := scripts/*.sh .ci/run
 # Where bpftool and nft are for a plain user.
@@ -74,10 +74,13 @@ bench: build ## measure drain, sealing and memory (root, or sudo)
 
 lock: setup ## resolve requirements/*.lock anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --no-annotate --extra agent --extra dev pyproject.toml -o requirements/dev.lock
+		--no-header --no-annotate --extra agent --extra operator --extra dev pyproject.toml -o requirements/dev.lock
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --extra agent -c requirements/dev.lock pyproject.toml \
 		-o requirements/agent.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --extra operator -c requirements/dev.lock pyproject.toml \
+		-o requirements/operator.lock
 
 clean: ## remove what was built and captured here
 	@$(MAKE) -C agent/bpf clean

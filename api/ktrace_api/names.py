@@ -4,6 +4,26 @@
 from enum import StrEnum
 
 API_GROUP = "ktrace.io"
+API_VERSION = "v1alpha1"
+KIND = "TraceSnapshot"
+PLURAL = "tracesnapshots"
+
+FINALIZER = "ktrace.io/collect"
+"""On agent pods: kept until the pod's result is stored in the snapshot's status."""
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "ktrace-operator"
+LABEL_APP = "app.kubernetes.io/name"
+AGENT_APP = "ktrace-agent"
+LABEL_SNAPSHOT = "ktrace.io/snapshot"
+"""Name of the snapshot that an agent pod works for."""
+LABEL_SNAPSHOT_UID = "ktrace.io/snapshot-uid"
+LABEL_NODE = "ktrace.io/node-hash"
+"""node_hash() of the node: names of nodes may be longer than a label's value."""
+LABEL_CREDENTIALS = "ktrace.io/credentials"
+"""`true` on a Secret: its owner lets snapshots of its namespace use it."""
+AGENT_CONTAINER = "agent"
+CAPTURE_VARIABLE = "KTRACE_CAPTURE"
+"""Environment variable of an agent pod that holds its Assignment as JSON."""
 UNKNOWN = "-"
 """How a fact that is not known is written, whatever its type otherwise."""
 
@@ -103,4 +123,63 @@ class NodeReason(StrEnum):
     NODE_LOST = "NodeLost"
     NODE_NOT_READY = "NodeNotReady"
     NODE_BUSY = "NodeBusy"
+    CANCELED = "Canceled"
+
+
+class Outcome(StrEnum):
+    """How it stands with one node of a snapshot; the last three are final."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SKIPPED = "Skipped"
+
+
+class Phase(StrEnum):
+    """A snapshot in one word, for people; derived from its conditions."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    PARTIALLY_COMPLETED = "PartiallyCompleted"
+    FAILED = "Failed"
+    CANCELED = "Canceled"
+
+
+class ConditionType(StrEnum):
+    """Conditions of a snapshot, readable by kstatus."""
+
+    ACCEPTED = "Accepted"
+    """The spec is valid, allowed, and its nodes are known."""
+    SUCCEEDED = "Succeeded"
+    """Unknown until the end; True: every node that was asked delivered its bundle."""
+    FINISHED = "Finished"
+    """True at any end, good or bad."""
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    """True: it ended badly and will not go on by itself."""
+    READY = "Ready"
+    """True: it ended well."""
+
+
+class ConditionReason(StrEnum):
+    """Why a condition of a snapshot stands as it does; the whole list."""
+
+    ACCEPTED = "Accepted"
+    RESOLVING = "Resolving"
+    """What the spec names (a Secret, a claim) is not there yet; it is looked at again."""
+    INVALID_SPEC = "InvalidSpec"
+    POLICY_DENIED = "PolicyDenied"
+    """The chart's settings do not allow what the spec asks for."""
+    NO_NODES_MATCHED = "NoNodesMatched"
+    TOO_MANY_NODES = "TooManyNodes"
+    NO_OUTPUT = "NoOutput"
+    """Neither the spec nor the chart says where bundles go."""
+    CREDENTIALS_UNUSABLE = "CredentialsUnusable"
+    CLAIM_UNUSABLE = "ClaimUnusable"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    PARTIALLY_COMPLETED = "PartiallyCompleted"
+    ALL_FAILED = "AllFailed"
     CANCELED = "Canceled"

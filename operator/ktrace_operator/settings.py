@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cluster's administrator decides, and no author of a TraceSnapshot can change.
+
+The chart renders one YAML file (keys in camelCase) from its values and mounts it;
+`--settings=FILE` or KTRACE_SETTINGS names it.
+"""
+
+import fnmatch
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ktrace_api.kubeobject import DNS_LABEL, KubeModel, SnapshotDuration
+from ktrace_api.snapshot import MAX_NODES, Output
+
+Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+
+
+class SettingsError(ValueError):
+    """The settings file cannot be used; the text is one line that names the field."""
+
+
+class Resources(KubeModel):
+    """Requests and limits of the agent's container."""
+
+    requests: dict[str, str] = Field(
+        default_factory=lambda: {"cpu": "100m", "memory": "512Mi", "ephemeral-storage": "1Gi"}
+    )
+    limits: dict[str, str] = Field(
+        default_factory=lambda: {"memory": "512Mi", "ephemeral-storage": "4Gi"}
+    )
+
+
+class AgentSettings(KubeModel):
+    """The agent's pod."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)]
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str = "ktrace-agent"
+    """It has no rights and its token is not mounted; a cloud's identity can be bound to it."""
+    resources: Resources = Resources()
+    priority_class: str = ""
+    cri_sockets: tuple[str, ...] = ()
+    """Sockets of the container runtime as seen on the host; empty: the usual ones."""
+    termination_grace_seconds: Seconds = 60
+
+
+class Limits(KubeModel):
+    """Ceilings; what is asked for beyond them is refused."""
+
+    max_nodes: int = Field(default=MAX_NODES, ge=1, le=MAX_NODES)
+    max_duration: SnapshotDuration = timedelta(minutes=10)
+    parallelism: int = Field(default=0, ge=0, le=MAX_NODES)
+    """Agents of one snapshot that run at once at most; 0: as many as it asks for."""
+    start_seconds: Seconds = 120
+    """From the creation of an agent's pod until its container runs."""
+    upload_seconds: Seconds = 300
+    """From the end of the recording until the bundle is delivered."""
+    busy_seconds: Seconds = 900
+    """How long a snapshot waits for another's agent on the same node."""
+
+
+class S3Policy(KubeModel):
+    """Where authors may send bundles."""
+
+    allowed_endpoints: tuple[str, ...] = ()
+    """URLs, scheme and port included; `*` stands for one part of a host name. An empty endpoint
+    (AWS itself) is always allowed. The default output need not be listed."""
+    allowed_buckets: tuple[str, ...] = ("*",)
+    """Patterns of bucket names."""
+
+
+class OutputSettings(KubeModel):
+    """Where bundles go."""
+
+    default: Output | None = None
+    s3: S3Policy = S3Policy()
+    allow_pvc: bool = True
+
+
+class LeaseSettings(KubeModel):
+    """Leader election between replicas."""
+
+    enabled: bool = True
+    name: str = "ktrace-operator"
+    namespace: Namespace = "ktrace"
+    duration_seconds: Seconds = 15
+    renew_seconds: Seconds = 5
+
+
+class Settings(KubeModel):
+    """All of it."""
+
+    namespaces: Annotated[tuple[Namespace, ...], Field(min_length=1, max_length=64)]
+    """Namespaces whose snapshots are served; the agents' privileged pods run in them."""
+    agent: AgentSettings
+    limits: Limits = Limits()
+    output: OutputSettings = OutputSettings()
+    lease: LeaseSettings = LeaseSettings()
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    probe_port: Annotated[int, Field(ge=1, le=65535)] = 8081
+    writes_per_second: Annotated[float, Field(gt=0, le=1000)] = 50
+    """Writes to the API server, all snapshots together."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+
+def load(path: Path) -> Settings:
+    """The settings in a file; SettingsError with one line where it is wrong."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from error
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+
+
+def endpoint_allowed(endpoint: str, allowed: tuple[str, ...]) -> bool:
+    """Whether an S3 endpoint is in the list: same scheme and port, host part by part."""
+    if not endpoint:
+        return True
+    return any(_same_server(endpoint, pattern) for pattern in allowed)
+
+
+def _same_server(endpoint: str, pattern: str) -> bool:
+    mine, theirs = urlsplit(endpoint), urlsplit(pattern)
+    if mine.scheme != theirs.scheme or _port(endpoint) != _port(pattern):
+        return False
+    host, wanted = (mine.hostname or "").split("."), (theirs.hostname or "").split(".")
+    return len(host) == len(wanted) and all(
+        fnmatch.fnmatchcase(part, want) for part, want in zip(host, wanted, strict=True)
+    )
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
