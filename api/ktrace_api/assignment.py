@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.kubeobject import KeyPath
+from ktrace_api.kubeobject import Folder
 from ktrace_api.model import Model
 from ktrace_api.snapshot import PvcOutput, S3Output
 
@@ -57,7 +57,7 @@ class S3Target(Model):
 
     kind: Literal["s3"] = "s3"
     output: S3Output
-    folder: KeyPath
+    folder: Folder
     """Key of the node's folder below the bucket: prefix/namespace/name-uid8/node=NAME."""
 
 
@@ -68,7 +68,7 @@ class VolumeTarget(Model):
     output: PvcOutput
     mount: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.-]+$", max_length=128)]
     """Where the volume (its sub_path) is mounted in the agent."""
-    folder: KeyPath
+    folder: Folder
     """Below the mount: namespace/name-uid8/node=NAME."""
 
 

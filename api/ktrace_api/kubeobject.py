@@ -78,6 +78,7 @@ def _no_parent(value: str) -> str:
 
 
 KeyPath = Annotated[str, Field(max_length=256, pattern=_KEY_PATH), AfterValidator(_no_parent)]
+Folder = Annotated[str, Field(max_length=672, pattern=_KEY_PATH), AfterValidator(_no_parent)]
 """Parts separated by `/`, none of them hidden; never absolute, so it stays below its root."""
 
 
