@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from ktrace_api.capture import CaptureConfig
+    from ktrace_api.thresholds import Thresholds
 
 _SHOWN = 40
 """Characters of a wrong value that a message repeats."""
@@ -190,11 +191,14 @@ def boolean(flag: str, value: str, variable: str = "") -> bool:
 
 
 def configure(
-    values: Mapping[str, str | None], variables: Mapping[str, str] | None = None
+    values: Mapping[str, str | None],
+    variables: Mapping[str, str] | None = None,
+    thresholds: "Thresholds | None" = None,
 ) -> "CaptureConfig":
     """The capture that these texts ask for; what is None keeps its default.
 
-    `values` by parameter; `variables` names the environment variable a value came from.
+    `values` by parameter; `variables` names the environment variable a value came from;
+    `thresholds` are those of threshold_flags.py.
     Raises UsageError that names the flag, the wrong value and what is accepted.
     """
     from pydantic import ValidationError
@@ -216,6 +220,8 @@ def configure(
     if given.pop("with_retransmits", True):
         events.append(EventKind.RETRANSMIT)
     fields = {BY_PARAMETER[name].field: value for name, value in given.items()}
+    if thresholds is not None:
+        fields["thresholds"] = thresholds
     try:
         return CaptureConfig.model_validate({"events": events, **fields})
     except ValidationError as error:

@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from ktrace_agent.errors import KtraceError, UsageError
 from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
+from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
 from ktrace_api import __version__
 from ktrace_api.names import NodeReason
 
@@ -128,6 +129,20 @@ def cli() -> None:
 @cli.command(short_help="Record for a while and seal a bundle (what bare `ktrace` does).")
 @_capture_flags
 @click.option(
+    FLAG,
+    "pairs",
+    metavar="NAME=VALUE",
+    envvar=VARIABLE,
+    multiple=True,
+    help="Where a finding begins (docs/thresholds.md); may be given again.",
+)
+@click.option(
+    FILE_FLAG,
+    metavar="FILE",
+    envvar=FILE_VARIABLE,
+    help="Thresholds as TOML or JSON; --threshold stands above it.",
+)
+@click.option(
     "--out-dir",
     metavar="DIR",
     envvar="KTRACE_OUT_DIR",
@@ -149,13 +164,17 @@ def capture(
     out_dir: str,
     host_root: str,
     as_json: str | None,
+    pairs: tuple[str, ...],
+    threshold_file: str | None,
     **values: str | None,
 ) -> None:
     """Record what this node's sockets do and seal a bundle."""
     as_document = _asked_for_json(as_json)
     if values["node"] is None:
         values["node"] = os.environ.get("NODE_NAME") or socket.gethostname()
-    config = configure(values, _variables(ctx))
+    variables = _variables(ctx)
+    limits = thresholds(pairs, threshold_file, variables)
+    config = configure(values, variables, limits)
     if not Path(host_root).is_dir():
         raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
     stop = threading.Event()
@@ -229,6 +248,12 @@ def _variables(ctx: click.Context) -> dict[str, str]:
     }
     if ctx.get_parameter_source("node") is ParameterSource.DEFAULT and os.environ.get("NODE_NAME"):
         origin["node"] = "NODE_NAME"
+    for name, flag, variable in (
+        ("pairs", FLAG, VARIABLE),
+        ("threshold_file", FILE_FLAG, FILE_VARIABLE),
+    ):
+        if ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+            origin |= {flag: variable}
     return origin
 
 

@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Thresholds(Model):
-    """Limits of the findings; a capture's config may name others."""
+    """Limits of the findings; a capture's config may name others (docs/thresholds.md)."""
 
     min_count: Count = 2
     """What happens once happens in healthy traffic too: a restart, a single lost packet."""
@@ -59,6 +59,7 @@ class Thresholds(Model):
     connect_slow_share: Share = 0.02
     """Handshakes of 1 s and more lost a SYN or its answer: 2 % of them are loss, not luck."""
     connect_slow_count: Count = 3
+    """Fewer of them are single lost packets."""
 
     close_wait_growth: Count = 10
     """Sockets that the peer closed and the process did not; a few belong to any connection pool."""
@@ -70,6 +71,7 @@ class Thresholds(Model):
     retransmit_share: Share = 0.01
     """TCP's throughput falls with the root of the loss: 1 % already costs most of a fast path."""
     retransmit_critical_share: Share = 0.05
+    """At 5 % a connection moves a few packets a round trip, whatever the line."""
     retransmit_count: Count = 10
     """Single probes of the tail (TLP) and reordering resend a few segments anywhere."""
     retransmit_needless_share: Share = 0.8
@@ -79,6 +81,7 @@ class Thresholds(Model):
     stall_gap_s: Seconds = 0.7
     """The pause has doubled from the minimum of 200 ms twice."""
     reset_count: Count = 3
+    """A peer that restarts resets one or two connections of a client."""
     reset_share: Share = 0.1
     """Clients that are reset in mid-stream, of the connections that they opened to the peer."""
 
@@ -96,10 +99,13 @@ class Thresholds(Model):
     """EADDRNOTAVAIL needs no repetition, but a wrong bind() fails once, too."""
 
     udp_drops: Count = 20
+    """Fewer are a burst at start-up."""
     udp_drop_share: Share = 0.001
     """A burst may overflow a buffer once; one datagram in a thousand is a reader too slow."""
     softnet_drops: Count = 50
+    """A backlog queue that overflowed once holds more packets than that."""
     softnet_drop_share: Share = 0.0001
+    """One packet in ten thousand: TCP begins to feel it."""
 
     cpu_some_share: Share = 0.9
     """Time in which some task waited for a CPU. A busy node with few CPUs waits half of the time
@@ -107,6 +113,7 @@ class Thresholds(Model):
     cpu_min_window_s: Seconds = 5.0
     """Any start of a program fills a second."""
     memory_some_share: Share = 0.1
+    """Time in which some task waited for memory."""
     memory_full_share: Share = 0.03
     """Time in which no task ran because all waited for memory: reclaim is what the node does."""
 

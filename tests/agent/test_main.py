@@ -17,6 +17,7 @@ from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, Unsupp
 from ktrace_agent.flags import BY_PARAMETER, FLAGS
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
+from ktrace_api.thresholds import Thresholds
 
 from .conftest import Make, make_events
 from .test_flags import WRONG
@@ -109,6 +110,7 @@ def test_every_flag_arrives(ran: Session):
         "--max-bytes=64MiB", "--node=n7", "--ring-bytes=1MiB", "--max-sockets=99",
         "--max-flows=98", "--out-dir=there/deeper", "--json", "--with-cri=false",
         "--cri-socket=unix:///run/a.sock,/run/b.sock", "--with-conntrack=false", "--host-root=.",
+        "--threshold=min_count=7", "--threshold", "lost_share=0.5,udp_drops=9",
     ]  # fmt: skip
     assert main.main(args) == 0
     assert ran.host_root == Path()
@@ -116,7 +118,7 @@ def test_every_flag_arrives(ran: Session):
         node="n7", duration="90s", events="tcp,udp", dns_only=True, ports=(80, 443), sample=5,
         max_events=77, max_bytes="64MiB", security=False, ring_bytes="1MiB", max_sockets=99,
         max_flows=98, cri="false", cri_sockets=("unix:///run/a.sock", "/run/b.sock"),
-        conntrack=False,
+        conntrack=False, thresholds=Thresholds(min_count=7, lost_share=0.5, udp_drops=9),
     )  # fmt: skip
     assert len(list(Path("there/deeper").iterdir())) == 5
 
@@ -127,9 +129,11 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         "WITH_RETRANSMITS": "false", "WITH_SECURITY": "false", "SAMPLE": "2", "MAX_EVENTS": "3",
         "MAX_BYTES": "2MiB", "NODE": "n8", "RING_BYTES": "8KiB", "MAX_SOCKETS": "4",
         "MAX_FLOWS": "5", "OUT_DIR": "elsewhere", "WITH_CRI": "true", "CRI_SOCKET": "/run/a.sock",
-        "WITH_CONNTRACK": "false", "HOST_ROOT": "/proc/self/root",
+        "WITH_CONNTRACK": "false", "HOST_ROOT": "/proc/self/root", "THRESHOLD": "min_count=7",
+        "THRESHOLD_FILE": "limits.json",
     }  # fmt: skip
-    local = {"KTRACE_OUT_DIR", "KTRACE_HOST_ROOT"}
+    Path("limits.json").write_text('{"min_count": 6, "udp_drops": 9}')
+    local = {"KTRACE_OUT_DIR", "KTRACE_HOST_ROOT", "KTRACE_THRESHOLD", "KTRACE_THRESHOLD_FILE"}
     assert {flag.variable for flag in FLAGS} | local == {f"KTRACE_{name}" for name in values}
     for name, value in values.items():
         monkeypatch.setenv(f"KTRACE_{name}", value)
@@ -138,6 +142,7 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         node="n8", duration="5s", events="tcp,udp", dns_only=True, ports=(53,), sample=2,
         max_events=3, max_bytes="2MiB", security=False, ring_bytes="8KiB", max_sockets=4,
         max_flows=5, cri="true", cri_sockets=("/run/a.sock",), conntrack=False,
+        thresholds=Thresholds(min_count=7, udp_drops=9),
     )  # fmt: skip
     assert Path("elsewhere").is_dir()
 
