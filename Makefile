@@ -61,8 +61,9 @@ format: setup ## lay out Python and C as lint wants it
 	@$(BIN)/ruff format $(wildcard $(PYTHON_FILES))
 	@$(BIN)/clang-format -i $(C_FILES)
 
-generate: setup ## write docs/schemas/ from the models
+generate: setup ## write docs/schemas/ and the CRD from the models
 	@$(BIN)/python -m ktrace_api.schemas docs/schemas
+	@$(BIN)/python -m ktrace_api.crd crds/TraceSnapshot.yaml charts/ktrace/crds/TraceSnapshot.yaml
 
 build-static: ## leave dist/ktrace-static, one file for a node without Python
 	@scripts/bootstrap.sh static

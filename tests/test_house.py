@@ -77,11 +77,14 @@ def test_locks_agree_and_cover_the_metadata() -> None:
         dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", path.read_text(), re.MULTILINE))
         for path in LOCKS
     ]
-    agent, dev = pins
+    agent, dev, operator_pins = pins
     assert agent.items() <= dev.items()
+    assert operator_pins.items() <= dev.items()
     extras = PYPROJECT["project"]["optional-dependencies"]
     for requirement in [*PYPROJECT["project"]["dependencies"], *extras["agent"]]:
         assert re.split(r"[<>=]", requirement)[0] in agent
+    for requirement in extras["operator"]:
+        assert re.split(r"[<>=]", requirement)[0] in operator_pins
     for requirement in extras["dev"]:
         assert re.split(r"[<>=]", requirement)[0] in dev
 

@@ -46,6 +46,13 @@ def _duration_text(value: object) -> object:
     return parse_duration(value)
 
 
+def _size_text(value: object) -> object:
+    """Only what the CRD's pattern admits of the forms that a command line may have."""
+    if isinstance(value, str) and not re.fullmatch(_SIZE, value):
+        raise ValueError("expected a size such as 256Mi, 10M or 1000000")
+    return parse_size(value)
+
+
 _DURATION = r"^([0-9]{1,5}m)?([0-9]{1,6}s)?$"
 _SIZE = r"^[1-9][0-9]{0,11}(Ki|Mi|Gi|k|M|G)?$"
 
@@ -58,10 +65,18 @@ SnapshotDuration = Annotated[
 ]
 SnapshotSize = Annotated[
     int,
-    BeforeValidator(parse_size),
-    WithJsonSchema({"type": "string", "pattern": _SIZE, "minLength": 1, "maxLength": 14}),
+    BeforeValidator(_size_text),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "pattern": _SIZE,
+            "maxLength": 14,
+        }
+    ),
     PlainSerializer(str, return_type=str),
 ]
+"""Bytes, as a number or as a Kubernetes quantity."""
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=LABEL_KEY)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
@@ -69,6 +84,16 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Message = Annotated[str, Field(max_length=256)]
 SET_LIST: dict[str, Any] = {"x-kubernetes-list-type": "set"}
 ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+
+
+def distinct(value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """What a list of type `set` may hold; raises ValueError at the first repetition."""
+    seen = set()
+    for one in value or ():
+        if one in seen:
+            raise ValueError(f"{one} is there twice")
+        seen.add(one)
+    return value
 
 
 def _no_parent(value: str) -> str:

@@ -9,7 +9,7 @@ validators here, since an object may also come from an older schema.
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ktrace_api.capture import GIB, MIB
 from ktrace_api.kubeobject import (
@@ -28,6 +28,7 @@ from ktrace_api.kubeobject import (
     Port,
     SnapshotDuration,
     SnapshotSize,
+    distinct,
     rules,
 )
 from ktrace_api.names import EventKind
@@ -109,9 +110,10 @@ class PodTarget(KubeModel):
 class NodeTarget(KubeModel):
     """Which nodes are traced: exactly one of names, selector and pods."""
 
-    names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_NODES)] | None = Field(
-        default=None, json_schema_extra=SET_LIST
-    )
+    names: Annotated[
+        Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_NODES)] | None,
+        AfterValidator(distinct),
+    ] = Field(default=None, json_schema_extra=SET_LIST)
     """Names of nodes; at most 1000."""
     selector: LabelSelector | None = None
     """Labels of nodes; an empty selector means all nodes."""
@@ -142,14 +144,14 @@ class NodeTarget(KubeModel):
 class CaptureSpec(KubeModel):
     """What each agent records."""
 
-    events: Annotated[tuple[EventKind, ...], Field(min_length=1, max_length=4)] = Field(
-        default=tuple(EventKind), json_schema_extra=SET_LIST
-    )
+    events: Annotated[
+        tuple[EventKind, ...], Field(min_length=1, max_length=4), AfterValidator(distinct)
+    ] = Field(default=tuple(EventKind), json_schema_extra=SET_LIST)
     """Kinds of events: tcp, udp, connect, retransmit."""
     dns_only: bool = False
     """Keep only traffic with port 53 at one end."""
-    ports: Annotated[tuple[Port, ...], Field(max_length=MAX_PORTS)] = Field(
-        default=(), json_schema_extra=SET_LIST
+    ports: Annotated[tuple[Port, ...], Field(max_length=MAX_PORTS), AfterValidator(distinct)] = (
+        Field(default=(), json_schema_extra=SET_LIST)
     )
     """Keep only these ports, local or remote; at most 64, none means all."""
     sample: int = Field(default=1, ge=1, le=1_000_000)
@@ -165,8 +167,8 @@ class CaptureSpec(KubeModel):
             **rules(
                 (
                     (
-                        "quantity(self).compareTo(quantity('1Mi')) >= 0 && "
-                        "quantity(self).compareTo(quantity('16Gi')) <= 0"
+                        "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && "
+                        "quantity(string(self)).compareTo(quantity('16Gi')) <= 0"
                     ),
                     "must be from 1Mi to 16Gi",
                 )
@@ -265,8 +267,13 @@ class SnapshotSpec(KubeModel):
     """What each agent records."""
     output: Output | None = None
     """Where the bundles go; the chart's default output where it is not given."""
-    ttl_after_finished: SnapshotDuration | None = Field(
-        default=None, le=timedelta(days=7), ge=timedelta(0)
+    ttl_after_finished: (
+        Annotated[SnapshotDuration, Field(ge=timedelta(0), le=timedelta(days=7))] | None
+    ) = Field(
+        default=None,
+        json_schema_extra=rules(
+            ("duration(self) <= duration('168h')", "must be at most 168h, as seconds or minutes")
+        ),
     )
     """The snapshot deletes itself this long after its end, such as 3600s: at most 168h in
     seconds or minutes. Not given: it stays. Ignored where a GitOps tool owns it, since the tool

@@ -122,9 +122,10 @@ class SnapshotStatus(KubeModel):
         default=(), json_schema_extra=ATOMIC_LIST
     )
     """What was found, over all nodes, worst first."""
-    verdicts: Annotated[dict[Cause, Annotated[int, Field(ge=1)]], Field(max_length=8)] = Field(
-        default_factory=dict
-    )
+    verdicts: Annotated[
+        dict[Cause, Annotated[int, Field(ge=1, description="Nodes that came to this verdict.")]],
+        Field(max_length=8),
+    ] = Field(default_factory=dict)
     """Verdict -> nodes that came to it."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8)] = Field(
         default=(),
