@@ -8,6 +8,7 @@ skipped with the reason; under `KTRACE_REQUIRE=bpf,...` the same is a failure.
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -53,10 +54,16 @@ def _static() -> str | None:
     return _bpf() or _mount()
 
 
+def _s3() -> str | None:
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    return None if weed.exists() else f"{weed} is missing: scripts/bootstrap.sh test"
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
     "containers": cache(_containers),
     "mount": cache(_mount),
+    "s3": cache(_s3),
     "static": cache(_static),
 }
 """Name -> why it is missing here, None when it is there."""

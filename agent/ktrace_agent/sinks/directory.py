@@ -27,6 +27,14 @@ class DiskFull(SinkFailed):
     """No room: less may fit, so whoever writes may try again with less."""
 
 
+class NameTaken(SinkFailed):
+    """A file of that name is there already; it was left as it is."""
+
+
+class NotWhatWasWritten(SinkFailed):
+    """What can be read back is something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """A complete file without a name yet."""
@@ -75,17 +83,22 @@ def publish(folder: Path, files: Sequence[Written]) -> list[Path]:
     Raises SinkFailed where a name is taken or what can be read back is not what was
     written, DiskFull where there is no room; then none of the names is left.
     """
+    with disk_errors(folder):
+        return give_names(folder, files)
+
+
+def give_names(folder: Path, files: Sequence[Written]) -> list[Path]:
+    """publish() for whoever has own words for an OSError."""
     paths: list[Path] = []
     try:
-        with disk_errors(folder):
-            for written in files:
-                os.fsync(written.file.fileno())
-            for written in files:
-                _name(folder, written)
-                paths.append(folder / written.name)
-            _sync(folder)
-            for path, written in zip(paths, files, strict=True):
-                _verify(path, written)
+        for written in files:
+            os.fsync(written.file.fileno())
+        for written in files:
+            _name(folder, written)
+            paths.append(folder / written.name)
+        _sync(folder)
+        for path, written in zip(paths, files, strict=True):
+            _verify(path, written)
     except BaseException:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -99,7 +112,7 @@ def _name(folder: Path, written: Written) -> None:
     try:
         os.link(f"/proc/self/fd/{fd}", written.name, dst_dir_fd=directory, follow_symlinks=True)
     except FileExistsError as error:
-        raise SinkFailed(f"{folder / written.name} exists already; nothing was written") from error
+        raise NameTaken(f"{folder / written.name} exists already; nothing was written") from error
     except FileNotFoundError:  # unlinked after it had a name: such a file gets none again
         _copy(fd, folder / written.name)
     finally:
@@ -130,6 +143,7 @@ def _sync(folder: Path) -> None:
 
 def _verify(path: Path, written: Written) -> None:
     with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not memory
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != written.sha256:
-        raise SinkFailed(f"{path} is not what was written (sha256 {found}); check the disk")
+        raise NotWhatWasWritten(f"{path} is not what was written (sha256 {found}); check the disk")

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder in a bucket as a destination: sent, verified, and never written over.
+
+boto3 sends from the file, in parts where it is large, with a SHA-256 that the server checks. After
+that the server is asked what it holds: its own checksum must be the file's, and where it keeps
+none the object is read back. Only then is a file delivered.
+
+Tries go on until the time is up, also while the server is down; what a new try cannot change
+ends after three.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from botocore.config import Config
+from s3transfer.subscribers import BaseSubscriber
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from ktrace_agent.sinks import credentials
+from ktrace_agent.sinks.parcel import Budget, Parcel, composite_sha256
+from ktrace_agent.sinks.s3_errors import Place, S3Failed, explain
+from ktrace_api.assignment import S3Target
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
+PART_BYTES = 16 * 2**20
+"""Up to this size a file goes in one request, beyond it in parts of this size."""
+PERMANENT_TRIES = 3
+_SENDERS = 2
+_MIN_LEFT_S = 0.5
+_BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
+_HASH = "ktrace-sha256"
+_MISSING = ("404", "NoSuchKey", "NotFound")
+_TAKEN = ("412", "PreconditionFailed")
+_NO_CONDITIONS = ("501", "NotImplemented")
+
+Say = Callable[[str], None]
+
+
+class S3:
+    """One folder of a bucket. Raises S3Failed in one line that names bucket and endpoint."""
+
+    def __init__(self, target: S3Target, budget: Budget, say: Say) -> None:
+        self._target, self._output = target, target.output
+        self._place = Place(target.output)
+        self._budget, self._say = budget, say
+        self._conditional = True
+        """Whether the server understands If-None-Match."""
+        self._why: S3Failed | None = None
+        """What kept the last request from its answer."""
+        self._client = self._connect(os.environ)
+
+    def deliver(self, parcels: Sequence[Parcel]) -> None:
+        """All of them, in this order; each is there and verified before the next begins."""
+        for parcel in parcels:
+            self._say(f"sending {parcel.name} to {self._place}")
+            self._tries()(self._try, parcel)
+
+    def _connect(self, environ: Mapping[str, str]) -> "S3Client":
+        session = boto3.Session(**credentials.from_environment(environ))  # type: ignore[arg-type]
+        patience = min(30.0, max(2.0, self._budget.seconds / 10))
+        try:
+            client = session.client(
+                "s3",
+                region_name=self._output.region or session.region_name or "us-east-1",
+                endpoint_url=self._output.endpoint or None,
+                config=Config(  # type: ignore[call-arg]
+                    connect_timeout=min(5.0, patience),
+                    read_timeout=patience,
+                    retries={"mode": "standard", "total_max_attempts": 2},
+                    s3={"addressing_style": "path" if self._output.path_style else "auto"},
+                    # What the target names is what is allowed: no other place by a variable.
+                    ignore_configured_endpoint_urls=True,
+                ),
+            )
+        except Exception as error:
+            raise explain(error, self._place) from error
+        client.meta.events.register("before-send.s3", self._check_time)
+        for name in ("PutObject", "CompleteMultipartUpload"):
+            client.meta.events.register(f"before-parameter-build.s3.{name}", self._only_if_new)
+        return client
+
+    def _check_time(self, **_: Any) -> None:
+        """Before every request, also those that botocore repeats by itself."""
+        if not self._budget.left:
+            raise self._too_late()
+
+    def _only_if_new(self, params: dict[str, Any], **_: Any) -> None:
+        if self._conditional:
+            params["IfNoneMatch"] = "*"
+
+    def _too_late(self) -> S3Failed:
+        why = self._why or f"{self._place} is too slow"
+        return S3Failed(f"{why} (gave up after {self._budget.seconds:g} s)", permanent=True)
+
+    def _tries(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(S3Failed),
+            wait=self._pause,
+            stop=self._is_over,
+            before_sleep=self._tell,
+            retry_error_callback=self._give_up,
+        )
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds; shorter towards the end, so that the last try is close to it."""
+        return min(_BACKOFF(state), self._budget.left / 2)
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        error = _error_of(state)
+        if error.permanent:
+            return state.attempt_number >= PERMANENT_TRIES or not self._budget.left
+        return self._budget.left < _MIN_LEFT_S
+
+    def _tell(self, state: RetryCallState) -> None:
+        self._say(f"{_error_of(state)}; trying again in {state.upcoming_sleep:.1f} s")
+
+    def _give_up(self, state: RetryCallState) -> None:
+        error = _error_of(state)
+        raise error if error.permanent else self._too_late()
+
+    def _try(self, parcel: Parcel) -> None:
+        try:
+            if not self._is_there(parcel):
+                self._send(parcel)
+                self._verify(parcel, self._head(parcel))
+        except S3Failed:
+            raise
+        except Exception as error:
+            self._why = explain(error, self._place)
+            raise self._why from error
+
+    def _key(self, parcel: Parcel) -> str:
+        return f"{self._target.folder}/{parcel.name}"
+
+    def _head(self, parcel: Parcel) -> "HeadObjectOutputTypeDef":
+        return self._client.head_object(
+            Bucket=self._output.bucket, Key=self._key(parcel), ChecksumMode="ENABLED"
+        )
+
+    def _is_there(self, parcel: Parcel) -> bool:
+        """Whether an earlier try arrived although its answer did not.
+
+        Raises S3Failed where the key holds something else. Who may not list a bucket gets 403
+        for a key that is not there: the upload will tell.
+        """
+        try:
+            head = self._head(parcel)
+        except Exception as error:
+            failed = explain(error, self._place)
+            if failed.code in (*_MISSING, "403", "AccessDenied"):
+                return False
+            raise
+        self._verify(parcel, head, taken=True)
+        return True
+
+    def _send(self, parcel: Parcel) -> None:
+        extra: dict[str, Any] = {
+            "ChecksumAlgorithm": "SHA256",
+            "Metadata": {_HASH: parcel.sha256},
+        }
+        if self._output.kms_key_id:
+            extra |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._output.kms_key_id}
+        config = TransferConfig(
+            multipart_threshold=PART_BYTES + 1,
+            multipart_chunksize=PART_BYTES,
+            max_concurrency=_SENDERS,
+            preferred_transfer_client="classic",
+        )
+        try:
+            with create_transfer_manager(self._client, config) as transfer:
+                upload = partial(transfer.upload, str(parcel.path), self._output.bucket)
+                upload(self._key(parcel), extra, [_Clock(self._check_time)]).result()
+        except Exception as error:
+            failed = explain(error, self._place)
+            if failed.code in _NO_CONDITIONS and self._conditional:
+                self._conditional = False
+                self._send(parcel)
+            elif failed.code not in _TAKEN:  # what was there a moment ago is compared next
+                raise
+
+    def _verify(
+        self, parcel: Parcel, head: "HeadObjectOutputTypeDef", *, taken: bool = False
+    ) -> None:
+        """Raise S3Failed where the bucket does not hold this very file."""
+        claimed = head.get("Metadata", {}).get(_HASH, parcel.sha256 if not taken else "")
+        if parcel.same_as(head["ContentLength"], claimed) and self._holds(parcel, head):
+            return
+        key = self._key(parcel)
+        if taken:
+            raise S3Failed(
+                f"{key} is in {self._place} already with other content; nothing was written over",
+                permanent=True,
+            )
+        raise S3Failed(
+            f"{key} in {self._place} is not what was sent; check what lies between", permanent=True
+        )
+
+    def _holds(self, parcel: Parcel, head: "HeadObjectOutputTypeDef") -> bool:
+        """By the server's own checksum, else by reading the object back."""
+        digest, _, parts = head.get("ChecksumSHA256", "").partition("-")
+        if digest and not parts:
+            return digest == _base64(bytes.fromhex(parcel.sha256))
+        if digest:
+            found, count = composite_sha256(parcel.path, PART_BYTES)
+            if str(count) == parts:
+                return digest == _base64(found)
+        return self._read_back(parcel) == parcel.sha256
+
+    def _read_back(self, parcel: Parcel) -> str:
+        body = self._client.get_object(Bucket=self._output.bucket, Key=self._key(parcel))["Body"]
+        found = hashlib.sha256()
+        for data in body.iter_chunks(1 << 20):
+            self._check_time()
+            found.update(data)
+        return found.hexdigest()
+
+
+class _Clock(BaseSubscriber):
+    """Looks at the time while a request is sent: a slow line may take long for one part."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._check = check
+
+    def on_progress(self, future: object, bytes_transferred: int, **_: Any) -> None:
+        del future, bytes_transferred
+        self._check()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def _error_of(state: RetryCallState) -> S3Failed:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, S3Failed)
+    return error
