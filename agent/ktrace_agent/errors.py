@@ -7,6 +7,7 @@
     ├── UnsupportedKernel   4   the kernel lacks what a hook needs
     ├── SinkFailed          5   the bundle could not be written or delivered
     ├── BadBundle           6   a bundle that is to be read is damaged, or is none
+    ├── NodeBusy            7   another agent records on this node
     └── AgentError          1   anything else: a bug or a broken environment
 
 The number is the exit status of the process, 0 means that a bundle was sealed.
@@ -57,6 +58,13 @@ class BadBundle(KtraceError):
 
     reason = NodeReason.PROTOCOL_ERROR
     exit_status = 6
+
+
+class NodeBusy(KtraceError):
+    """Another agent of the operator works on this node."""
+
+    reason = NodeReason.NODE_BUSY
+    exit_status = 7
 
 
 class AgentError(KtraceError):

@@ -7,14 +7,11 @@ standard error everything else. Only click is loaded here; the rest comes in whe
 
 import json
 import os
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -23,9 +20,10 @@ from click.core import ParameterSource
 from ktrace_agent.errors import KtraceError, UsageError
 from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
+from ktrace_agent.signals import stopping
 from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
 from ktrace_api import __version__
-from ktrace_api.names import NodeReason
+from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 
 INTERRUPTED = 130
 """Exit status after a second Ctrl-C: as shells count a death by SIGINT."""
@@ -58,6 +56,7 @@ Exit status:
   1  the agent failed              4  this kernel is not supported
   2  wrong use                     5  the bundle could not be written
   6  show, query: the bundle is damaged or none
+  7  an agent of the operator: another one records on this node
   130  given up by a second Ctrl-C
 """
 
@@ -178,7 +177,7 @@ def capture(
     if not Path(host_root).is_dir():
         raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
     stop = threading.Event()
-    with prepared(Path(out_dir)) as folder, _signals(stop):
+    with prepared(Path(out_dir)) as folder, stopping(stop):
         from ktrace_agent import result, session, terminal
 
         with terminal.observer(config) as observer:
@@ -271,30 +270,6 @@ def _wants_json(args: Sequence[str]) -> bool:
     return wanted
 
 
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop`; a second SIGINT raises KeyboardInterrupt."""
-    given_up = threading.Event()
-
-    def end(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            given_up.set()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one needs no Python
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Exception as error:
-        if given_up.is_set():  # DuckDB turns the interrupt of a query into an error of its own
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -348,8 +323,13 @@ def main(args: Sequence[str]) -> int:
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    """The console script: without arguments, an assignment in KTRACE_CAPTURE is worked on."""
+    args = sys.argv[1:]
+    if not args and CAPTURE_VARIABLE in os.environ:
+        from ktrace_agent import assigned
+
+        sys.exit(assigned.run(os.environ))
+    sys.exit(main(args))
 
 
 if __name__ == "__main__":

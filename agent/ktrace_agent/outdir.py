@@ -10,11 +10,11 @@ from ktrace_agent.errors import SinkFailed
 
 
 @contextmanager
-def prepared(folder: Path) -> Iterator[Path]:
+def prepared(folder: Path, source: str = "--out-dir") -> Iterator[Path]:
     """Make `folder` where it is missing and try to write there, leaving no name behind.
 
     When the body fails, folders that were made here and are still empty go again.
-    Raises SinkFailed with one line that names the flag.
+    Raises SinkFailed with one line that names `source`, the flag or variable it comes from.
     """
     made: list[Path] = []
     try:
@@ -24,7 +24,7 @@ def prepared(folder: Path) -> Iterator[Path]:
                 file.write(b"\0")
         except OSError as error:
             raise SinkFailed(
-                f"--out-dir: cannot write into {folder} ({error.strerror});"
+                f"{source}: cannot write into {folder} ({error.strerror});"
                 " give a folder that is writable and has room"
             ) from error
         yield folder

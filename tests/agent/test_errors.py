@@ -19,5 +19,6 @@ def test_every_error_has_a_reason_and_a_status():
         "UnsupportedKernel": (4, NodeReason.UNSUPPORTED_KERNEL),
         "SinkFailed": (5, NodeReason.UPLOAD_FAILED),
         "BadBundle": (6, NodeReason.PROTOCOL_ERROR),
+        "NodeBusy": (7, NodeReason.NODE_BUSY),
         "AgentError": (1, NodeReason.AGENT_ERROR),
     }

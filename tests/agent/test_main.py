@@ -3,7 +3,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -417,46 +416,6 @@ def test_the_watch_over_a_capture_loads_no_numpy():
     )
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert found.stdout.decode().strip() == "set()"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_to_stop(number: signal.Signals):
-    stop = threading.Event()
-    before = signal.getsignal(number)
-    with main._signals(stop):
-        os.kill(os.getpid(), number)
-        assert stop.wait(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(number) is before
-
-
-def test_the_second_interrupt_ends_at_once():
-    stop = threading.Event()
-    with main._signals(stop):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.wait(1)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def interrupted(times: int) -> None:
-    """A body that DuckDB ends with an error of its own when it is interrupted."""
-    with main._signals(threading.Event()):
-        try:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
-        finally:
-            raise RuntimeError("Query interrupted")
-
-
-def test_an_error_after_the_second_interrupt_is_that_interrupt():
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(2)
-
-
-def test_an_error_after_one_interrupt_is_an_error():
-    with pytest.raises(RuntimeError):
-        interrupted(1)
 
 
 def test_the_reader_of_our_output_may_leave():
