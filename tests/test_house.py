@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCE_FOLDERS = ("api", "agent", "operator", "tests", "bench", "scripts", ".ci")
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCKERFILES = sorted(ROOT.glob("Dockerfile.*"))
 LOCKS = sorted(ROOT.glob("requirements/*.lock"))
 TARGETS = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 INTERNAL_TARGETS = {"setup", "setup-test"}
@@ -24,6 +25,7 @@ INTERNAL_TARGETS = {"setup", "setup-test"}
 
 def source_files() -> list[Path]:
     found = [*ROOT.glob("*.py"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    found += [*DOCKERFILES, ROOT / ".dockerignore"]
     for folder in SOURCE_FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             wanted = path.suffix in {".py", ".c", ".h", ".sh"} or path.name in {"Makefile", "run"}
@@ -38,6 +40,15 @@ def test_version_is_one() -> None:
     assert metadata.version("ktrace") == version
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"The version under work is {version}." in changelog or f"## [{version}]" in changelog
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_image_has_the_version_and_a_base_that_can_be_chosen(path: Path) -> None:
+    text = path.read_text()
+    assert f"ARG VERSION={PYPROJECT['project']['version']}\n" in text
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert set(bases) == {"scratch", "${BASE}"}
+    assert bases[-1] == "scratch"
 
 
 def test_no_package_shadows_operator() -> None:
@@ -86,7 +97,7 @@ def test_locks_agree_and_cover_the_metadata() -> None:
     for requirement in extras["operator"]:
         assert re.split(r"[<>=]", requirement)[0] in operator_pins
     for requirement in extras["dev"]:
-        assert re.split(r"[<>=]", requirement)[0] in dev
+        assert re.split(r"[<>=\[]", requirement)[0] in dev
 
 
 def test_help_lists_every_target() -> None:
