@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ktrace-operator`: arguments, start-up, and what kopf tells of; keys go on the queue."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from ktrace_operator import logs
+from ktrace_operator.errors import OperatorError, UsageError
+from ktrace_operator.serve import serve
+from ktrace_operator.settings import Settings, SettingsError, load
+from ktrace_operator.uninstall import release_all
+
+SETTINGS_VARIABLE = "KTRACE_SETTINGS"
+
+_ABOUT = """\
+Runs TraceSnapshots: starts an agent's pod on each chosen node, collects what the agents report,
+writes it to the snapshot's status.
+"""
+_MORE = """\
+examples:
+  ktrace-operator run --settings=settings.yaml      in a cluster, or with KUBECONFIG outside of it
+  ktrace-operator release --settings=settings.yaml  before an uninstall: ends and lets go of agents
+
+The settings file says which namespaces are served, the agent's image, limits and outputs; the
+chart renders it from its values. A Lease lets one replica act, the others wait for it.
+
+exit status: 0 stopped by a signal, 1 failed, 2 a wrong argument or setting, 3 the Lease is lost
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ktrace-operator",
+        description=_ABOUT,
+        epilog=_MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ktrace {version('ktrace')}")
+    commands = parser.add_subparsers(dest="command", metavar="run | release", required=True)
+    for name, text in (
+        ("run", "serve snapshots until SIGTERM"),
+        ("release", "delete all agents' pods of the served namespaces and their finalizers"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "--settings",
+            metavar="FILE",
+            default=os.environ.get(SETTINGS_VARIABLE),
+            help=f"settings in YAML (default: the variable {SETTINGS_VARIABLE})",
+        )
+    return parser
+
+
+def _settings(path: str | None) -> Settings:
+    if not path:
+        raise UsageError(f"--settings=FILE or the variable {SETTINGS_VARIABLE} is required")
+    try:
+        return load(Path(path))
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; gives the exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        settings = _settings(given.settings)
+        logs.configure(settings.log_level, settings.log_format)
+        if given.command == "release":
+            release_all(settings)
+        else:
+            asyncio.run(serve(settings))
+    except OperatorError as error:
+        print(f"ktrace-operator: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The console script. Threads that wait for an answer do not hold the exit up."""
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

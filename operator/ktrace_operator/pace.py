@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a changed status is worth a write.
+
+Every watcher of a snapshot receives the whole object at each write, and 1,000 nodes make 2,000
+changes. At once: a condition or the phase that changes, the end. Else at most every 2 seconds,
+and only if much has changed or it is a while ago: in all at most 15 writes, and one for each wave.
+"""
+
+from datetime import timedelta
+
+from ktrace_api.snapshot import SnapshotSpec
+from ktrace_api.status import SnapshotStatus
+
+LEAST = timedelta(seconds=2)
+_SMALL_CHANGE = timedelta(seconds=15)
+_MUCH = 0.4
+"""Part of the nodes whose outcome changed."""
+
+
+def wait_to_write(
+    before: SnapshotStatus,
+    after: SnapshotStatus,
+    spec: SnapshotSpec,
+    since_write: timedelta,
+    running_for: timedelta,
+) -> timedelta | None:
+    """How long to wait before `after` is written; None: there is nothing to write.
+
+    since_write: since the last write of this process; running_for: since the start of the
+    snapshot.
+    """
+    if before == after:
+        return None
+    if _signals(before) != _signals(after):
+        return timedelta(0)
+    old = {one.node: one for one in before.results}
+    changed = [one for one in after.results if old.get(one.node) != one]
+    much = len(changed) >= _MUCH * len(after.results)
+    parallelism = spec.nodes.parallelism
+    wave = bool(parallelism) and sum(one.final for one in changed) >= parallelism
+    least = LEAST if much or wave else max(_SMALL_CHANGE, running_for)
+    return max(timedelta(0), least - since_write)
+
+
+def _signals(status: SnapshotStatus) -> tuple[object, ...]:
+    """What somebody waits for."""
+    conditions = tuple((one.type, one.status, one.reason) for one in status.conditions)
+    return status.phase, status.observed_generation, conditions

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pod of one agent.
+
+Nothing in it comes from the snapshot's author but what its schema bounds: no image, command, host
+path, capability or toleration.
+"""
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from ktrace_api.assignment import (
+    Assignment,
+    S3Target,
+    SnapshotRef,
+    VolumeTarget,
+    node_folder,
+    node_hash,
+    snapshot_folder,
+    uid8,
+)
+from ktrace_api.capture import MIB, CaptureConfig
+from ktrace_api.names import (
+    AGENT_APP,
+    AGENT_CONTAINER,
+    API_GROUP,
+    API_VERSION,
+    CAPTURE_VARIABLE,
+    FINALIZER,
+    KIND,
+    LABEL_APP,
+    LABEL_MANAGED_BY,
+    LABEL_NODE,
+    LABEL_SNAPSHOT,
+    LABEL_SNAPSHOT_UID,
+    MANAGER,
+)
+from ktrace_api.snapshot import Output, SnapshotSpec, TraceSnapshot
+from ktrace_operator.settings import Limits, Settings
+
+HOST_ROOT = "/host"
+HOST_FOLDERS = {"run": "/run", "log": "/var/log", "kubelet": "/var/lib/kubelet"}
+"""Read-only; where a node keeps its runtime's socket and the names of its pods."""
+WORK_DIR = "/var/lib/ktrace/work"
+VOLUME_DIR = "/var/lib/ktrace/volume"
+
+MARGIN = timedelta(seconds=30)
+"""Between clocks of different machines, and between an end and its being written down."""
+_SEAL = timedelta(seconds=60)
+_ROWS_PER_SECOND = 50_000
+"""Rows that even a slow node seals in a second."""
+_RECORD_BYTES = 1024
+_CRI: dict[str, Literal["auto", "true", "false"]] = {
+    "Auto": "auto",
+    "Enabled": "true",
+    "Disabled": "false",
+}
+
+
+def pod_name(snapshot: str, uid: str, node: str) -> str:
+    """The one name that this node's agent can have, so that there is never a second."""
+    return f"{snapshot[:40].rstrip('-.')}-{uid8(uid)}-{node_hash(node)}"
+
+
+def run_limit(spec: SnapshotSpec, limits: Limits) -> timedelta:
+    """How long an agent may run: it records, seals and delivers."""
+    sealing = _SEAL + timedelta(seconds=spec.capture.max_events / _ROWS_PER_SECOND)
+    return spec.duration + sealing + timedelta(seconds=limits.upload_seconds)
+
+
+def assignment(
+    snapshot: TraceSnapshot, node: str, output: Output, pods: tuple[str, ...], settings: Settings
+) -> Assignment:
+    """What the agent on `node` is asked to do; `pods` are UIDs, none means all processes."""
+    metadata, capture = snapshot.metadata, snapshot.spec.capture
+    folder = f"{snapshot_folder(metadata.namespace, metadata.name, metadata.uid)}/"
+    folder += node_folder(node)
+    return Assignment(
+        snapshot=SnapshotRef(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid),
+        capture=CaptureConfig(
+            node=node,
+            duration=snapshot.spec.duration,
+            events=capture.events,
+            dns_only=capture.dns_only,
+            ports=capture.ports,
+            sample=capture.sample,
+            max_events=capture.max_events,
+            max_bytes=capture.max_bytes,
+            security=capture.security,
+            cri=_CRI[capture.cri],
+            cri_sockets=settings.agent.cri_sockets,
+            conntrack=capture.conntrack,
+        ),
+        pods=pods,
+        target=_target(output, folder),
+        upload_seconds=min(settings.limits.upload_seconds, 3600),
+    )
+
+
+def _target(output: Output, folder: str) -> S3Target | VolumeTarget:
+    if output.s3 is not None:
+        prefix = f"{output.s3.prefix}/" if output.s3.prefix else ""
+        return S3Target(output=output.s3, folder=prefix + folder)
+    assert output.pvc is not None
+    return VolumeTarget(output=output.pvc, mount=VOLUME_DIR, folder=folder)
+
+
+def manifest(
+    snapshot: TraceSnapshot, node: str, output: Output, work: Assignment, settings: Settings
+) -> dict[str, Any]:
+    """The Pod object."""
+    metadata, agent = snapshot.metadata, settings.agent
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": _active_deadline(snapshot.spec, settings.limits),
+        "terminationGracePeriodSeconds": agent.termination_grace_seconds,
+        "hostPID": True,
+        "hostNetwork": True,
+        "dnsPolicy": "Default",
+        "enableServiceLinks": False,
+        "serviceAccountName": agent.service_account,
+        "automountServiceAccountToken": False,
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": _only_on(node)},
+        "containers": [_container(output, work, settings)],
+        "volumes": _volumes(snapshot.spec, output),
+    }
+    if agent.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in agent.image_pull_secrets]
+    if agent.priority_class:
+        spec["priorityClassName"] = agent.priority_class
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod_name(metadata.name, metadata.uid, node),
+            "namespace": metadata.namespace,
+            "labels": {
+                LABEL_APP: AGENT_APP,
+                LABEL_MANAGED_BY: MANAGER,
+                LABEL_SNAPSHOT: metadata.name,
+                LABEL_SNAPSHOT_UID: metadata.uid,
+                LABEL_NODE: node_hash(node),
+            },
+            "finalizers": [FINALIZER],
+            "ownerReferences": [
+                {
+                    "apiVersion": f"{API_GROUP}/{API_VERSION}",
+                    "kind": KIND,
+                    "name": metadata.name,
+                    "uid": metadata.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": spec,
+    }
+
+
+def _active_deadline(spec: SnapshotSpec, limits: Limits) -> int:
+    """The kubelet's own backstop, beyond every limit that the operator keeps."""
+    whole = timedelta(seconds=limits.start_seconds) + run_limit(spec, limits) + MARGIN
+    return int(whole.total_seconds())
+
+
+def _only_on(node: str) -> dict[str, Any]:
+    fields = [{"key": "metadata.name", "operator": "In", "values": [node]}]
+    return {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchFields": fields}]
+        }
+    }
+
+
+def _container(output: Output, work: Assignment, settings: Settings) -> dict[str, Any]:
+    mounts: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "mountPath": f"{HOST_ROOT}{path}",
+            "readOnly": True,
+            "mountPropagation": "HostToContainer",
+        }
+        for name, path in HOST_FOLDERS.items()
+    ]
+    mounts.append({"name": "work", "mountPath": WORK_DIR})
+    if output.pvc is not None:
+        volume = {"name": "volume", "mountPath": VOLUME_DIR}
+        mounts.append(volume | ({"subPath": output.pvc.sub_path} if output.pvc.sub_path else {}))
+    container: dict[str, Any] = {
+        "name": AGENT_CONTAINER,
+        "image": settings.agent.image,
+        "imagePullPolicy": settings.agent.image_pull_policy,
+        "env": [
+            {"name": CAPTURE_VARIABLE, "value": work.model_dump_json(exclude_none=True)},
+            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            {"name": "KTRACE_HOST_ROOT", "value": HOST_ROOT},
+            {"name": "KTRACE_WORK_DIR", "value": WORK_DIR},
+            {"name": "TMPDIR", "value": WORK_DIR},
+        ],
+        "resources": {
+            "requests": dict(settings.agent.resources.requests),
+            "limits": dict(settings.agent.resources.limits),
+        },
+        "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+    if output.s3 is not None and output.s3.credentials_secret:
+        container["envFrom"] = [{"secretRef": {"name": output.s3.credentials_secret}}]
+    return container
+
+
+def _volumes(spec: SnapshotSpec, output: Output) -> list[dict[str, Any]]:
+    capture = spec.capture
+    # Rows, the same rows as Parquet, the archive of both, and the spool of records.
+    size = 3 * capture.max_bytes + capture.max_events * _RECORD_BYTES + 256 * MIB
+    volumes: list[dict[str, Any]] = [
+        {"name": name, "hostPath": {"path": path, "type": "Directory"}}
+        for name, path in HOST_FOLDERS.items()
+    ]
+    volumes.append({"name": "work", "emptyDir": {"sizeLimit": str(size)}})
+    if output.pvc is not None:
+        claim = {"claimName": output.pvc.claim_name}
+        volumes.append({"name": "volume", "persistentVolumeClaim": claim})
+    return volumes

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the world of one snapshot, asks plan(), does what it says. It decides nothing itself."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from ktrace_api.kubeobject import ObjectMeta
+from ktrace_api.names import ConditionType
+from ktrace_api.snapshot import NodeTarget, TraceSnapshot
+from ktrace_api.status import SnapshotStatus
+from ktrace_operator import metrics
+from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied
+from ktrace_operator.events import event, steps
+from ktrace_operator.facts import AgentPod, Node
+from ktrace_operator.kube import Kube
+from ktrace_operator.outputs import choose_output
+from ktrace_operator.pace import wait_to_write
+from ktrace_operator.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
+from ktrace_operator.settings import Settings
+from ktrace_operator.targets import Refusal, uids_by_node
+from ktrace_operator.world import RESYNC, Denial, Plan, World, abandon
+
+logger = logging.getLogger(__name__)
+
+_ONE_BY_ONE = 20
+"""Nodes that are looked up one by one; more of them are listed."""
+_AT_ONCE = 8
+"""Requests of one snapshot that run at the same time."""
+_AGAIN = timedelta(0)
+
+
+class SnapshotKey(NamedTuple):
+    """A snapshot, whether it exists or not."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Reconciler:
+    """Safe for threads, one key a time in each."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        settings: Settings,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._kube, self._settings, self._clock = kube, settings, clock
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pods")
+        self._creating = threading.Lock()
+        """Two snapshots must see each other's agents before they create their own."""
+        self._written: dict[SnapshotKey, float] = {}
+        """When the status was written last (monotonic). Only the pace of writes depends on it."""
+
+    def reconcile(self, key: SnapshotKey) -> timedelta | None:
+        """One look and what follows from it; says after how long to look again, None: not."""
+        after = self._look(key, fresh=False)
+        if after is _FRESH:
+            with self._creating:
+                after = self._look(key, fresh=True)
+        assert not isinstance(after, _Fresh)
+        if after is None:
+            self._written.pop(key, None)
+        return after
+
+    def _look(self, key: SnapshotKey, *, fresh: bool) -> "timedelta | _Fresh | None":
+        # Pods first: a pod that is missing was then let go before the status was read, and so
+        # its result is in that status.
+        pods = self._kube.agents(key.namespace, key.name, fresh=fresh)
+        raw = self._kube.snapshot(key.namespace, key.name)
+        now = self._clock().replace(microsecond=0)
+        if raw is None:
+            self._let_go(abandon(pods))
+            return RESYNC if pods else None
+        snapshot = read_snapshot(raw)
+        if isinstance(snapshot, Unreadable):
+            return self._give_up(key, snapshot, pods, now)
+        world = self._world(snapshot, pods, now, fresh=fresh)
+        made = plan(world, self._settings, now)
+        if made.needs_fresh and not fresh:
+            return _FRESH
+        denied = self._create(made)
+        if denied:
+            made = plan(replace(world, denied=denied), self._settings, now)
+        return self._apply(key, snapshot, made, now, more=bool(made.create) and not denied)
+
+    def _apply(
+        self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime, *, more: bool
+    ) -> timedelta | None:
+        self._let_go(made)
+        if made.delete_snapshot:
+            self._kube.delete_snapshot(snapshot.metadata)
+            return None
+        began = snapshot.status.start_time or now
+        last = self._written.get(key)
+        since = timedelta(seconds=time.monotonic() - last) if last is not None else timedelta.max
+        wait = wait_to_write(snapshot.status, made.status, snapshot.spec, since, now - began)
+        if wait is not None and wait <= _AGAIN:
+            self._write(key, snapshot, made.status)
+            return _AGAIN
+        if more:
+            return _AGAIN
+        waits = [max(made.wake - now, _AGAIN)] if made.wake is not None else []
+        waits += [wait] if wait is not None else []
+        return min(waits, default=None)
+
+    def _write(self, key: SnapshotKey, snapshot: TraceSnapshot, status: SnapshotStatus) -> None:
+        try:
+            self._kube.write_status(snapshot.metadata, status)
+        except Conflict:
+            metrics.status_writes.labels("conflict").inc()
+            raise
+        metrics.status_writes.labels("written").inc()
+        self._written[key] = time.monotonic()
+        gitops = snapshot.spec.ttl_after_finished is not None and owned_by_gitops(snapshot)
+        for step in steps(snapshot.status, status, gitops_ttl=gitops):
+            logger.info("%s: %s: %s", key, step.reason, step.note)
+            try:
+                self._kube.create_event(event(snapshot, step))
+            except ApiError as error:
+                logger.warning("%s: no Event: %s", key, error)
+        succeeded = status.condition(ConditionType.SUCCEEDED)
+        if status.finished and not snapshot.status.finished and succeeded is not None:
+            metrics.count_end(status, succeeded.reason)
+
+    def _create(self, made: Plan) -> dict[str, Denial]:
+        """Creates the pods; Node -> Denial of those that were refused."""
+
+        def one(node: str, manifest: Mapping[str, Any]) -> tuple[str, Denial | None]:
+            try:
+                if self._kube.create_agent(manifest):
+                    metrics.agents_created.inc()
+            except Denied as error:
+                if error.namespace_terminating:
+                    raise
+                return node, Denial(str(error)[:256], passing=error.quota)
+            except AlreadyExists as error:
+                return node, Denial(str(error)[:256], passing=True)
+            return node, None
+
+        answers = self._pool.map(lambda item: one(*item), made.create)
+        return {node: denial for node, denial in answers if denial is not None}
+
+    def _let_go(self, made: Plan) -> None:
+        release, delete = ({pod.uid for pod in pods} for pods in (made.release, made.delete))
+
+        def one(pod: AgentPod) -> None:
+            if pod.uid in release:
+                self._kube.release(pod)
+            if pod.uid in delete:
+                self._kube.delete_agent(pod)
+
+        pods = {pod.uid: pod for pod in (*made.release, *made.delete)}
+        for _ in self._pool.map(one, pods.values()):
+            pass
+
+    # The world
+
+    def _world(
+        self, snapshot: TraceSnapshot, pods: list[AgentPod], now: datetime, *, fresh: bool
+    ) -> World:
+        world = World(snapshot=snapshot, pods=tuple(pods), fresh=fresh)
+        if snapshot.status.finished:
+            return world
+        if snapshot.status.start_time is None:
+            return self._resolved(world)
+        doubtful = doubtful_nodes(world, self._settings, now)
+        world = replace(world, nodes=self._nodes(doubtful))
+        if fresh and wants_pods(snapshot, pods):
+            targets = self._target_pods(snapshot)
+            world = replace(world, busy=self._busy(snapshot), target_pods=targets)
+        return world
+
+    def _resolved(self, world: World) -> World:
+        """With what the spec names."""
+        snapshot, namespace = world.snapshot, world.snapshot.metadata.namespace
+        target = snapshot.spec.nodes
+        output = choose_output(snapshot.spec, self._settings.output)
+        secret, claim = None, None
+        if not isinstance(output, Refusal):
+            if output.s3 is not None and output.s3.credentials_secret:
+                secret = self._kube.secret(namespace, output.s3.credentials_secret)
+            if output.pvc is not None:
+                claim = self._kube.claim(namespace, output.pvc.claim_name)
+        pods = self._target_pods(snapshot)
+        nodes = self._target_nodes(target, pods)
+        return replace(world, secret=secret, claim=claim, target_pods=pods, nodes=nodes)
+
+    def _target_pods(self, snapshot: TraceSnapshot) -> dict[str, tuple[str, ...]]:
+        target = snapshot.spec.nodes.pods
+        if target is None:
+            return {}
+        namespace = target.namespace or snapshot.metadata.namespace
+        return uids_by_node(self._kube.target_pods(namespace, target.selector))
+
+    def _target_nodes(self, target: NodeTarget, pods: Iterable[str]) -> dict[str, Node | None]:
+        if target.selector is not None:
+            return {node.name: node for node in self._kube.nodes(target.selector)}
+        return self._nodes(set(target.names or pods))
+
+    def _nodes(self, names: set[str]) -> dict[str, Node | None]:
+        """Nodes by name as they are now; None: there is none of that name."""
+        if not names:
+            return {}
+        if len(names) <= _ONE_BY_ONE:
+            return {name: self._kube.node(name) for name in sorted(names)}
+        there = {node.name: node for node in self._kube.nodes()}
+        return {name: there.get(name) for name in names}
+
+    def _busy(self, snapshot: TraceSnapshot) -> dict[str, str]:
+        """Nodes where agents of other snapshots still are."""
+        uid = snapshot.metadata.uid
+        return {
+            pod.node_hash: f"{pod.namespace}/{pod.snapshot}"
+            for namespace in self._settings.namespaces
+            for pod in self._kube.agents(namespace)
+            if pod.snapshot_uid != uid and not pod.phase_ended
+        }
+
+    def _give_up(
+        self, key: SnapshotKey, what: "Unreadable", pods: list[AgentPod], now: datetime
+    ) -> timedelta | None:
+        made = give_up(what.metadata, what.status, pods, what.message, now)
+        self._let_go(made)
+        if made.status != what.status:
+            logger.warning("%s: %s", key, what.message)
+            self._kube.write_status(what.metadata, made.status)
+        return RESYNC if pods else None
+
+
+class _Fresh:
+    """The answer that the caches are not enough."""
+
+
+_FRESH = _Fresh()
+
+
+class Unreadable(NamedTuple):
+    """An object that this operator cannot read, though the API server took it."""
+
+    metadata: ObjectMeta
+    status: SnapshotStatus
+    message: str
+
+
+def read_snapshot(raw: dict[str, Any]) -> TraceSnapshot | Unreadable:
+    """The object, strictly; Unreadable with one line that names the field."""
+    try:
+        return TraceSnapshot.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    try:
+        status = SnapshotStatus.model_validate(raw.get("status") or {})
+    except ValidationError:
+        status = SnapshotStatus()
+    return Unreadable(
+        ObjectMeta.model_validate(raw["metadata"]), status, f"{where}: {first['msg']}"
+    )

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before the operator goes for good: no pod stays, and no finalizer that nobody would take off."""
+
+import logging
+
+from ktrace_operator.kube import Kube
+from ktrace_operator.pacing import TokenBucket
+from ktrace_operator.settings import Settings
+from ktrace_operator.transport import Transport, connect
+
+logger = logging.getLogger(__name__)
+
+
+def release_all(settings: Settings) -> None:
+    """Deletes all agents' pods of the served namespaces (SIGTERM first) and lets go of them."""
+    bucket = TokenBucket(settings.writes_per_second, settings.writes_per_second)
+    kube = Kube(Transport(connect(pool=1), bucket))
+    for namespace in settings.namespaces:
+        pods = kube.agents(namespace)
+        for pod in pods:
+            if pod.deleting is None:
+                kube.delete_agent(pod)
+            if pod.held:
+                kube.release(pod)
+        logger.info("%s: %d agents' pods were let go", namespace, len(pods))
