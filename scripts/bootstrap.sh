@@ -56,7 +56,8 @@ has_header() { echo "#include <$1>" | cc -E -x c - >/dev/null 2>&1; }
 has_bpftool() { bpftool version >/dev/null 2>&1; }
 
 bpftool_package() {
-	if apt-cache show bpftool 2>/dev/null | grep -q '^Filename:'; then
+	# Not grep -q: it leaves early, and under pipefail apt-cache's SIGPIPE would be a no.
+	if apt-cache show bpftool 2>/dev/null | grep '^Filename:' >/dev/null; then
 		echo bpftool
 	else
 		echo linux-tools-common linux-tools-generic # Ubuntu up to 24.04
