@@ -80,6 +80,21 @@ static __always_inline void kt_connect_failed(struct sock *sk, __u64 name, __u64
 			bpf_ktime_get_boot_ns(), result, error);
 }
 
+/* What the call says of an attempt that the state machine has not ended. Success:
+ * the end of the handshake went by unseen, the process learns of it now. */
+static __always_inline void kt_connect_returned(struct sock *sk, struct kt_sock *s, long ret)
+{
+	struct kt_tuple t;
+
+	s->connect_ret = ret;
+	if (ret)
+		return;
+	kt_read_tuple(false, sk, &t);
+	s->connect = KT_CONNECT_DONE;
+	kt_emit_connect(&t, &s->owner, s->cookie, s->connect_ts, bpf_ktime_get_boot_ns(),
+			KT_RESULT_ESTABLISHED, 0);
+}
+
 /* An exit without an enter: a seccomp filter answered in connect()'s place
  * (it runs before the enter tracepoint), or the call began before us. */
 static __always_inline void kt_connect_unpaired(long ret)
@@ -125,14 +140,10 @@ int exit_connect(struct kt_sys_exit *ctx)
 		return 0;
 	}
 	sk = (struct sock *)call->sk;
-	if (call->syn_sent && !call->deferred) {
-		s = kt_sock_get(sk);
-		if (s)
-			s->connect_ret = ret;
-	} else if (call->repeat && !call->deferred) {
+	if ((call->syn_sent || call->repeat) && !call->deferred) {
 		s = kt_sock_get(sk);
 		if (s && s->connect == KT_CONNECT_PENDING)
-			s->connect_ret = ret;
+			kt_connect_returned(sk, s, ret);
 	} else if (ret < 0 && ret != -EINPROGRESS) {
 		kt_connect_failed(sk, call->name, call->namelen, call->ts, KT_RESULT_FAILED, -ret);
 		s = kt_sock_get(sk);

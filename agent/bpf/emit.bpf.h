@@ -45,6 +45,15 @@ static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_
 	return c;
 }
 
+/* An event passed without a program: what comes after it shows that. */
+static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t)
+{
+	struct kt_counters *c;
+
+	if (kt_wants(type) && kt_port_match(t) && (c = kt_hook(type)))
+		kt_add(c->unseen, 1);
+}
+
 /* True where this event is one of those to keep. */
 static __always_inline bool kt_keep(__u32 type, struct kt_counters *c)
 {

@@ -122,7 +122,7 @@ struct kt_config {
 	__u8 pad[4];
 };
 
-/* Accounting of a hook, per CPU. seen is the sum of the others but bytes. */
+/* Accounting of a hook, per CPU. seen is the sum of the others but the last two. */
 struct kt_counters {
 	__u64 seen;
 	__u64 written;
@@ -131,7 +131,8 @@ struct kt_counters {
 	__u64 capped;
 	__u64 lost_ring;
 	__u64 lost_map;
-	__u64 bytes; /* of all that passed the filter */
+	__u64 bytes;  /* of all that passed the filter */
+	__u64 unseen; /* what no program was run for, as later events prove */
 };
 
 /* Facts that a full map kept from us, per CPU. None of them loses a row. */

@@ -44,7 +44,7 @@ struct kt_sock {
 	__s32 connect_ret; /* what that call returned */
 	__u8 connect;	   /* enum kt_connect */
 	__u8 role;
-	__u8 told; /* the change that tcp_state has dealt with */
+	__u8 told; /* the last change that was dealt with, see kt_change() */
 	__u8 pad;
 	__u32 connect_icmp; /* errno of an ICMP answer to its SYN */
 	__u32 pad2;

@@ -64,6 +64,42 @@ static __always_inline void kt_emit_connect(const struct kt_tuple *t, const stru
 	kt_submit(e, c);
 }
 
+/* States fit four bits, so this is never 0; the next change of a socket begins
+ * where the last one ended, so it is another. */
+static __always_inline __u8 kt_change(int old, int new)
+{
+	return old << 4 | new;
+}
+
+static __always_inline __u8 kt_told_state(const struct kt_sock *s)
+{
+	return s->told & 15;
+}
+
+/*
+ * A change begins where the last one ended. Where it does not, at least one went
+ * by unseen: programs may be kept from running (a host can exempt tasks of its
+ * own, and softirq works upon any task). The way into SYN_SENT is left to the
+ * kernel's count of active opens (ActiveOpens), as births are to PassiveOpens.
+ */
+static __always_inline void kt_check_change(const struct kt_sock *s, const struct kt_tuple *t,
+					    int old)
+{
+	__u8 last = kt_told_state(s);
+
+	if (s->told && last != old && !(last == TCP_CLOSE && old == TCP_SYN_SENT))
+		kt_missed(KT_TCP_STATE, t);
+}
+
+/* The end of a socket: its last change was to CLOSE, and no connect is open. */
+static __always_inline void kt_check_end(const struct kt_sock *s, const struct kt_tuple *t)
+{
+	if (s->told && kt_told_state(s) != TCP_CLOSE)
+		kt_missed(KT_TCP_STATE, t);
+	if (s->connect == KT_CONNECT_PENDING)
+		kt_missed(KT_CONNECT, t);
+}
+
 static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 					     const struct kt_tuple *t, __u64 now)
 {
@@ -79,6 +115,8 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 			kt_add(c->lost_map, 1);
 		return;
 	}
+	if (s->connect == KT_CONNECT_PENDING)
+		kt_missed(KT_CONNECT, t);
 	s->role = KT_ROLE_CLIENT;
 	s->connect = KT_CONNECT_PENDING;
 	s->connect_ts = call ? call->ts : now;
@@ -86,13 +124,21 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	s->connect_icmp = 0;
 }
 
+static __always_inline bool kt_in_handshake(int state)
+{
+	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
+}
+
 static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
-					   const struct kt_tuple *t, int new, __u64 now)
+					   const struct kt_tuple *t, int old, int new, __u64 now)
 {
 	__u8 result = KT_RESULT_ESTABLISHED;
+	__u64 began = s->connect_ts;
 	int error = 0;
 
-	if (new == TCP_CLOSE) {
+	if (!kt_in_handshake(old)) {
+		began = 0; /* established unseen: nobody knows when */
+	} else if (new == TCP_CLOSE) {
 		struct kt_call *call = kt_connect_call(sk);
 
 		error = sk->sk_err;
@@ -113,7 +159,7 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 		}
 	}
 	s->connect = KT_CONNECT_DONE;
-	kt_emit_connect(t, &s->owner, s->cookie, s->connect_ts, now, result, error);
+	kt_emit_connect(t, &s->owner, s->cookie, began, now, result, error);
 }
 
 static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const struct kt_tuple *t,
@@ -133,8 +179,10 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 	if (old == TCP_SYN_RECV && cookie)
 		s->cookie = cookie;
 	if ((old == TCP_LISTEN && new == TCP_SYN_RECV) ||
-	    (cookie && s->cookie && s->cookie != cookie))
+	    (cookie && s->cookie && s->cookie != cookie)) {
+		kt_check_end(s, t);
 		*s = kt_zero_sock;
+	}
 	if (!s->cookie)
 		s->cookie = bpf_get_socket_cookie(sk);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
@@ -164,7 +212,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 		kt_put_owner(e, &s->owner);
 		e->sock = s->cookie;
 		e->role = s->role;
-		if (s->state_ts)
+		if (s->state_ts && kt_told_state(s) == old)
 			e->duration = now - s->state_ts;
 	} else {
 		e->sock = bpf_get_socket_cookie(sk);
@@ -184,11 +232,11 @@ static __always_inline bool kt_is_tcp(const struct sock *sk)
 	return sk->sk_protocol == IPPROTO_TCP && kt_is_inet(sk->__sk_common.skc_family);
 }
 
-/* States fit four bits, so this is never 0; the next change of a socket begins
- * where the last one ended, so it is another. */
-static __always_inline __u8 kt_change(int old, int new)
+/* The outcome is known, or the socket has gone on from where it was known. */
+static __always_inline bool kt_connect_over(int old, int new)
 {
-	return old << 4 | new;
+	return new == TCP_ESTABLISHED || new == TCP_CLOSE ||
+	       (old != TCP_CLOSE && !kt_in_handshake(old));
 }
 
 static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
@@ -199,6 +247,8 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 
 	kt_read_tuple(true, sk, &t);
 	s = kt_state_entry(sk, &t, old, new);
+	if (s)
+		kt_check_change(s, &t, old);
 	if (new == TCP_LISTEN)
 		kt_listener_add(sk, &t);
 	else if (old == TCP_LISTEN && new == TCP_CLOSE)
@@ -209,9 +259,10 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 		kt_emit_state(sk, s, &t, old, new, now);
 	if (!s)
 		return;
-	if (s->connect == KT_CONNECT_PENDING && (new == TCP_ESTABLISHED || new == TCP_CLOSE))
-		kt_connect_end(sk, s, &t, new, now);
+	if (s->connect == KT_CONNECT_PENDING && kt_connect_over(old, new))
+		kt_connect_end(sk, s, &t, old, new, now);
 	s->state_ts = now;
+	s->told = kt_change(old, new);
 }
 
 /*
@@ -226,14 +277,8 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 {
-	struct kt_sock *s;
-
-	if (!kt_is_tcp(sk))
-		return 0;
-	kt_tell_state(sk, old, new);
-	s = kt_sock_get(sk);
-	if (s)
-		s->told = kt_change(old, new);
+	if (kt_is_tcp(sk))
+		kt_tell_state(sk, old, new);
 	return 0;
 }
 
@@ -260,8 +305,16 @@ int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 
 static __always_inline int kt_forget(const struct sock *sk)
 {
+	struct kt_sock *s = kt_sock_get(sk);
 	__u64 key = (__u64)sk;
+	struct kt_tuple t;
 
+	if (!s)
+		return 0;
+	if (kt_told_state(s) != TCP_CLOSE || s->connect == KT_CONNECT_PENDING) {
+		kt_read_tuple(true, sk, &t);
+		kt_check_end(s, &t);
+	}
 	bpf_map_delete_elem(&socks, &key);
 	return 0;
 }

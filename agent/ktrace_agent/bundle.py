@@ -14,7 +14,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import BinaryIO
 
-from ktrace_agent import archive, conclusions, facts, parquet
+from ktrace_agent import archive, conclusions, facts, parquet, unseen
 from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
@@ -23,6 +23,7 @@ from ktrace_agent.tables import Tables
 from ktrace_agent.tracks import Lookup
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
 from ktrace_api.row import PodIdentity
 from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
@@ -80,9 +81,10 @@ def seal(
         progress("decoding the records")
         tables = stack.enter_context(closing(Tables(recording, config.node, pods, lookup)))
         os.ftruncate(recording.spool_fd, 0)
+        missed = unseen.count(tables.con, recording, config)
         with disk_errors(out_dir):
             rows = RowFile(tables, stack.enter_context(create(out_dir)))
-        work = _Work(tables, rows, recording, config, node_info, out_dir)
+        work = _Work(tables, rows, recording, config, node_info, out_dir, missed)
         progress(f"writing {tables.rows} rows")
         rows.write(work.room, out_dir)
         while True:
@@ -106,7 +108,9 @@ class _Work:
         config: CaptureConfig,
         node_info: NodeInfo,
         out_dir: Path,
+        missed: Mapping[RowType, int],
     ) -> None:
+        self._missed = missed
         self._tables, self._rows, self._recording = tables, rows, recording
         self._config, self._node_info, self._out_dir = config, node_info, out_dir
         self._node_json = node_info.to_bytes()
@@ -171,7 +175,7 @@ class _Work:
         """The summary with its findings, within its size."""
         rows = self._rows
         notes = [*rows.notes(self._config), *notes, *self._node_info.identity.notes]
-        accounting = account(self._recording, rows)
+        accounting = account(self._recording, rows, self._missed)
 
         def counted(room: int) -> Summary:
             return summarize(

@@ -71,7 +71,7 @@ def _capture(summary: Summary, node: NodeInfo) -> tuple[Any, ...]:
         "ports": list(config.ports),
         "events": [str(kind) for kind in config.events],
         "rows": summary.rows,
-        "lost": sum(hook.lost_ring + hook.lost_map for hook in hooks),
+        "lost": sum(hook.lost_ring + hook.lost_map + hook.unseen for hook in hooks),
         "capped": sum(hook.capped for hook in hooks),
         "overflow": sum(summary.overflow.model_dump().values()),
     }

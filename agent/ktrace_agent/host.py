@@ -94,6 +94,10 @@ class Snapshot:
     """Inode of the agent's namespace; 0 where /proc does not say."""
     whole: bool
     """All processes were looked at: a namespace that is not here had none."""
+    begun_ns: int = 0
+    """CLOCK_BOOTTIME before the first file was read."""
+    ended_ns: int = 0
+    """After the last one."""
 
 
 def _why(problem: OSError) -> Missing:
@@ -180,6 +184,7 @@ def snapshot(
 
     The agent's own namespace comes first and is always read.
     """
+    begun_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     end = time.monotonic() + seconds
 
     def over() -> bool:
@@ -197,7 +202,8 @@ def snapshot(
         netns[inode] = Missing.TOO_LATE if over() else _read_netns(proc, inode, found[inode])
     for inode in wanted[limit:]:
         netns[inode] = Missing.TOO_MANY
-    return Snapshot(host, netns, own, whole)
+    ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return Snapshot(host, netns, own, whole, begun_ns, ended_ns)
 
 
 def sysctls(proc: Path = PROC) -> dict[str, str]:

@@ -238,6 +238,8 @@ class Collector:
             for row, misses in self._misses().items():
                 sums[row]["seen"] += misses
                 sums[row]["lost_map"] += misses
+                # The socket's next state shows a skipped change, too.
+                sums[row]["unseen"] = max(0, sums[row]["unseen"] - misses)
         return {row: HookCounters(**values) for row, values in sums.items()}
 
     def _misses(self) -> dict[RowType, int]:

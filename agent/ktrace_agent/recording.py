@@ -22,7 +22,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class HookCounters:
-    """struct kt_counters summed over CPUs: seen is the sum of the other rows' counts."""
+    """struct kt_counters summed over CPUs: seen is the sum of the counts up to lost_map."""
 
     seen: int = 0
     written: int = 0
@@ -32,6 +32,8 @@ class HookCounters:
     lost_ring: int = 0
     lost_map: int = 0
     bytes: int = 0
+    unseen: int = 0
+    """Passed without a program, at least, as the next state of the same socket proves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,28 @@ class Overflow:
     def any(self) -> bool:
         """Whether any fact is missing."""
         return any(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class TcpCounts:
+    """What the kernel itself counted in one network namespace (SNMP's MIB of TCP)."""
+
+    passive_opens: int
+    active_opens: int
+    retransmitted: int
+    """Segments that were sent again: RetransSegs without TCPRetransFail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """The kernel's own counts while all programs were attached, to hold the rows against."""
+
+    since_ns: int
+    """CLOCK_BOOTTIME before the first reading; what is counted happened since."""
+    until_ns: int
+    """After the last reading."""
+    netns: Mapping[int, TcpCounts]
+    """By inode; those that could be read both times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +99,4 @@ class Recording:
     """`duration`, `signal` or `error`."""
     spool_lost: Mapping[RowType, int]
     """Records that left the ring but found no room on disk; lost_ring counts them already."""
+    witness: Witness | None = None

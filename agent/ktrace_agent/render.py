@@ -82,7 +82,7 @@ def _events(summary: Summary) -> Group:
         ("filtered", lambda one: one.filtered),
         ("sampled out", lambda one: one.sampled),
         ("over limit", lambda one: one.capped),
-        ("lost", lambda one: one.lost_ring + one.lost_map),
+        ("lost", lambda one: one.lost_ring + one.lost_map + one.unseen),
     ]
     accounts = summary.accounting
     shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]

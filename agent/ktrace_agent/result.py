@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def lost(summary: "Summary") -> int:
-    """Events that were asked for and that no row shows, because something was full."""
-    return sum(count.lost_ring + count.lost_map for count in summary.accounting.values())
+    """Events that were asked for and that no row shows: something was full, or they were unseen."""
+    return sum(
+        count.lost_ring + count.lost_map + count.unseen for count in summary.accounting.values()
+    )
 
 
 def document(sealed: "Sealed") -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _sum(first: Counts, second: Counts) -> Counts:
     return {name: count + first.get(name, 0) for name, count in second.items()}
 
 
-def account(recording: Recording, rows: RowFile) -> dict[RowType, Accounting]:
+def account(recording: Recording, rows: RowFile, unseen: Counts) -> dict[RowType, Accounting]:
     """The kernel's counters of each hook after what sealing cut; seen is always the sum.
 
     `written` is what is in the file. Rows that the kernel says it wrote and that are not
@@ -117,5 +117,7 @@ def account(recording: Recording, rows: RowFile) -> dict[RowType, Accounting]:
             "lost_ring": hook.lost_ring + lost + max(hook.written - loaded, 0),
             "lost_map": hook.lost_map,
         }
-        accounts[row_type] = Accounting(seen=sum(parts.values()), bytes=hook.bytes, **parts)
+        accounts[row_type] = Accounting(
+            seen=sum(parts.values()), bytes=hook.bytes, unseen=unseen.get(row_type, 0), **parts
+        )
     return accounts

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One capture from start to end: the only file that knows the order.
 
-preflight -> load -> watches -> spool -> attach -> inventory -> wait -> detach -> drain ->
-last looks -> inventory -> counters -> names -> node facts -> seal. A failure anywhere ends all
-that was begun.
+preflight -> load -> watches -> spool -> attach -> counters -> inventory -> wait -> counters ->
+detach -> drain -> last looks -> inventory -> names -> node facts -> seal. A failure anywhere
+ends all that was begun.
 """
 
 import os
@@ -23,6 +23,7 @@ from ktrace_agent.netns import run_in_netns
 from ktrace_agent.probes import Choice
 from ktrace_agent.recording import Clock, HookCounters, Recording
 from ktrace_agent.spool import EVENT_BYTES, Spool
+from ktrace_agent.witness import witness
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 
@@ -72,9 +73,8 @@ def run(
     the host's / is seen. Raises the leaves of KtraceError; then nothing is left behind.
     """
     platform = preflight.check()
-    before = host.snapshot()
     watches = Watches(config, host_root)
-    recording, choices = record(
+    recorded = record(
         config,
         out_dir,
         cgroup_v1=bool({"pids", "memory"} & set(platform.cgroup.v1_controllers)),
@@ -82,16 +82,19 @@ def run(
         stop=stop or threading.Event(),
         watches=watches,
     )
+    recording = recorded.recording
     try:
         # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
         from ktrace_agent import bundle, deltas, node, records
 
         seen_in = records.network_namespaces(recording)
-        report = deltas.compare(before, host.snapshot(seen_in), seen_in)
+        report = deltas.compare(recorded.before, recorded.after, seen_in)
         observer.sealing("asking who the containers are")
         identities = watches.identify(recording.cgroups)
         tracked = watches.tracked
-        facts = node.describe(config, platform, choices, recording, report, identities, tracked)
+        facts = node.describe(
+            config, platform, recorded.choices, recording, report, identities, tracked
+        )
         return bundle.seal(
             recording,
             config,
@@ -105,6 +108,16 @@ def run(
         os.close(recording.spool_fd)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A recording, the programs that made it, and the host's counters while they were attached."""
+
+    recording: Recording
+    choices: tuple[Choice, ...]
+    before: host.Snapshot
+    after: host.Snapshot
+
+
 def record(
     config: CaptureConfig,
     folder: Path,
@@ -113,7 +126,7 @@ def record(
     observer: Observer,
     stop: threading.Event,
     watches: "Watches",
-) -> tuple[Recording, tuple[Choice, ...]]:
+) -> Recorded:
     """Record until the duration is over or `stop` is set.
 
     The spool's descriptor in the Recording is the caller's to close.
@@ -126,11 +139,13 @@ def record(
         spool.start()
         collector.attach()
         started = datetime.now(UTC)
+        before = host.snapshot()
         collector.iterate("prime_owners")
         stock_start = _stock(collector)
         observer.ready()
         ended_by = _wait(config, collector, spool, observer, stop)
         ended = datetime.now(UTC)
+        after = host.snapshot()
         observer.sealing("detaching the programs")
         collector.detach()
         spool.finish()
@@ -152,8 +167,9 @@ def record(
             ended=ended,
             ended_by=ended_by,
             spool_lost=spool.lost,
+            witness=witness(before, after),
         )
-        return recording, collector.choices
+        return Recorded(recording, collector.choices, before, after)
 
 
 class Watches:

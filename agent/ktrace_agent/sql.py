@@ -14,7 +14,7 @@ sockets     TCP sockets that existed when the capture began (moment 'start') and
             age_us: how long the socket is in its state
 counters    changed counters of the host (netns NULL) and of namespaces; unchanged ones are absent
 sysctls     what the node is set to
-accounting  where the events of a hook went: seen is the sum of the others but bytes
+accounting  where the events of a hook went: seen is the sum of the others but bytes and unseen
 capture     one line: what was asked for and what became of it
 hooks       which programs served which fact; refused: `program: reason`, chosen NULL: none
 findings    what the analysis concluded, rank 1 is the worst; rows: the n of rows that show it
@@ -125,6 +125,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "lost_ring": "BIGINT",
         "lost_map": "BIGINT",
         "bytes": "BIGINT",
+        "unseen": "BIGINT",
     },
     "capture": {
         "node": "VARCHAR",

@@ -15,7 +15,7 @@ NO_VERDICT = Verdict(verdict=Cause.UNKNOWN, why="No analysis was made.")
 
 
 class Accounting(Model):
-    """Where the events of a hook went: seen is the sum of all others but bytes."""
+    """Where the events of a hook went: seen is the sum of all others but bytes and unseen."""
 
     seen: Count
     written: Count
@@ -30,6 +30,9 @@ class Accounting(Model):
     """Not kept because a map of the kernel side was full."""
     bytes: Count
     """Payload bytes of all that passed the filter."""
+    unseen: Count = 0
+    """Events that no program was run for, at least; of retransmits: segments. The kernel's own
+    counters, or the states of the sockets, show them."""
 
 
 class MapOverflow(Model):

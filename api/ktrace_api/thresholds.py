@@ -119,3 +119,6 @@ class Thresholds(Model):
 
     lost_share: Share = 0.01
     """Events that a finding may rest on: with more of them lost, silence is no evidence."""
+    unseen_count: Count = 10
+    """A kernel that exempts tasks of its own from tracing hides what softirq does upon them: a few
+    events of any capture."""

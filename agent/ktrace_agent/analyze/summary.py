@@ -110,6 +110,12 @@ def _losses(recording: Recording, accounting: Mapping[RowType, Accounting]) -> l
         found.append(f"{disk} of them because the disk filled up during the capture.")
     if full:
         found.append(f"{full} events were lost because a map was full: raise max_sockets.")
+    if unseen := {row: hook.unseen for row, hook in accounting.items() if hook.unseen}:
+        which = ", ".join(f"{count} of {row}" for row, count in unseen.items())
+        found.append(
+            f"At least {sum(unseen.values())} events passed that the kernel ran no program for"
+            f" ({which}): its own counters or the states of the sockets show them."
+        )
     if capped:
         found.append(f"{capped} events are not kept: max_events or max_bytes was reached.")
     if recording.overflow.any():

@@ -16,9 +16,11 @@ def find(case: Case) -> Iterator[Finding]:
     if nothing_missing and not coverage.overflow and not coverage.hooks_missing:
         return
     rate = coverage.lost_share(RowType)
-    heavy = rate > limits.lost_share or bool(coverage.hooks_missing)
+    few = lost == coverage.unseen < limits.unseen_count
+    heavy = (rate > limits.lost_share and not few) or bool(coverage.hooks_missing)
     parts = [
-        f"{lost} events lost" if lost else "",
+        f"{lost - coverage.unseen} events lost" if lost > coverage.unseen else "",
+        f"{coverage.unseen} events that no program saw" if coverage.unseen else "",
         f"{coverage.capped} not kept (limit of the capture)" if coverage.capped else "",
         f"{coverage.overflow} facts without room" if coverage.overflow else "",
         f"no program for {', '.join(coverage.hooks_missing)}" if coverage.hooks_missing else "",
@@ -32,6 +34,11 @@ def find(case: Case) -> Iterator[Finding]:
         points_to=Cause.UNKNOWN,
         refuted_by="`complete: true` in the summary of a capture of the same traffic.",
         look="ktrace --duration=30s --ring-bytes=64Mi --max-events=2000000; ktrace doctor",
-        counts={"lost": lost, "capped": coverage.capped, "overflow": coverage.overflow},
+        counts={
+            "lost": lost,
+            "unseen": coverage.unseen,
+            "capped": coverage.capped,
+            "overflow": coverage.overflow,
+        },
         numbers=[number("events lost", rate, limits.lost_share, "share")],
     )

@@ -69,6 +69,8 @@ class Coverage:
     seen: Mapping[str, int]
     """Events by type, and the part of them that was lost."""
     lost: Mapping[str, int]
+    unseen: int
+    """Lost ones that the kernel ran no program for."""
     capped: int
     overflow: int
     complete: bool
@@ -268,10 +270,12 @@ def _coverage(case: Case) -> Coverage:
     capture = found[0] if found else {}
     (seen,) = case.ask("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")
     accounts = case.ask(
-        """SELECT type, greatest(coalesce(max(seen), 0), 0) AS seen,
-             greatest(coalesce(max(lost_ring), 0), 0)::HUGEINT
-               + greatest(coalesce(max(lost_map), 0), 0) AS lost
-           FROM accounting WHERE type IS NOT NULL GROUP BY type"""
+        """SELECT type, seen + unseen AS seen, lost + unseen AS lost, unseen
+           FROM (SELECT type, greatest(coalesce(max(seen), 0), 0)::HUGEINT AS seen,
+                   greatest(coalesce(max(lost_ring), 0), 0)::HUGEINT
+                     + greatest(coalesce(max(lost_map), 0), 0) AS lost,
+                   greatest(coalesce(max(unseen), 0), 0)::HUGEINT AS unseen
+                 FROM accounting WHERE type IS NOT NULL GROUP BY type)"""
     )
     capped = max(capture.get("capped") or 0, 0)
     end = capture.get("ended") or seen["last"]
@@ -291,8 +295,9 @@ def _coverage(case: Case) -> Coverage:
         window_s=window,
         sample=max(capture.get("sample") or 1, 1),
         filters=tuple(filters),
-        seen={row["type"]: row["seen"] for row in accounts},
+        seen={row["type"]: int(row["seen"]) for row in accounts},
         lost={row["type"]: int(row["lost"]) for row in accounts},
+        unseen=sum(int(row["unseen"]) for row in accounts),
         capped=capped,
         overflow=max(capture.get("overflow") or 0, 0),
         complete=capture.get("complete") is not False,
