@@ -4,6 +4,7 @@
 import socket
 import threading
 import time
+from abc import abstractmethod
 from contextlib import suppress
 from typing import Any
 
@@ -20,9 +21,13 @@ class Web(Healthy):
 
     def build(self) -> None:
         self.link = Link(self.crew)
-        self.host = self.link.there
+        self.host = self.address()
         self.serve(self.server())
         self.arrange()
+
+    def address(self) -> str:
+        """Of the server."""
+        return self.link.there
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.echo())
@@ -30,8 +35,8 @@ class Web(Healthy):
     def serve(self, job: Job) -> None:
         self.ready(self.link.server.start(job, comm="web"))
 
-    def arrange(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def arrange(self) -> None: ...
 
     def visit(self, action: Any, *, rate: float, parallel: int = 16) -> None:
         self.client(self.link.client, jobs.pace(action, rate=rate, parallel=parallel))
@@ -142,12 +147,12 @@ class PoolLeftBehind(Web):
 class IpSixOnly(Web):
     tells = "IPv6 and nothing else: web and DNS"
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.link.V6[1]
+    def address(self) -> str:
         for end, own in ((self.link.client, self.link.V4[0]), (self.link.server, self.link.V4[1])):
             end.ip(f"addr del {own}/24 dev eth0")
-        self.serve(self.server())
+        return self.link.V6[1]
+
+    def arrange(self) -> None:
         self.serve(jobs.resolver(self.host))
         self.visit(lambda _: jobs.request(self.host, PORT), rate=50)
 

@@ -5,6 +5,7 @@ import random
 import socket
 import struct
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,8 @@ class _Udp(Healthy):
         self.host = self.link.there
         self.arrange()
 
-    def arrange(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def arrange(self) -> None: ...
 
     def serve(self, job: Job, comm: str = "named") -> None:
         self.ready(self.link.server.start(job, comm=comm))

@@ -2,6 +2,7 @@
 """Incidents of connections that do not come about, or late."""
 
 import time
+from abc import abstractmethod
 from contextlib import suppress
 
 from tests.bpf.captures import Capture, Row
@@ -25,8 +26,8 @@ class Connects(Scene):
         self.ready(self.link.server.start(jobs.server(self.host, OTHER, jobs.echo()), comm="web"))
         self.arrange()
 
-    def arrange(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def arrange(self) -> None: ...
 
     def target(self) -> str:
         return self.host

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Incidents of name resolution."""
 
+from abc import abstractmethod
+
 from tests.bpf.captures import Capture, Row
 from tests.bpf.workers import Job, Worker
 from tests.lab import jobs
@@ -19,8 +21,8 @@ class _Dns(Scene):
         self.host = self.link.there
         self.arrange()
 
-    def arrange(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def arrange(self) -> None: ...
 
     def serve(self, job: Job) -> None:
         self.ready(self.link.server.start(job, comm="named"))

@@ -2,6 +2,7 @@
 """Incidents of NAT and connection tracking, on a node between clients and backends."""
 
 import socket
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class _OnNode(Scene):
             self.ready(backend.start(jobs.server(address, PORT, jobs.echo()), comm="web"))
         self.arrange()
 
-    def arrange(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def arrange(self) -> None: ...
 
     def enter(self) -> Sequence[str]:
         return self.net.enter

@@ -10,6 +10,7 @@ import fcntl
 import re
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Subject:
     """Addresses that no finding may name."""
 
 
-class Scene:
+class Scene(ABC):
     """One scene; made anew for each time it is played."""
 
     tells: ClassVar[str]
@@ -82,18 +83,18 @@ class Scene:
     def incident(cls) -> bool:
         return cls.expected is not HEALTHY
 
-    def build(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self) -> None: ...
 
-    def run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self) -> None: ...
 
     def settle(self) -> None:
         """Read what ends with the namespaces, after the capture; a later one must not see them."""
         self.counted = {one.inode: matched(one) for one in self._namespaces()}
 
-    def prove(self, capture: Capture) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def prove(self, capture: Capture) -> None: ...
 
     def matched(self, namespace: Namespace) -> int:
         """Packets that the nftables counters of a namespace had seen in the end."""
