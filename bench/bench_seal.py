@@ -4,7 +4,7 @@
 Each size runs in a process of its own, so that its peak memory (VmHWM, with all
 imports) is its own. Rows are about 630 bytes of JSON: TCP connections of some
 hundred processes with all five types of rows, one flow for each connection. Every process
-runs in a pod, connection tracking knows the first 100,000 connections.
+runs in a pod, connection tracking has 100,000 entries.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def flows(made: Any) -> tuple[bytes, bytes]:
 
 
 def connections(keys: bytes) -> Any:
-    """The lookup of a connection tracking that saw the first 100,000 flows, half of them DNAT."""
+    """The lookup of a connection tracking of 100,000 entries: flows first, half of them DNAT."""
     import struct
 
     import numpy as np
@@ -118,6 +118,11 @@ def connections(keys: bytes) -> Any:
         original = pack_tuple(6, local, ports[0], remote, ports[1])
         reply = pack_tuple(6, backend, ports[1], local, ports[0])
         table.see(bytes(2) + original + reply, 3, SEEN_REPLY)
+    for number in range(MAX_ENTRIES - len(made)):
+        table = tables[4026531836 + number % 60]
+        other, here = struct.pack(">I", 0x0B000000 + number), bytes((10, 0, 0, 1))
+        ends = pack_tuple(6, other, 40000, here, 80) + pack_tuple(6, here, 80, other, 40000)
+        table.see(bytes(2) + ends, 3, SEEN_REPLY)
     for table in tables.values():
         table.looked(0, 2**62, whole=True)
     return Conntrack(host=0, tables=tables).lookup
@@ -126,6 +131,7 @@ def connections(keys: bytes) -> Any:
 def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     """Seal a prepared spool in this process."""
     from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
+    from ktrace_agent.tables import Names
     from ktrace_api.capture import GIB, CaptureConfig
     from ktrace_api.names import RowType
     from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
@@ -168,11 +174,12 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
                             container="app", container_id=f"{number:064x}")
         for number in range(1, 9999)
     }  # fmt: skip
-    lookup = connections(spool.with_suffix(".keys").read_bytes())
+    names = Names(pods, connections(spool.with_suffix(".keys").read_bytes()))
+    del pods
     begun, cpu = time.perf_counter(), time.process_time()
     from ktrace_agent.bundle import seal
 
-    sealed = seal(recording, config, node_info, folder, pods=pods, lookup=lookup)
+    sealed = seal(recording, config, node_info, folder, names=names)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     status = Path("/proc/self/status").read_text("utf-8")
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))

@@ -19,20 +19,17 @@ from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
 from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish, write_all
-from ktrace_agent.tables import Tables
-from ktrace_agent.tracks import Lookup
+from ktrace_agent.tables import Names, Tables
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
-from ktrace_api.row import PodIdentity
 from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
 
 _SIDE_SHARE = 8
 """Flows and sockets get one part in so many of max_bytes each."""
 _SIDES = {"flows": "tx_bytes + rx_bytes DESC", "sockets": "moment, state, age_us DESC"}
 """Tables of their own in the archive, and which of their lines matter most."""
-_NOBODY: Mapping[int, PodIdentity] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +61,12 @@ def seal(
     node_info: NodeInfo,
     out_dir: Path,
     progress: Callable[[str], None] = _quiet,
-    *,
-    pods: Mapping[int, PodIdentity] = _NOBODY,
-    lookup: Lookup | None = None,
+    names: Names | None = None,
 ) -> Sealed:
     """Write the bundle of a recording into `out_dir` (made where it is missing).
 
-    `pods` names cgroups by id, `lookup` knows connections. Empties the spool once it is loaded:
-    its room on the disk is the bundle's. Rows beyond config.max_bytes are cut and counted as
+    Recording and names are forgotten once they are loaded: their room in memory and on the disk
+    is the bundle's. Rows beyond config.max_bytes are cut and counted as
     capped, rows that the disk has no room for as lost_ring. Raises SinkFailed where not even a
     bundle without rows can be written; then nothing is left in `out_dir`.
     """
@@ -79,8 +74,8 @@ def seal(
         out_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         progress("decoding the records")
-        tables = stack.enter_context(closing(Tables(recording, config.node, pods, lookup)))
-        os.ftruncate(recording.spool_fd, 0)
+        tables = stack.enter_context(closing(Tables(recording, config.node, names)))
+        recording.forget()
         missed = unseen.count(tables.con, recording, config)
         with disk_errors(out_dir):
             rows = RowFile(tables, stack.enter_context(create(out_dir)))

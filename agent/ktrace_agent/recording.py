@@ -5,6 +5,7 @@ Standard library only: this module is loaded while the programs are attached,
 numpy and DuckDB come in (records.py) once they are detached.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -76,7 +77,7 @@ class Witness:
     """By inode; those that could be read both times."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recording:
     """One capture: raw records as the kernel wrote them, and the accounts of what is not there."""
 
@@ -100,3 +101,8 @@ class Recording:
     spool_lost: Mapping[RowType, int]
     """Records that left the ring but found no room on disk; lost_ring counts them already."""
     witness: Witness | None = None
+
+    def forget(self) -> None:
+        """Give back memory and disk of all records: the tables have them now."""
+        os.ftruncate(self.spool_fd, 0)
+        self.stock_start = self.stock_end = self.flow_keys = self.flow_values = b""

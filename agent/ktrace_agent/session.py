@@ -30,6 +30,8 @@ from ktrace_api.names import RowType
 if TYPE_CHECKING:
     from ktrace_agent.bundle import Sealed
     from ktrace_agent.enrich.conntrack import Conntrack
+    from ktrace_agent.tables import Names
+    from ktrace_api.node import NodeInfo
 
 TICK_S = 0.25
 STOCK_S = 1.0
@@ -85,27 +87,32 @@ def run(
     recording = recorded.recording
     try:
         # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
-        from ktrace_agent import bundle, deltas, node, records
+        from ktrace_agent import bundle
 
-        seen_in = records.network_namespaces(recording)
-        report = deltas.compare(recorded.before, recorded.after, seen_in)
         observer.sealing("asking who the containers are")
-        identities = watches.identify(recording.cgroups)
-        tracked = watches.tracked
-        facts = node.describe(
-            config, platform, recorded.choices, recording, report, identities, tracked
-        )
-        return bundle.seal(
-            recording,
-            config,
-            facts,
-            out_dir,
-            observer.sealing,
-            pods=identities.by_cgroup,
-            lookup=None if tracked is None else tracked.lookup,
-        )
+        facts, names = _look_up(config, platform, recorded, watches)
+        # Sealing shall be the last to hold them: it needs their memory.
+        del watches
+        return bundle.seal(recording, config, facts, out_dir, observer.sealing, names)
     finally:
         os.close(recording.spool_fd)
+
+
+def _look_up(
+    config: CaptureConfig, platform: preflight.Platform, recorded: "Recorded", watches: "Watches"
+) -> "tuple[NodeInfo, Names]":
+    """node.json, and what rows are named with."""
+    from ktrace_agent import deltas, node, records
+    from ktrace_agent.tables import Names
+
+    recording, tracked = recorded.recording, watches.tracked
+    seen_in = records.network_namespaces(recording)
+    report = deltas.compare(recorded.before, recorded.after, seen_in)
+    identities = watches.identify(recording.cgroups)
+    facts = node.describe(
+        config, platform, recorded.choices, recording, report, identities, tracked
+    )
+    return facts, Names(identities.by_cgroup, tracked.lookup if tracked else None)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import duckdb
@@ -72,9 +73,22 @@ _FIRST_PACKET_NS = 500_000_000
 _BEGIN = (STATE[TcpState.SYN_SENT], STATE[TcpState.SYN_RECV])
 """A TCP socket is in one of these once."""
 _UDP = (TYPE[RowType.UDP_SEND], TYPE[RowType.UDP_RECV])
-_NOTHING: Mapping[int, PodIdentity] = {}
 _PROTOCOLS = tuple({IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}.get(n, UNKNOWN) for n in range(18))
 _FAMILIES = tuple(FAMILIES.get(n, UNKNOWN) for n in range(7))
+
+
+@dataclass(slots=True)
+class Names:
+    """What rows are named with; up to some ten MiB that sealing needs itself later."""
+
+    pods: Mapping[int, PodIdentity] = field(default_factory=dict)
+    """By id of the cgroup."""
+    lookup: Lookup | None = None
+    """Who knows connections."""
+
+    def forget(self) -> None:
+        """Give the memory back; whoever else holds them keeps it."""
+        self.pods, self.lookup = {}, None
 
 
 class Tables:
@@ -84,19 +98,19 @@ class Tables:
         self,
         recording: Recording,
         node: str,
-        pods: Mapping[int, PodIdentity] = _NOTHING,
-        lookup: Lookup | None = None,
+        names: Names | None = None,
     ) -> None:
-        """Load everything; the spool is read from offset 0, its position is not used.
+        """Load everything, and forget the names that it took.
 
-        `pods` has the names of cgroups by id, `lookup` knows connections.
+        The spool is read from offset 0, its position is not used.
         """
+        names = names or Names()
         total = os.fstat(recording.spool_fd).st_size // EVENT.itemsize
         self.con = duckdb.connect(config=_settings(total))
         self.con.execute(SCHEMA)
         self._addresses, self._owners = Dictionary(16), Dictionary(OWNER_KEY.itemsize)
         self._kinds, self._flags = Dictionary(KIND_KEY.itemsize), {-1}
-        self._tracks = Tracks(lookup, self._addresses)
+        self._tracks = Tracks(names.lookup, self._addresses)
         rows = self._decode(recording.spool_fd, total)
         wildcards = [self._addresses.number(address) for address in WILDCARDS]
         backfill(rows, wildcards, self._load_stock(recording))
@@ -105,7 +119,8 @@ class Tables:
         del rows
         self._tracks.forget()
         self._load_flows(recording)
-        self._load_lookups(node, pods)
+        self._load_lookups(node, names.pods)
+        names.forget()
         del self._addresses, self._owners, self._kinds, self._flags, self._tracks
 
     def close(self) -> None:

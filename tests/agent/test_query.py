@@ -16,6 +16,7 @@ from ktrace_agent import query, reader
 from ktrace_agent.bundle import seal
 from ktrace_agent.errors import BadBundle, UsageError
 from ktrace_agent.sql import COLUMNS
+from ktrace_agent.tables import Names
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import Delta, HookChoice, NetnsCounters, NodeInfo, Refusal
 from ktrace_api.row import PodIdentity
@@ -54,7 +55,7 @@ def bundle(
         stock_end=make_events([{"type": 6, "new_state": 8, "cgroup_id": 5, "role": 2,
                                 "duration": 5_000_000}]).tobytes(),
     )  # fmt: skip
-    return seal(recording, config, node, tmp_path / "out", pods={5: POD}).bundle
+    return seal(recording, config, node, tmp_path / "out", names=Names({5: POD})).bundle
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,14 +28,17 @@ from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.recording import HookCounters, Recording
 from ktrace_agent.sql import COLUMNS
+from ktrace_agent.tables import Names
+from ktrace_agent.tracks import Connection
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import MIB, CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
+from ktrace_api.row import PodIdentity
 from ktrace_api.schemas import schemas
 from ktrace_api.summary import Summary
 
-from .conftest import BOOT_NS, Make, make_events
+from .conftest import BOOT_NS, Make, make_events, make_flows
 
 STEM = "ktrace.etcd-1.20260124T215754Z"
 PARTS = ("events.jsonl", "events.parquet", "summary.json", "node.json", "bundle.tgz")
@@ -203,6 +207,31 @@ def test_every_event_is_accounted_for(
         assert summary.accounting[row_type].seen == hook.seen
     unwanted = sum(c.capped + c.lost_ring + c.lost_map for c in counters.values()) + sum(missing)
     assert summary.complete == (unwanted == 0)
+
+
+class _Table:
+    """Connection tracking that knows nothing."""
+
+    def lookup(self, *_: Any, **__: Any) -> Connection | None:
+        return None
+
+
+def test_what_the_tables_have_is_given_back_before_rows_are_written(
+    make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
+):
+    table = _Table()
+    names, known = Names({7: PodIdentity(pod="web-0")}, table.lookup), weakref.ref(table)
+    del table
+    recording = make_recording(many(11), make_flows([{}]))
+    said: dict[str, bool] = {}
+
+    def progress(text: str) -> None:
+        said[text] = known() is not None or bool(names.pods or recording.flow_keys)
+
+    seal(recording, config, node_info, tmp_path, progress, names)
+    assert said == {
+        "decoding the records": True, "writing 11 rows": False, "compressing 11 rows": False,
+    }  # fmt: skip
 
 
 def in_small_tmpfs(folder: Path, size: int, job: Callable[[], Any]) -> Any:

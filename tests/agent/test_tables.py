@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from ktrace_agent import tables
 from ktrace_agent.records import EVENT
-from ktrace_agent.tables import Tables
+from ktrace_agent.tables import Names, Tables
 from ktrace_api.row import EVENT as ROW_MODEL
 from ktrace_api.row import PodIdentity
 from ktrace_api.schemas import schemas
@@ -29,9 +29,9 @@ UNKNOWN_NS = 2**64 - 1
 @pytest.fixture
 def rows_of(make_recording: Make) -> Callable[..., list[dict[str, Any]]]:
     def rows(*events: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
-        pods = changes.pop("pods", {})
+        names = changes.pop("names", None)
         recording = make_recording(make_events([*events]), **changes)
-        with closing(Tables(recording, "etcd-1", pods)) as made:
+        with closing(Tables(recording, "etcd-1", names)) as made:
             return [check(line) for part in made.lines(7) for line in part]
 
     return rows
@@ -214,7 +214,7 @@ POD = PodIdentity(
 
 def test_a_cgroup_gives_its_rows_their_pod(rows_of: Any):
     named, other, none = rows_of({"cgroup_id": 5}, {"cgroup_id": 6}, {"cgroup_id": 5, "known": 3},
-                                 pods={5: POD})  # fmt: skip
+                                 names=Names({5: POD}))  # fmt: skip
     assert named["k8s"] == POD.model_dump()
     assert set(other["k8s"].values()) == set(none["k8s"].values()) == {"-"}
 
@@ -254,7 +254,7 @@ def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recordin
     )  # fmt: skip
     flows = make_flows([{"first_ts": BOOT_NS, "last_ts": BOOT_NS + 5}, {"ns_net": 1}])
     recording = make_recording(events, flows)
-    with closing(Tables(recording, "etcd-1", lookup=lookup)) as made:
+    with closing(Tables(recording, "etcd-1", Names(lookup=lookup))) as made:
         rows = [check(line)["conntrack"] for part in made.lines(7) for line in part]
         found = made.con.execute("SELECT ct_state, ct_reply, nat FROM rows ORDER BY n").fetchall()
         of_flows = made.con.execute("SELECT nat FROM flows ORDER BY net DESC").fetchall()
@@ -277,7 +277,7 @@ def test_a_tuple_that_two_sockets_began_with_has_no_track(make_recording: Make):
     lookup = Connections()
     again = [{"sock": 7}, {"sock": 8}, {"sock": 9, "local_port": 40_001}]
     recording = make_recording(make_events([{**one, "new_state": 2} for one in again]))
-    with closing(Tables(recording, "etcd-1", lookup=lookup)) as made:
+    with closing(Tables(recording, "etcd-1", Names(lookup=lookup))) as made:
         rows = [check(line) for part in made.lines(7) for line in part]
     known = {row["sock"]: row["conntrack"]["nat"] != "-" for row in rows}
     assert known == {"0x7": False, "0x8": False, "0x9": True}
