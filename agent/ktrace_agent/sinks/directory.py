@@ -20,6 +20,7 @@ from ktrace_agent.errors import SinkFailed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _HASH_BYTES = 1 << 20
 
 
@@ -110,11 +111,12 @@ def _name(folder: Path, written: Written) -> None:
     """linkat(2) with AT_SYMLINK_FOLLOW, which Python uses where a directory is given."""
     fd, directory = written.file.fileno(), os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.link(f"/proc/self/fd/{fd}", written.name, dst_dir_fd=directory, follow_symlinks=True)
+        try:
+            os.link(f"/proc/self/fd/{fd}", written.name, dst_dir_fd=directory, follow_symlinks=True)
+        except FileNotFoundError:  # unlinked after it had a name: such a file gets none again
+            _copy(fd, folder / written.name)
     except FileExistsError as error:
         raise NameTaken(f"{folder / written.name} exists already; nothing was written") from error
-    except FileNotFoundError:  # unlinked after it had a name: such a file gets none again
-        _copy(fd, folder / written.name)
     finally:
         os.close(directory)
 
@@ -128,9 +130,20 @@ def _copy(fd: int, target: Path) -> None:
             sink.flush()
             os.fchmod(copy, 0o644)
             os.fsync(copy)
-        os.link(name, target)
+        _claim(Path(name), target)
     finally:
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)
+
+
+def _claim(path: Path, target: Path) -> None:
+    """Give a file its name unless that is taken; SMB and some FUSE know no second names."""
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+        path.replace(target)
 
 
 def _sync(folder: Path) -> None:

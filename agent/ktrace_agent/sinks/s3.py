@@ -39,7 +39,6 @@ _SENDERS = 2
 _MIN_LEFT_S = 0.5
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 _HASH = "ktrace-sha256"
-_MISSING = ("404", "NoSuchKey", "NotFound")
 _TAKEN = ("412", "PreconditionFailed")
 _NO_CONDITIONS = ("501", "NotImplemented")
 
@@ -150,14 +149,15 @@ class S3:
     def _is_there(self, parcel: Parcel) -> bool:
         """Whether an earlier try arrived although its answer did not.
 
-        Raises S3Failed where the key holds something else. Who may not list a bucket gets 403
-        for a key that is not there: the upload will tell.
+        Raises S3Failed where the key holds something else. A refusal decides nothing: who may not
+        list a bucket gets 403 for a key that is not there, and a HEAD has no body that would say
+        why. The upload will tell.
         """
         try:
             head = self._head(parcel)
         except Exception as error:
             failed = explain(error, self._place)
-            if failed.code in (*_MISSING, "403", "AccessDenied"):
+            if failed.code and failed.permanent:
                 return False
             raise
         self._verify(parcel, head, taken=True)

@@ -81,6 +81,8 @@ def explain(error: Exception, place: Place) -> S3Failed:
         return _answered(error, place)
     if isinstance(error, boto.BotoCoreError):
         return _unanswered(error, place)
+    if isinstance(error, RecursionError):  # botocore follows a redirect to nowhere without end
+        return S3Failed(_words("PermanentRedirect", 301, place), permanent=True)
     if isinstance(error, OSError):
         return S3Failed(f"the bundle cannot be read: {error.strerror}", permanent=True)
     raise error
