@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +22,8 @@ from pydantic import ValidationError
 from ktrace_agent import report, signals
 from ktrace_agent.errors import AgentError, KtraceError, NodeBusy, UsageError
 from ktrace_agent.outdir import prepared
-from ktrace_agent.sinks.credentials import scrub
-from ktrace_api.assignment import Assignment
+from ktrace_agent.sinks import credentials
+from ktrace_api.assignment import Assignment, S3Target
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 
@@ -62,34 +63,46 @@ class _Outcome:
 def run(environ: Mapping[str, str]) -> int:
     """Do the work of KTRACE_CAPTURE and report it; the exit status, 0 only for Completed."""
     outcome = _Outcome()
-    status, message = 0, ""
-    reason = NodeReason.COMPLETED
+    with signals.ignored():  # what has an end is reported whatever is sent
+        reason, message, status = _end_of(lambda: _work(environ, outcome))
+        if reason is not NodeReason.COMPLETED:
+            outcome.delivered = None
+        result = outcome.result(reason, credentials.scrub(message, environ))
+        return _tell(environ, result, status)
+
+
+def _end_of(work: Callable[[], None]) -> tuple[NodeReason, str, int]:
+    """Reason, message and exit status of whatever happens."""
     try:
-        with signals.stopping(stop := threading.Event(), gives_up=signals.BOTH):
-            _work(environ, outcome, stop)
+        work()
     except KtraceError as error:
-        reason, message, status = error.reason, str(error), error.exit_status
+        return error.reason, str(error), error.exit_status
     except KeyboardInterrupt:
-        reason, status = NodeReason.CANCELED, INTERRUPTED
         message = "given up at the second signal: nothing was delivered"
+        return NodeReason.CANCELED, message, INTERRUPTED
     except MemoryError:
-        reason, status = AgentError.reason, AgentError.exit_status
         message = "the agent has no memory left; raise its limit or lower maxEvents"
-    except Exception as error:  # whatever it was: the operator must hear of it
-        reason, status = AgentError.reason, AgentError.exit_status
-        message = f"{type(error).__name__}: {error}"
-        if environ.get("KTRACE_DEBUG"):
-            raise
-    if reason is not NodeReason.COMPLETED:
-        outcome.delivered = None
-    return _tell(environ, outcome.result(reason, scrub(message, environ)), status)
+        return AgentError.reason, message, AgentError.exit_status
+    except Exception as error:  # noqa: BLE001 - whatever it was: the operator must hear of it
+        if os.environ.get("KTRACE_DEBUG"):
+            traceback.print_exc()
+        return AgentError.reason, f"{type(error).__name__}: {error}", AgentError.exit_status
+    return NodeReason.COMPLETED, "", 0
 
 
-def _work(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Event) -> None:
+def _work(environ: Mapping[str, str], outcome: _Outcome) -> None:
+    stop = threading.Event()
+    with signals.stopping(stop, gives_up=signals.BOTH):
+        _capture(environ, outcome, stop)
+
+
+def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Event) -> None:
     text = environ[CAPTURE_VARIABLE]
     outcome.uid, outcome.node = report.addressee(text)
     outcome.node = outcome.node or environ.get("NODE_NAME", "")
     assignment = parse(text)
+    if isinstance(assignment.target, S3Target):
+        credentials.from_environment(environ)  # a bad Secret is told before the capture, not after
     work = Path(environ.get("KTRACE_WORK_DIR", WORK_DIR)) / BUNDLE_FOLDER
     host_root = Path(environ.get("KTRACE_HOST_ROOT", "/"))
     with _alone(), prepared(work, "KTRACE_WORK_DIR") as folder:

@@ -107,9 +107,11 @@ def resolvers(summary: Summary) -> Group | None:
     return spaced(table)
 
 
-def whereabouts(summary: Summary, bundle: Path) -> tuple[str, ...]:
+def whereabouts(summary: Summary, bundle: Path, sent_to: str = "") -> tuple[str, ...]:
     """Where the bundle is and what to type next, as lines that may be copied whole."""
     lines = ["", f"Bundle       {plain(bundle)} ({size(bundle.stat().st_size)})"]
+    if sent_to:
+        lines.append(f"Copy         {sent_to}")
     worst = next((one for one in summary.findings if one.severity != Severity.INFO), None)
     if worst:
         lines.append(f"Look closer  {plain(worst.next)}")

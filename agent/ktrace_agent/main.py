@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -25,6 +25,12 @@ from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABL
 from ktrace_api import __version__
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 
+if TYPE_CHECKING:
+    from ktrace_agent.bundle import Sealed
+    from ktrace_agent.session import Observer
+    from ktrace_api.assignment import S3Target
+    from ktrace_api.capture import CaptureConfig
+
 INTERRUPTED = 130
 """Exit status after a second Ctrl-C: as shells count a death by SIGINT."""
 
@@ -36,6 +42,8 @@ Examples:
   ktrace --duration=60s --with-connect-latency --ports=443,6443
                                               slow connects: how long, how they end
   ktrace --duration=30s --json | jq .paths    for programs
+  ktrace --sink='s3://traces/edge?region=eu-central-1'
+                                              a verified copy in a bucket
   ktrace doctor                               what this kernel offers, what to do about it
 """
 _NOTES = """\b
@@ -54,7 +62,7 @@ Only metadata is recorded, never payload. Needs root, or CAP_BPF and CAP_PERFMON
 Exit status:
   0  the bundle is sealed          3  no permission
   1  the agent failed              4  this kernel is not supported
-  2  wrong use                     5  the bundle could not be written
+  2  wrong use                     5  the bundle could not be written or sent
   6  show, query: the bundle is damaged or none
   7  an agent of the operator: another one records on this node
   130  given up by a second Ctrl-C
@@ -149,6 +157,12 @@ def cli() -> None:
     help="Where the bundle goes; made where it is missing.  [default: ./out]",
 )
 @click.option(
+    "--sink",
+    metavar="URL",
+    envvar="KTRACE_SINK",
+    help="Where a verified copy of the bundle goes, s3://BUCKET/PREFIX (docs/delivery.md).",
+)
+@click.option(
     "--host-root",
     metavar="DIR",
     envvar="KTRACE_HOST_ROOT",
@@ -161,6 +175,7 @@ def capture(
     ctx: click.Context,
     /,
     out_dir: str,
+    sink: str | None,
     host_root: str,
     as_json: str | None,
     pairs: tuple[str, ...],
@@ -176,16 +191,43 @@ def capture(
     config = configure(values, variables, limits)
     if not Path(host_root).is_dir():
         raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
+    target = _target(sink, config, from_variable=ctx.get_parameter_source("sink")) if sink else None
     stop = threading.Event()
     with prepared(Path(out_dir)) as folder, stopping(stop):
         from ktrace_agent import result, session, terminal
 
         with terminal.observer(config) as observer:
             sealed = session.run(config, folder, observer, stop, Path(host_root))
+            sent_to = _deliver(sealed, target, observer) if target else ""
         if as_document:
-            _print(json.dumps(result.document(sealed), indent=2))
+            _print(json.dumps(result.document(sealed, sent_to), indent=2))
         else:
-            terminal.show(sealed)
+            terminal.show(sealed, sent_to)
+
+
+def _target(
+    sink: str, config: "CaptureConfig", from_variable: ParameterSource | None
+) -> "S3Target":
+    """Where --sink leads, and whether there is a chance to be let in."""
+    from ktrace_agent.sinks import address, credentials
+
+    source = "--sink"
+    if from_variable is ParameterSource.ENVIRONMENT:
+        source += " (from KTRACE_SINK)"
+    target = address.parse(sink, config.node, os.environ, source=source)
+    credentials.from_environment(os.environ)
+    return target
+
+
+def _deliver(sealed: "Sealed", target: "S3Target", observer: "Observer") -> str:
+    """Send the bundle; the address of the archive there."""
+    from ktrace_agent import delivery
+
+    try:
+        delivery.deliver(sealed, target, delivery.UPLOAD_SECONDS, observer.sealing)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"given up: the bundle is in {sealed.bundle.parent} only") from None
+    return f"{delivery.place(target)}/{sealed.bundle.name}"
 
 
 @cli.command(short_help="Show what this kernel and this user can do, and what to do about it.")
@@ -307,10 +349,11 @@ def main(args: Sequence[str]) -> int:
         return _fail(args, error.reason, str(error), error.exit_status)
     except click.UsageError as error:
         return _fail(args, UsageError.reason, _usage(error), UsageError.exit_status)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         captured = args[:1] not in (["show"], ["query"], ["doctor"])
         message = "given up at the second interrupt: there is no bundle" if captured else "given up"
-        return _fail(args, NodeReason.CANCELED, message, INTERRUPTED)
+        said = str(error.__cause__ or error)  # click makes an Abort of it
+        return _fail(args, NodeReason.CANCELED, said or message, INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output is gone; Python's own flush at exit must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

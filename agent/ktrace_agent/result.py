@@ -17,8 +17,11 @@ def lost(summary: "Summary") -> int:
     )
 
 
-def document(sealed: "Sealed") -> dict[str, Any]:
-    """What a program wants to know: where the bundle is, whether it is whole, what it holds."""
+def document(sealed: "Sealed", sent_to: str = "") -> dict[str, Any]:
+    """What a program wants to know: where the bundle is, whether it is whole, what it holds.
+
+    `sent_to`: the address of the archive's verified copy, where there is one.
+    """
     summary = sealed.summary
     kinds = ("events", "parquet", "summary", "node", "bundle")
     return {
@@ -30,6 +33,7 @@ def document(sealed: "Sealed") -> dict[str, Any]:
         "paths": {
             kind: str(path.absolute()) for kind, path in zip(kinds, sealed.paths, strict=True)
         },
+        "sent_to": sent_to or None,
         "bytes": sealed.bytes,
         "sha256": sealed.sha256,
         "events": summary.rows,

@@ -11,6 +11,17 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
+def ignored() -> Iterator[None]:
+    """No signal of BOTH interrupts anything, except where stopping() is inside."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in BOTH}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stopping(
     stop: threading.Event, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)
 ) -> Iterator[None]:
@@ -20,7 +31,9 @@ def stopping(
     def end(number: int, _: FrameType | None) -> None:
         if number in gives_up and stop.is_set():
             given_up.set()
-            signal.signal(number, signal.SIG_DFL)  # a third one needs no Python
+            # A third Ctrl-C needs no Python; who sent SIGTERM twice has SIGKILL for that.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise KeyboardInterrupt
         stop.set()
 

@@ -140,8 +140,9 @@ def tell(*parts: "RenderableType") -> None:
     sys.stdout.flush()
 
 
-def show(sealed: "Sealed") -> None:
-    """What was found and where it is."""
+def show(sealed: "Sealed", sent_to: str = "") -> None:
+    """What was found, where it is, and where its verified copy is."""
     from ktrace_agent import explain, render
 
-    tell(render.report(sealed.summary), *explain.whereabouts(sealed.summary, sealed.bundle))
+    whereabouts = explain.whereabouts(sealed.summary, sealed.bundle, sent_to)
+    tell(render.report(sealed.summary), *whereabouts)

@@ -428,3 +428,29 @@ def test_the_reader_of_our_output_may_leave():
         )
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
+
+
+def test_a_wrong_sink_is_told_before_anything_is_recorded(
+    ran: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("KTRACE_SINK", "s3://Not-A-Bucket")
+    assert main.main([]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("ktrace: --sink (from KTRACE_SINK) is not accepted: its bucket is not")
+    assert line.count("\n") == 1
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA EXAMPLE")
+    assert main.main(["--sink=s3://traces"]) == 5
+    assert capsys.readouterr().err.startswith("ktrace: AWS_ACCESS_KEY_ID holds white space")
+    assert ran.configs == []
+
+
+def test_who_gives_up_a_delivery_keeps_the_bundle(
+    ran: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ktrace_agent.delivery.deliver", give_up)
+    assert main.main(["--sink=s3://traces", "--out-dir=here"]) == 130
+    assert "ktrace: given up: the bundle is in here only\n" in capsys.readouterr().err
+    assert len(list(Path("here").glob("*.bundle.tgz"))) == 1

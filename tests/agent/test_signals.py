@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ktrace_agent.signals import BOTH, stopping
+from ktrace_agent.signals import BOTH, ignored, stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -59,3 +59,15 @@ def test_who_cannot_send_another_kind_gives_up_with_any(
         assert stop.wait(1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(second)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_what_is_reported_is_not_interrupted(number: signal.Signals):
+    before = signal.getsignal(number)
+    with ignored():
+        signal.raise_signal(number)
+        with stopping(stop := threading.Event()):
+            signal.raise_signal(number)
+            assert stop.wait(1)
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
