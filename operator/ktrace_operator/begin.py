@@ -8,7 +8,7 @@ from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_operator import status as statuses
 from ktrace_operator.outputs import check_output, choose_output, status_path
 from ktrace_operator.settings import Settings
-from ktrace_operator.targets import Refusal, choose
+from ktrace_operator.targets import Refusal, choose, pod_namespace
 from ktrace_operator.world import RETRY, Plan, World, abandon, stopping
 
 MAX_NAME = 63
@@ -60,6 +60,9 @@ def _refusal(snapshot: TraceSnapshot, settings: Settings) -> Refusal | None:
         return Refusal(
             ConditionReason.INVALID_SPEC, f"metadata.name has more than {MAX_NAME} characters"
         )
+    namespace = pod_namespace(snapshot, settings.pod_targets)
+    if isinstance(namespace, Refusal):
+        return namespace
     longest = settings.limits.max_duration
     if snapshot.spec.duration > longest:
         return Refusal(

@@ -89,6 +89,22 @@ class Lease:
         except ApiError as error:
             logger.warning("the Lease was not given back: %s", error)
 
+    def seize(self) -> None:
+        """Takes the Lease from whoever has it, and returns when that one writes no more.
+
+        It is neither renewed nor given back: others wait for as long as these settings say.
+        """
+        while True:
+            lease = self._kube.lease(self._settings.namespace, self._settings.name)
+            try:
+                self._kube.write_lease(self._record(lease, holder=self._identity))
+            except (Conflict, AlreadyExists):
+                continue  # its holder renewed it in between
+            old = (lease or {}).get("spec") or {}
+            if old.get("holderIdentity"):
+                self._stop.wait(old.get("leaseDurationSeconds") or self._settings.duration_seconds)
+            return
+
     def try_once(self) -> bool:
         """Takes or renews the Lease; False if it is another's."""
         began = self._clock()

@@ -42,6 +42,8 @@ HOST_FOLDERS = {"run": "/run", "log": "/var/log", "kubelet": "/var/lib/kubelet"}
 """Read-only; where a node keeps its runtime's socket and the names of its pods."""
 WORK_DIR = "/var/lib/ktrace/work"
 VOLUME_DIR = "/var/lib/ktrace/volume"
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Keys of a credentials Secret that reach an agent."""
 
 MARGIN = timedelta(seconds=30)
 """Between clocks of different machines, and between an end and its being written down."""
@@ -191,6 +193,7 @@ def _container(output: Output, work: Assignment, settings: Settings) -> dict[str
         "image": settings.agent.image,
         "imagePullPolicy": settings.agent.image_pull_policy,
         "env": [
+            *_credentials(output),
             {"name": CAPTURE_VARIABLE, "value": work.model_dump_json(exclude_none=True)},
             {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             {"name": "KTRACE_HOST_ROOT", "value": HOST_ROOT},
@@ -205,9 +208,25 @@ def _container(output: Output, work: Assignment, settings: Settings) -> dict[str
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
-    if output.s3 is not None and output.s3.credentials_secret:
-        container["envFrom"] = [{"secretRef": {"name": output.s3.credentials_secret}}]
     return container
+
+
+def _credentials(output: Output) -> list[dict[str, Any]]:
+    """Keys of the Secret by name, as variables; what is missing the agent finds out.
+
+    Never the whole Secret: its owner is no administrator, and LD_PRELOAD in a privileged
+    container is a program of theirs with the node's rights.
+    """
+    if output.s3 is None or not output.s3.credentials_secret:
+        return []
+    secret = output.s3.credentials_secret
+    return [
+        {
+            "name": key,
+            "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}},
+        }
+        for key in CREDENTIALS
+    ]
 
 
 def _volumes(spec: SnapshotSpec, output: Output) -> list[dict[str, Any]]:

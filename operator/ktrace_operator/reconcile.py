@@ -25,7 +25,7 @@ from ktrace_operator.outputs import choose_output
 from ktrace_operator.pace import wait_to_write
 from ktrace_operator.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
 from ktrace_operator.settings import Settings
-from ktrace_operator.targets import Refusal, uids_by_node
+from ktrace_operator.targets import Refusal, pod_namespace, uids_by_node
 from ktrace_operator.world import RESYNC, Denial, Plan, World, abandon
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,9 @@ class Reconciler:
         target = snapshot.spec.nodes.pods
         if target is None:
             return {}
-        namespace = target.namespace or snapshot.metadata.namespace
+        namespace = pod_namespace(snapshot, self._settings.pod_targets)
+        if not isinstance(namespace, str):
+            return {}  # begin() says why
         return uids_by_node(self._kube.target_pods(namespace, target.selector))
 
     def _target_nodes(self, target: NodeTarget, pods: Iterable[str]) -> dict[str, Node | None]:

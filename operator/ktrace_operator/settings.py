@@ -99,6 +99,8 @@ class Settings(KubeModel):
 
     namespaces: Annotated[tuple[Namespace, ...], Field(min_length=1, max_length=64)]
     """Namespaces whose snapshots are served; the agents' privileged pods run in them."""
+    pod_targets: Annotated[tuple[Namespace | Literal["*"], ...], Field(max_length=256)] = ()
+    """Namespaces whose pods a snapshot may name beside its own; `*`: all."""
     agent: AgentSettings
     limits: Limits = Limits()
     output: OutputSettings = OutputSettings()

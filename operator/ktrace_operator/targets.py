@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which nodes a snapshot is for: resolved once, then frozen in its status."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from ktrace_api.assignment import MAX_PODS
 from ktrace_api.names import ConditionReason, NodeReason, Outcome
-from ktrace_api.snapshot import NodeTarget
+from ktrace_api.snapshot import NodeTarget, TraceSnapshot
 from ktrace_api.status import NodeResult
 from ktrace_operator.facts import Node, TargetPod
 from ktrace_operator.settings import Limits
@@ -27,6 +27,23 @@ def uids_by_node(pods: Iterable[TargetPod]) -> dict[str, tuple[str, ...]]:
     for pod in sorted(pods, key=lambda one: (one.node, one.name)):
         found.setdefault(pod.node, []).extend(pod.uids)
     return {node: tuple(uids) for node, uids in found.items()}
+
+
+def pod_namespace(snapshot: TraceSnapshot, allowed: Collection[str]) -> str | Refusal | None:
+    """Namespace of the pods that a snapshot names; None where it names none.
+
+    `allowed` are namespaces beside its own, `*` for all.
+    """
+    target, own = snapshot.spec.nodes.pods, snapshot.metadata.namespace
+    if target is None:
+        return None
+    namespace = target.namespace or own
+    if namespace == own or namespace in allowed or "*" in allowed:
+        return namespace
+    return Refusal(
+        ConditionReason.POLICY_DENIED,
+        f"spec.nodes.pods.namespace: pods of {namespace} may not be named here",
+    )
 
 
 def choose(

@@ -4,17 +4,27 @@
 import logging
 
 from ktrace_operator.kube import Kube
+from ktrace_operator.lease import Lease
 from ktrace_operator.pacing import TokenBucket
 from ktrace_operator.settings import Settings
 from ktrace_operator.transport import Transport, connect
+
+SECONDS = 120
+"""How long no operator acts after the Lease was taken: it is to be uninstalled by then."""
 
 logger = logging.getLogger(__name__)
 
 
 def release_all(settings: Settings) -> None:
-    """Deletes all agents' pods of the served namespaces (SIGTERM first) and lets go of them."""
+    """Deletes all agents' pods of the served namespaces (SIGTERM first) and lets go of them.
+
+    The Lease is taken first, so that an operator that still runs makes no new ones.
+    """
     bucket = TokenBucket(settings.writes_per_second, settings.writes_per_second)
     kube = Kube(Transport(connect(pool=1), bucket))
+    if settings.lease.enabled:
+        long = settings.lease.model_copy(update={"duration_seconds": SECONDS})
+        Lease(kube, long, "release").seize()
     for namespace in settings.namespaces:
         pods = kube.agents(namespace)
         for pod in pods:

@@ -68,6 +68,7 @@ app.kubernetes.io/component: operator
 {{- /* What the operator reads: ktrace_operator.settings.Settings. */ -}}
 {{- define "ktrace.settings" -}}
 namespaces: {{ (include "ktrace.served" . | fromJson).names | toJson }}
+podTargets: {{ .Values.podTargets.namespaces | toJson }}
 agent:
   image: {{ include "ktrace.image" (dict "root" . "image" .Values.agent.image) | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
