@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PYTHON_FILES := api agent operator tests bench scripts hatch_build.py
 C_FILES = $(wildcard agent/bpf/*.[ch] bench/*.c scripts/*.c)
-SHELL_FILES := scripts/*.sh .ci/run
+SHELL_FILES := scripts/*.sh tests/cluster/*.sh .ci/run
 # Where bpftool and nft are for a plain user.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,$(shell command -v sudo))
@@ -17,7 +17,7 @@ DURATION ?= 10s
 OUT ?= out
 TESTS ?= tests
 
-.PHONY: help run test lab lint check format generate bpf build build-static bench lock clean setup setup-test
+.PHONY: help run test lab cluster cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ setup:
 
 setup-test:
 	@scripts/bootstrap.sh test
+
+setup-cluster:
+	@scripts/bootstrap.sh cluster
+	@$(BIN)/python -m tests.cluster.binaries
 
 bpf: setup ## compile the BPF object and the ring's drain
 	@$(MAKE) -C agent/bpf
@@ -44,6 +48,12 @@ test: setup-test bpf ## run all tests that this machine can run; skips say why (
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays these and writes nothing)
 	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)
+
+cluster: setup-cluster ## start a real Kubernetes of two nodes on this machine and leave it up (root, or sudo)
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster up
+
+cluster-down: ## stop what `make cluster` started and remove all of it
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster down
 
 lint: setup ## ruff, format, mypy, import-linter, clang-format, shellcheck
 	@$(BIN)/ruff check $(wildcard $(PYTHON_FILES))

@@ -7,6 +7,7 @@
 #   scripts/bootstrap.sh build     compilers, libbpf, .venv
 #   scripts/bootstrap.sh static    also what dist/ktrace-static is made with
 #   scripts/bootstrap.sh test      also what the tests of the real kernel use
+#   scripts/bootstrap.sh cluster   also what a Kubernetes on this machine is made of
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -64,7 +65,7 @@ bpftool_package() {
 	fi
 }
 
-# Prints the packages that are missing for $1 (build, static or test).
+# Prints the packages that are missing for $1 (build, static, test or cluster).
 missing_packages() {
 	local python
 	has cc || echo gcc libc6-dev
@@ -81,7 +82,7 @@ missing_packages() {
 		has zstd || echo zstd
 		{ has cc && has_header zstd.h; } || echo libzstd-dev
 	fi
-	if [ "$1" = test ]; then
+	if [ "$1" = test ] || [ "$1" = cluster ]; then
 		has_bpftool || bpftool_package
 		has ip || echo iproute2
 		has nft || echo nftables
@@ -91,6 +92,12 @@ missing_packages() {
 		has containerd || echo containerd
 		has runc || echo runc
 		[ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
+	fi
+	if [ "$1" = cluster ]; then
+		has iptables || echo iptables
+		has conntrack || echo conntrack
+		has buildah || echo buildah
+		has mmdebstrap || echo mmdebstrap
 	fi
 }
 
@@ -142,8 +149,8 @@ make_venv() {
 pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
 
 case "${1:-}" in
-build | static | test) ;;
-*) die "usage: scripts/bootstrap.sh build|static|test" ;;
+build | static | test | cluster) ;;
+*) die "usage: scripts/bootstrap.sh build|static|test|cluster" ;;
 esac
 [ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported so far, this is $(uname -m)"
 install_packages "$1"

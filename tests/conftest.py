@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import binaries
+
 
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "needs root: sudo make test"
@@ -59,8 +61,21 @@ def _s3() -> str | None:
     return None if weed.exists() else f"{weed} is missing: scripts/bootstrap.sh test"
 
 
+def _cluster() -> str | None:
+    for tool in ("containerd", "ctr", "runc", "iptables", "nft", "conntrack", "buildah"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: make setup-cluster"
+    for plugin in ("ptp", "host-local", "portmap", "loopback"):
+        if not Path("/usr/lib/cni", plugin).exists():
+            return f"/usr/lib/cni/{plugin} is missing: make setup-cluster"
+    if missing := binaries.missing():
+        return f"{', '.join(missing)} not built: make setup-cluster"
+    return _s3() or _bpf() or _mount()
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
+    "cluster": cache(_cluster),
     "containers": cache(_containers),
     "mount": cache(_mount),
     "s3": cache(_s3),

@@ -20,7 +20,7 @@ DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 DOCKERFILES = sorted(ROOT.glob("Dockerfile.*"))
 LOCKS = sorted(ROOT.glob("requirements/*.lock"))
 TARGETS = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-INTERNAL_TARGETS = {"setup", "setup-test"}
+INTERNAL_TARGETS = {"setup", "setup-test", "setup-cluster"}
 
 
 def source_files() -> list[Path]:
