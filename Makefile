@@ -7,7 +7,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
-PYTHON_FILES := api agent operator tests bench scripts hatch_build.py
+PYTHON_FILES := api agent operator tests bench scripts examples hatch_build.py
 C_FILES = $(wildcard agent/bpf/*.[ch] bench/*.c scripts/*.c)
 SHELL_FILES := scripts/*.sh tests/cluster/*.sh .ci/run
 # Where bpftool and nft are for a plain user.
@@ -59,7 +59,7 @@ lint: setup ## ruff, format, mypy, import-linter, clang-format, shellcheck
 	@$(BIN)/ruff check $(wildcard $(PYTHON_FILES))
 	@$(BIN)/ruff format --check $(wildcard $(PYTHON_FILES))
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests bench scripts hatch_build.py
+	@$(BIN)/mypy tests bench scripts examples hatch_build.py
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	@$(BIN)/shellcheck $(SHELL_FILES)

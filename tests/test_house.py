@@ -15,7 +15,17 @@ import ktrace_api
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SOURCE_FOLDERS = ("api", "agent", "operator", "tests", "bench", "scripts", ".ci")
+SOURCE_FOLDERS = (
+    "api",
+    "agent",
+    "operator",
+    "tests",
+    "bench",
+    "scripts",
+    "examples",
+    "deploy",
+    ".ci",
+)
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 DOCKERFILES = sorted(ROOT.glob("Dockerfile.*"))
 LOCKS = sorted(ROOT.glob("requirements/*.lock"))
@@ -28,7 +38,10 @@ def source_files() -> list[Path]:
     found += [*DOCKERFILES, ROOT / ".dockerignore"]
     for folder in SOURCE_FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            wanted = path.suffix in {".py", ".c", ".h", ".sh"} or path.name in {"Makefile", "run"}
+            wanted = path.suffix in {".py", ".c", ".h", ".sh", ".yaml"} or path.name in {
+                "Makefile",
+                "run",
+            }
             if wanted and path.is_file() and "build" not in path.relative_to(ROOT).parts:
                 found.append(path)
     return found
