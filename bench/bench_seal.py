@@ -97,14 +97,14 @@ def flows(made: Any) -> tuple[bytes, bytes]:
 
 
 def connections(keys: bytes) -> Any:
-    """The lookup of a connection tracking of 100,000 entries: flows first, half of them DNAT."""
+    """A connection tracking of 100,000 entries: flows first, half of them DNAT."""
     import struct
 
     import numpy as np
 
     from ktrace_agent.enrich.conntrack import Conntrack
     from ktrace_agent.enrich.conntrack_table import Table
-    from ktrace_agent.enrich.nfct import SEEN_REPLY, pack_tuple
+    from ktrace_agent.enrich.nfct import SEEN_REPLY, pack_key, pack_tuple
     from ktrace_agent.records import FLOW_KEY
 
     made = np.frombuffer(keys, FLOW_KEY)[:MAX_ENTRIES]
@@ -117,15 +117,15 @@ def connections(keys: bytes) -> Any:
         backend = struct.pack(">I", 0x0A000000 + number % 3) if number % 2 else remote
         original = pack_tuple(6, local, ports[0], remote, ports[1])
         reply = pack_tuple(6, backend, ports[1], local, ports[0])
-        table.see(bytes(2) + original + reply, 3, SEEN_REPLY)
+        table.see(pack_key(0, number, original, reply), 3, SEEN_REPLY)
     for number in range(MAX_ENTRIES - len(made)):
         table = tables[4026531836 + number % 60]
         other, here = struct.pack(">I", 0x0B000000 + number), bytes((10, 0, 0, 1))
-        ends = pack_tuple(6, other, 40000, here, 80) + pack_tuple(6, here, 80, other, 40000)
-        table.see(bytes(2) + ends, 3, SEEN_REPLY)
+        ends = pack_tuple(6, other, 40000, here, 80), pack_tuple(6, here, 80, other, 40000)
+        table.see(pack_key(0, number, *ends), 3, SEEN_REPLY)
     for table in tables.values():
         table.looked(0, 2**62, whole=True)
-    return Conntrack(host=0, tables=tables).lookup
+    return Conntrack(host=0, tables=tables)
 
 
 def seal_once(spool: Path, folder: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from ktrace_agent import archive, conclusions, facts, parquet, unseen
 from ktrace_agent.analyze.summary import summarize
+from ktrace_agent.memory import give_back
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
 from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish, write_all
@@ -66,9 +67,9 @@ def seal(
     """Write the bundle of a recording into `out_dir` (made where it is missing).
 
     Recording and names are forgotten once they are loaded: their room in memory and on the disk
-    is the bundle's. Rows beyond config.max_bytes are cut and counted as
-    capped, rows that the disk has no room for as lost_ring. Raises SinkFailed where not even a
-    bundle without rows can be written; then nothing is left in `out_dir`.
+    is the bundle's. Rows beyond config.max_bytes are cut and counted as capped, rows that the disk
+    has no room for as lost_ring. Raises SinkFailed where not even a bundle without rows can be
+    written; then nothing is left in `out_dir`.
     """
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,7 @@ def seal(
         work = _Work(tables, rows, recording, config, node_info, out_dir, missed)
         progress(f"writing {tables.rows} rows")
         rows.write(work.room, out_dir)
+        give_back()
         while True:
             progress(f"compressing {tables.rows} rows")
             try:
@@ -127,6 +129,7 @@ class _Work:
             notes = self._write_sides(sides)
             columns = new()
             self._write_columns(columns, self.room - sum(map(_size, sides.values())))
+            give_back()
             summary = self._summarize(notes)
             stem = self._stem()
             parts = {
@@ -180,6 +183,7 @@ class _Work:
         summary = counted(SUMMARY_MAX_BYTES)
         facts.load(self._tables.con, summary, self._node_info)
         found = conclusions.draw(self._tables.con, self._config.thresholds)
+        give_back()
         concluded = found.apply(summary)
         if len(concluded.to_bytes()) > SUMMARY_MAX_BYTES:
             concluded = found.apply(counted(SUMMARY_MAX_BYTES - found.bytes))

@@ -4,11 +4,11 @@
 A line of events.jsonl is a concatenation of these (view `lines` in tables.py):
 
     {"ts":"T  kind.head  owner.head ,"tuple":"A -> B  kind.middle  MEASURE  flags  kind.rest
-    ,"ns":{"net":N  owner.tail ,"conntrack":{...}  kind.tail  SOCK"}
+    ,"ns":{"net":N  owner.tail ,"conntrack":{...}  kind.tail  SOCK","flow":"FLOW"}
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,6 @@ from ktrace_agent.records import (
     errno_name,
     flag_names,
 )
-from ktrace_agent.tracks import Track
 from ktrace_api.names import UNKNOWN, PeerSource, RowType
 from ktrace_api.row import PodIdentity
 
@@ -197,15 +196,6 @@ def _owner(key: dict[str, Any], pods: Mapping[int, PodIdentity]) -> Owner:
         tail=f',{members(**bare)}}},"sec":{{{members(**security)}}},'
         f"{members(cgroup_id=cgroup_id, k8s=pod.model_dump())}",
     )
-
-
-def tracks(found: Sequence[Track]) -> list[tuple[str | None, ...]]:
-    """The fields of each track, and its JSON."""
-    return [(*track, "," + members(conntrack=_track(track))) for track in found]
-
-
-def _track(track: Track) -> dict[str, str]:
-    return {name: UNKNOWN if value is None else value for name, value in track._asdict().items()}
 
 
 def message_flags(flags: int) -> tuple[str | None, str]:

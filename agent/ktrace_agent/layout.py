@@ -17,7 +17,7 @@ from ktrace_agent.sql import COLUMNS, create, select
 _STORED = """
 CREATE TABLE events (n UINTEGER, ts TIMESTAMP, sock UBIGINT, measure BIGINT, flags BIGINT,
     kind UINTEGER, owner UINTEGER, local UINTEGER, local_port USMALLINT, remote UINTEGER,
-    remote_port USMALLINT, net UINTEGER, track UINTEGER);
+    remote_port USMALLINT, net UINTEGER, track UINTEGER, flow UBIGINT);
 CREATE TABLE kinds (kind UINTEGER, type VARCHAR, family VARCHAR, role VARCHAR,
     old_state VARCHAR, new_state VARCHAR, errno INTEGER, error VARCHAR, result VARCHAR,
     synack BOOLEAN, owner_source VARCHAR, peer_source VARCHAR, has_peer BOOLEAN,
@@ -29,12 +29,14 @@ CREATE TABLE addresses (address UINTEGER, text VARCHAR);
 CREATE TABLE message_flags (flags BIGINT, names VARCHAR[], json VARCHAR);
 CREATE TABLE pods (cgroup_id UBIGINT, pod_uid VARCHAR, namespace VARCHAR, pod VARCHAR,
     container VARCHAR, container_id VARCHAR);
-CREATE TABLE tracks (track UINTEGER, state VARCHAR, reply VARCHAR, nat VARCHAR, json VARCHAR);
+CREATE TABLE tracks (track UINTEGER, state VARCHAR, reply VARCHAR, nat VARCHAR,
+    backend VARCHAR, asked BOOLEAN);
 CREATE TABLE flow_stats (local UINTEGER, local_port USMALLINT, remote UINTEGER,
     remote_port USMALLINT, net UINTEGER, tgid UINTEGER, proto VARCHAR, family VARCHAR,
     role VARCHAR, comm VARCHAR, uid UINTEGER, cgroup_id UBIGINT, tx_bytes UBIGINT,
     rx_bytes UBIGINT, tx_calls UBIGINT, rx_calls UBIGINT, opened UINTEGER, failed UINTEGER,
-    retrans_segs UINTEGER, first_ts TIMESTAMP, last_ts TIMESTAMP, track UINTEGER);
+    retrans_segs UINTEGER, first_ts TIMESTAMP, last_ts TIMESTAMP, track UINTEGER,
+    flow UBIGINT);
 CREATE TABLE stock (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
     owner_source VARCHAR, local UINTEGER, local_port USMALLINT, remote UINTEGER,
     remote_port USMALLINT, owner UINTEGER, net UINTEGER, sock UBIGINT, age_us BIGINT);
@@ -42,7 +44,15 @@ CREATE TABLE stock (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
 
 _PEER = "CASE WHEN {} THEN {} END"
 _POD = {name: f"p.{name}" for name in ("pod_uid", "namespace", "pod", "container", "container_id")}
-_TRACK = {"ct_state": "t.state", "ct_reply": "t.reply", "nat": "t.nat"}
+_TRACK = {
+    "ct_state": "t.state",
+    "ct_reply": "t.reply",
+    "nat": "t.nat",
+    "backend": "t.backend",
+}
+# Connection tracking knows who sent the first datagram; of TCP the kernel told who connected.
+_ROLE = """coalesce(f.role, CASE WHEN f.proto <> 'udp' THEN NULL WHEN t.asked THEN 'client'
+    WHEN NOT t.asked THEN 'server' END)"""
 
 
 def _tuple(line: str, has_peer: str) -> dict[str, str]:
@@ -71,12 +81,14 @@ _ROWS = select(
         "net": "nullif(e.net, 0)",
         "cgroup_id": "o.cgroup_id",
         "sock": "nullif(e.sock, 0)",
+        "flow": "nullif(e.flow, 0)",
         **_POD,
         **_TRACK,
     },
 )
 _FLOWS = select("flows", {**_tuple("f", "f.remote_port > 0"), **_POD, **_TRACK,
-                          "cgroup_id": "f.cgroup_id"})  # fmt: skip
+                          "cgroup_id": "f.cgroup_id", "role": _ROLE,
+                          "flow": "nullif(f.flow, 0)"})  # fmt: skip
 _SOCKETS = select("sockets", {**_tuple("s", "s.remote_port > 0"), **_POD,
                               "cgroup_id": "o.cgroup_id"})  # fmt: skip
 
@@ -95,8 +107,11 @@ CREATE VIEW lines AS SELECT n, concat('{{"ts":"', strftime(ts, '%Y-%m-%dT%H:%M:%
     o.head, ',"tuple":"', l.text, ':', e.local_port, ' -> ',
     CASE WHEN k.has_peer THEN concat(r.text, ':', e.remote_port) ELSE '-' END,
     k.middle, CASE WHEN e.measure < 0 THEN '"-"' ELSE e.measure::VARCHAR END, f.json, k.rest,
-    ',"ns":{{"net":', CASE WHEN e.net = 0 THEN '"-"' ELSE e.net::VARCHAR END, o.tail, t.json,
-    k.tail, CASE WHEN e.sock = 0 THEN '-' ELSE '0x' || lower(hex(e.sock)) END, '"}}') AS line
+    ',"ns":{{"net":', CASE WHEN e.net = 0 THEN '"-"' ELSE e.net::VARCHAR END, o.tail,
+    ',"conntrack":{{"state":"', coalesce(t.state, '-'), '","reply":"', coalesce(t.reply, '-'),
+    '","nat":"', coalesce(t.nat, '-'), '","backend":"', coalesce(t.backend, '-'), '"}}',
+    k.tail, CASE WHEN e.sock = 0 THEN '-' ELSE '0x' || lower(hex(e.sock)) END, '","flow":"',
+    CASE WHEN e.flow = 0 THEN '-' ELSE '0x' || lower(hex(e.flow)) END, '"}}') AS line
   {_FROM_EVENTS};
 """
 

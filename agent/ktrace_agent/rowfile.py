@@ -14,8 +14,8 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.summary import Accounting
 
-_BATCH = 8_192
-"""Rows that are rendered at once: about 5 MB of text."""
+_BATCH = 2_048
+"""Rows that are rendered at once: about 1.5 MB of text."""
 _READ_BYTES = 1 << 20
 
 Counts = Mapping[RowType, int]

@@ -112,7 +112,7 @@ def _look_up(
     facts = node.describe(
         config, platform, recorded.choices, recording, report, identities, tracked
     )
-    return facts, Names(identities.by_cgroup, tracked.lookup if tracked else None)
+    return facts, Names(identities.by_cgroup, tracked)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ rows        one line an event, n = 0, 1, ... in the order of time and of events.
             new_state: of a tcp_retransmit the state; errno: 0 where a call succeeded
             local, remote: `a:p`, IPv6 in brackets; *_ip without brackets; net: the socket's netns
             ct_state, ct_reply, nat: what connection tracking says of the tuple
+            backend: whom a client really talks to where that is not `remote`
+            flow: the conversation; both of its ends have the same, NULL where that is not certain
 flows       traffic of a process by tuple, exact also when rows were sampled or capped
             opened: connections established or accepted; failed: connects that did not establish
 sockets     TCP sockets that existed when the capture began (moment 'start') and ended ('end')
@@ -40,7 +42,13 @@ _TUPLE = {
     "family": "VARCHAR",
     "role": "VARCHAR",
 }
-_CONNTRACK = {"ct_state": "VARCHAR", "ct_reply": "VARCHAR", "nat": "VARCHAR"}
+_CONNTRACK = {
+    "ct_state": "VARCHAR",
+    "ct_reply": "VARCHAR",
+    "nat": "VARCHAR",
+    "backend": "VARCHAR",
+    "flow": "BIGINT",
+}
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "rows": {

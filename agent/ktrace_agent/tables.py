@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from ktrace_agent.ends import CHUNK, END, Flows, Found, Lookup, Track, look
 from ktrace_agent.enrich.backfill import backfill
 from ktrace_agent.fragments import (
     KIND_KEY,
@@ -20,9 +21,9 @@ from ktrace_agent.fragments import (
     message_flags,
     or_none,
     owners,
-    tracks,
 )
 from ktrace_agent.layout import SCHEMA
+from ktrace_agent.memory import give_back
 from ktrace_agent.recording import Recording
 from ktrace_agent.records import (
     EVENT,
@@ -39,7 +40,6 @@ from ktrace_agent.records import (
     OWNER_SOURCES,
     ROLES,
     ROW,
-    STATE,
     STATES,
     TYPE,
     UNKNOWN_U64,
@@ -50,15 +50,11 @@ from ktrace_agent.records import (
     comm_text,
     owner_keys,
 )
-from ktrace_agent.tracks import Lookup, Track, Tracks
-from ktrace_api.names import UNKNOWN, OwnerSource, RowType, TcpState
+from ktrace_api.names import UNKNOWN, OwnerSource, RowType
 from ktrace_api.row import PodIdentity
 
 Array = npt.NDArray[Any]
 Key = TypeVar("Key")
-
-CHUNK = 32_768
-"""Records that are decoded, inserted or rendered at once."""
 
 _SAME = ("sock", "error", "local_port", "remote_port", "type", "family", "old_state",
          "new_state", "role", "owner_source", "peer_source", "result")  # fmt: skip
@@ -68,10 +64,6 @@ _FLOW_STORED = ("tx_bytes", "rx_bytes", "tx_calls", "rx_calls", "opened", "faile
                 "retrans_segs", "uid", "cgroup_id", "first_ts", "last_ts")  # fmt: skip
 _STOCK_STORED = ("local", "local_port", "remote", "remote_port", "owner", "net", "sock",
                  "measure")  # fmt: skip
-_FIRST_PACKET_NS = 500_000_000
-"""A row is told before its packet is sent: connection tracking has it a moment later."""
-_BEGIN = (STATE[TcpState.SYN_SENT], STATE[TcpState.SYN_RECV])
-"""A TCP socket is in one of these once."""
 _UDP = (TYPE[RowType.UDP_SEND], TYPE[RowType.UDP_RECV])
 _PROTOCOLS = tuple({IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}.get(n, UNKNOWN) for n in range(18))
 _FAMILIES = tuple(FAMILIES.get(n, UNKNOWN) for n in range(7))
@@ -110,18 +102,22 @@ class Tables:
         self.con.execute(SCHEMA)
         self._addresses, self._owners = Dictionary(16), Dictionary(OWNER_KEY.itemsize)
         self._kinds, self._flags = Dictionary(KIND_KEY.itemsize), {-1}
-        self._tracks = Tracks(names.lookup, self._addresses)
         rows = self._decode(recording.spool_fd, total)
         wildcards = [self._addresses.number(address) for address in WILDCARDS]
         backfill(rows, wildcards, self._load_stock(recording))
-        self._load_events(rows, recording.clock.offset_start_ns)
+        order = np.argsort(rows["ts"], kind="stable").astype(np.uint32)
+        flows = self._flows(recording)
+        found = look(rows, order, flows, self._addresses, names.lookup)
+        names.lookup = None
+        give_back()
+        self._load_events(rows, order, found, recording.clock.offset_start_ns)
         self.rows = len(rows)
-        del rows
-        self._tracks.forget()
-        self._load_flows(recording)
-        self._load_lookups(node, names.pods)
+        del rows, order
+        self._load_flows(recording, flows, found)
+        self._load_lookups(node, names.pods, found.tracks)
         names.forget()
-        del self._addresses, self._owners, self._kinds, self._flags, self._tracks
+        del self._addresses, self._owners, self._kinds, self._flags, flows, found
+        give_back()
 
     def close(self) -> None:
         """Free the memory."""
@@ -183,11 +179,7 @@ class Tables:
         self.con.execute(f"INSERT INTO {table} SELECT {select} FROM batch")  # noqa: S608
         self.con.unregister("batch")
 
-    def _load_events(self, rows: Array, offset_ns: int) -> None:
-        order = np.argsort(rows["ts"], kind="stable")
-        begun = rows[(rows["type"] == TYPE[RowType.TCP_STATE]) & np.isin(rows["new_state"], _BEGIN)]
-        self._tracks.share(begun, begun["sock"], begun["net"])
-        del begun
+    def _load_events(self, rows: Array, order: Array, found: Found, offset_ns: int) -> None:
         for start in range(0, len(rows), CHUNK):
             part = rows[order[start : start + CHUNK]]
             keys = np.zeros(len(part), KIND_KEY)
@@ -197,15 +189,12 @@ class Tables:
             columns["n"] = np.arange(start, start + len(part), dtype=np.uint32)
             columns["us"] = (part["ts"] + offset_ns) // 1000
             columns["kind"] = self._kinds.encode(keys)
-            protos = np.where(np.isin(part["type"], _UDP), IPPROTO_UDP, IPPROTO_TCP)
-            until = part["ts"] + _FIRST_PACKET_NS
-            columns["track"] = self._tracks.encode(
-                part, part["sock"], part["net"], protos, part["ts"], until
-            )
+            end = found.of_row[start : start + CHUNK]
+            columns["track"], columns["flow"] = found.track[end], found.conversation[end]
             self._insert(
                 "events",
                 "n, make_timestamp(us), sock, measure, flags, kind, owner, local, local_port,"
-                " remote, remote_port, net, track",
+                " remote, remote_port, net, track, flow",
                 columns,
             )
 
@@ -232,7 +221,20 @@ class Tables:
         taken = rows[(rows["owner_source"] == OWNER[OwnerSource.ACCEPT]) & (rows["sock"] != 0)]
         return dict(zip(taken["sock"].tolist(), taken["owner"].tolist(), strict=True))
 
-    def _load_flows(self, recording: Recording) -> None:
+    def _flows(self, recording: Recording) -> Flows:
+        """What is asked about the flows."""
+        keys = np.frombuffer(recording.flow_keys, FLOW_KEY)
+        values = np.frombuffer(recording.flow_values, FLOW)
+        ends = np.zeros(len(keys), END)
+        for name in ("local_port", "remote_port", "proto"):
+            ends[name] = keys[name]
+        ends["net"] = keys["ns_net"]
+        ends["local"] = self._addresses.encode(keys["local_addr"])
+        ends["remote"] = self._addresses.encode(keys["remote_addr"])
+        since, until = (values[name].astype(np.int64) for name in ("first_ts", "last_ts"))
+        return Flows(ends, since, until, values["opened"].astype(np.int64) + values["failed"])
+
+    def _load_flows(self, recording: Recording, flows: Flows, found: Found) -> None:
         keys = np.frombuffer(recording.flow_keys, FLOW_KEY)
         values = np.frombuffer(recording.flow_values, FLOW)
         for start in range(0, len(keys), CHUNK):
@@ -241,10 +243,10 @@ class Tables:
                 name: np.ascontiguousarray(key[name])
                 for name in ("local_port", "remote_port", "ns_net", "tgid")
             } | {name: np.ascontiguousarray(value[name]) for name in _FLOW_STORED}
-            columns["local"] = self._addresses.encode(key["local_addr"])
-            columns["remote"] = self._addresses.encode(key["remote_addr"])
-            times = columns["first_ts"], columns["last_ts"]
-            columns["track"] = self._tracks.of_each(columns, key["ns_net"], key["proto"], *times)
+            for name in ("local", "remote"):
+                columns[name] = np.ascontiguousarray(flows.ends[name][start : start + CHUNK])
+            end = found.of_flow[start : start + CHUNK]
+            columns["track"], columns["flow"] = found.track[end], found.conversation[end]
             columns["comm"] = _objects(map(comm_text, value["comm"].tolist()))
             columns["protocol"] = _named(_PROTOCOLS, key["proto"])
             columns["family"] = _named(_FAMILIES, key["family"])
@@ -260,16 +262,19 @@ class Tables:
                 " nullif(protocol, '-'), nullif(family, '-'), nullif(role, '-'),"
                 " if(owned, comm, NULL), if(owned, uid, NULL), if(placed, cgroup_id, NULL),"
                 " tx_bytes, rx_bytes, tx_calls, rx_calls, opened, failed, retrans_segs,"
-                " make_timestamp(nullif(first_ts, 0)), make_timestamp(nullif(last_ts, 0)), track",
+                " make_timestamp(nullif(first_ts, 0)), make_timestamp(nullif(last_ts, 0)),"
+                " track, flow",
                 columns,
             )
 
-    def _load_lookups(self, node: str, pods: Mapping[int, PodIdentity]) -> None:
+    def _load_lookups(
+        self, node: str, pods: Mapping[int, PodIdentity], tracks: list[Track]
+    ) -> None:
         self._lookup("kinds", Kind._fields, self._kinds.keys, _decoder(KIND_KEY, kinds, node))
         self._lookup("owners", Owner._fields, self._owners.keys, _decoder(OWNER_KEY, owners, pods))
         self._lookup("addresses", ("text",), self._addresses.keys,
                      lambda keys: [(address_text(key),) for key in keys])  # fmt: skip
-        self._lookup("tracks", (*Track._fields, "json"), self._tracks.found, tracks)
+        self._lookup("tracks", Track._fields, tracks, tuple)
         self._load_pods(pods)
         flags = sorted(self._flags)
         names, texts = zip(*map(message_flags, flags), strict=True)

@@ -57,6 +57,8 @@ class Conntrack(Model):
     """Reply tuple: what answers look like after NAT."""
     nat: Literal["dnat", "snat", "both", "none", "-"] = "-"
     """Whose address is rewritten: the destination's, the source's, both, or nobody's."""
+    backend: str = UNKNOWN
+    """Whom the side that asked really talks to, behind the address that it asked, `a:p`."""
 
 
 class _Row(Model):
@@ -88,6 +90,8 @@ class _Row(Model):
     """Where the remote address comes from."""
     sock: Annotated[str, Field(pattern=r"^(-|0x[0-9a-f]+)$")]
     """Socket cookie, as `ss -e` shows it; the same in every row of one socket."""
+    flow: Annotated[str, Field(pattern=r"^(-|0x[0-9a-f]{1,16})$")]
+    """The conversation: both of its ends have the same where both are on this node."""
 
 
 class TcpStateRow(_Row):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import jsonschema
@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ktrace_agent.bundle import Sealed, seal
+from ktrace_agent.ends import Connection
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.recording import HookCounters, Recording
 from ktrace_agent.sql import COLUMNS
 from ktrace_agent.tables import Names
-from ktrace_agent.tracks import Connection
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import MIB, CaptureConfig
 from ktrace_api.names import RowType
@@ -103,7 +103,11 @@ def same_rows(events: bytes, columns: Path) -> None:
         assert f"{shown['local']} -> {shown['remote']}" == line["tuple"]
         assert f"{row['ts']:%Y-%m-%dT%H:%M:%S.%f}"[:23] + "Z" == line["ts"]
         assert {name: shown[name] for name in line["k8s"]} == line["k8s"]
-        assert [shown["ct_state"], shown["ct_reply"], shown["nat"]] == [*line["conntrack"].values()]
+        names = ("ct_state", "ct_reply", "nat", "backend")
+        assert [shown[name] for name in names] == [*line["conntrack"].values()]
+        for name in ("sock", "flow"):
+            number = row[name]
+            assert ("-" if number is None else hex(number)) == line[name]
         names = ("state_us", "bytes", "duration_us", "segs")
         assert shown["measure"] == next(line[name] for name in names if name in line)
         for name in ("old_state", "new_state", "error", "result", "errno", "synack", "flags"):
@@ -212,7 +216,9 @@ def test_every_event_is_accounted_for(
 class _Table:
     """Connection tracking that knows nothing."""
 
-    def lookup(self, *_: Any, **__: Any) -> Connection | None:
+    addresses: ClassVar[dict[int, frozenset[bytes]]] = {}
+
+    def trace(self, *_: Any, **__: Any) -> Connection | None:
         return None
 
 
@@ -220,7 +226,7 @@ def test_what_the_tables_have_is_given_back_before_rows_are_written(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     table = _Table()
-    names, known = Names({7: PodIdentity(pod="web-0")}, table.lookup), weakref.ref(table)
+    names, known = Names({7: PodIdentity(pod="web-0")}, table), weakref.ref(table)
     del table
     recording = make_recording(many(11), make_flows([{}]))
     said: dict[str, bool] = {}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ktrace_agent import tables
+from ktrace_agent import ends, tables
 from ktrace_agent.records import EVENT
 from ktrace_agent.tables import Names, Tables
 from ktrace_api.row import EVENT as ROW_MODEL
@@ -86,10 +86,11 @@ def test_a_state_row_in_full(rows_of: Any):
             "sec": {"seccomp_mode": 2, "caps_eff": "0x00000001_00000400"},
             "cgroup_id": 4711,
             "k8s": none,
-            "conntrack": {"state": "-", "reply": "-", "nat": "-"},
+            "conntrack": {"state": "-", "reply": "-", "nat": "-", "backend": "-"},
             "owner_source": "process",
             "peer_source": "socket",
             "sock": "0x3f2",
+            "flow": "0x9b496444f40095",
         }.items()
     )
 
@@ -163,7 +164,8 @@ def test_ipv6_stands_in_brackets(rows_of: Any):
 
 
 def test_rows_are_in_the_order_of_time(rows_of: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "CHUNK", 3)
+    for room in (tables, ends):
+        monkeypatch.setattr(room, "CHUNK", 3)
     times = [5, 1, 9, 1, 0, 7, 3, 3, 8, 2, 6]
     rows = rows_of(*({"ts": BOOT_NS + t * 10**9, "pid": n} for n, t in enumerate(times)))
     assert [row["pid"] for row in rows] == sorted(range(len(times)), key=lambda n: (times[n], n))
@@ -223,6 +225,9 @@ class Connection(NamedTuple):
     state: str
     reply: str
     nat: str
+    asked: bool
+    wire: tuple[tuple[bytes, int], tuple[bytes, int]] | None
+    backend: str | None
 
 
 class Connections:
@@ -230,8 +235,9 @@ class Connections:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.addresses: dict[int, frozenset[bytes]] = {}
 
-    def __call__(
+    def trace(
         self,
         netns: int,
         proto: str,
@@ -243,7 +249,8 @@ class Connections:
         self.asked.append((netns, proto, local, remote, since_ns, until_ns))
         if (netns, proto, remote[1]) != (4026531840, "tcp", 443) or local[1] == 1:
             return None
-        return Connection("ESTABLISHED" if local[1] == 40000 else "-", "a -> b", "dnat")
+        state = "ESTABLISHED" if local[1] == 40000 else "-"
+        return Connection(state, "a -> b", "dnat", asked=True, wire=None, backend="a")
 
 
 def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recording: Make):
@@ -256,21 +263,24 @@ def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recordin
     recording = make_recording(events, flows)
     with closing(Tables(recording, "etcd-1", Names(lookup=lookup))) as made:
         rows = [check(line)["conntrack"] for part in made.lines(7) for line in part]
-        found = made.con.execute("SELECT ct_state, ct_reply, nat FROM rows ORDER BY n").fetchall()
+        found = made.con.execute(
+            "SELECT ct_state, ct_reply, nat, backend, flow IS NULL FROM rows ORDER BY n"
+        ).fetchall()
         of_flows = made.con.execute("SELECT nat FROM flows ORDER BY net DESC").fetchall()
-    known = {"state": "ESTABLISHED", "reply": "a -> b", "nat": "dnat"}
+    known = {"state": "ESTABLISHED", "reply": "a -> b", "nat": "dnat", "backend": "a"}
     none = dict.fromkeys(known, "-")
     assert rows == [known, known, known, known | {"state": "-"}, none, none, none]
-    assert found[0] == ("ESTABLISHED", "a -> b", "dnat")
-    assert found[3:5] == [(None, "a -> b", "dnat"), (None, None, None)]
+    assert found[0] == ("ESTABLISHED", "a -> b", "dnat", "a", True)
+    assert found[3:5] == [(None, "a -> b", "dnat", "a", True), (None, None, None, None, False)]
     assert of_flows == [("dnat",), (None,)]
-    assert len(lookup.asked) == 6
+    assert len(lookup.asked) == 5
     ends = (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443)
     ((*_, since, until),) = [
         one for one in lookup.asked[:4] if one[:4] == (4026531840, "tcp", *ends)
     ]
     assert since == BOOT_NS < until
-    assert lookup.asked[-1][4:] in ((BOOT_NS, BOOT_NS + 5), (0, 0))
+    assert lookup.asked[-1][0] == 1
+    assert lookup.asked[-1][4:] == (0, 0)
 
 
 def test_a_tuple_that_two_sockets_began_with_has_no_track(make_recording: Make):

@@ -33,10 +33,11 @@ ROW = {
     "sec": {"seccomp_mode": 2, "caps_eff": "0x00000000_00000000"},
     "cgroup_id": 4711,
     "k8s": {"pod_uid": "-", "namespace": "-", "pod": "-", "container": "-", "container_id": "-"},
-    "conntrack": {"state": "-", "reply": "-", "nat": "-"},
+    "conntrack": {"state": "-", "reply": "-", "nat": "-", "backend": "-"},
     "owner_source": "process",
     "peer_source": "socket",
     "sock": "0x3f2",
+    "flow": "0x9f3c52a0c1d2e3f",
 }
 
 
@@ -45,7 +46,9 @@ def test_a_row_survives_the_model():
     assert json.loads(row.model_dump_json()) == ROW
 
 
-@pytest.mark.parametrize("name", ["pid", "uid", "state_us", "cgroup_id", "sock", "family", "role"])
+@pytest.mark.parametrize(
+    "name", ["pid", "uid", "state_us", "cgroup_id", "sock", "flow", "family", "role"]
+)
 def test_unknown_is_a_dash_whatever_the_type(name: str):
     assert getattr(EVENT.validate_python({**ROW, name: "-"}), name) == "-"
 
@@ -60,6 +63,7 @@ def test_unknown_is_a_dash_whatever_the_type(name: str):
         {"bytes": 1},
         {"ts": "2026-01-24 21:57:54"},
         {"sock": "3f2"},
+        {"flow": "0x9f3c52a0c1d2e3f4a"},
     ],
 )
 def test_what_is_no_row(change: dict[str, Any]):

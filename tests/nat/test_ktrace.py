@@ -48,6 +48,28 @@ def test_rows_of_both_ends_show_backend_reply_and_translation(
                 assert row["conntrack"]["state"] != "-"
 
 
+def test_both_ends_of_each_flow_have_one_number_and_clients_their_backend(
+    flows_and_capture: tuple[list[Flow], Capture],
+):
+    flows, capture = flows_and_capture
+    rows: dict[tuple[str, int, str], set[tuple[str, str]]] = defaultdict(set)
+    for row in capture.rows:
+        proto = "udp" if row["type"].startswith("udp") else "tcp"
+        end = proto, row["ns"]["net"], row["tuple"]
+        rows[end].add((row["flow"], row["conntrack"]["backend"]))
+    numbers = set()
+    for flow in flows:
+        backend = shown(flow.answered.local) if flow.truth in ("dnat", "both") else "-"
+        asked = f"{shown(flow.asked.local)} -> {shown(flow.asked.remote)}"
+        answered = f"{shown(flow.answered.local)} -> {shown(flow.answered.remote)}"
+        ((number, seen),) = rows[flow.asked.proto, flow.client_netns, asked]
+        assert seen == backend, flow
+        assert rows[flow.asked.proto, flow.server_netns, answered] == {(number, "-")}, flow
+        numbers.add(number)
+    assert len(numbers) == len(flows)
+    assert "-" not in numbers
+
+
 def test_node_json_says_where_it_looked(
     flows_and_capture: tuple[list[Flow], Capture], cluster: Cluster
 ):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ktrace_agent.enrich.conntrack_table import Entry, Proto, Table
+from ktrace_agent.enrich.conntrack_table import Entry, Proto, Table, Traced, Tuple
 from ktrace_agent.enrich.netlink import MAPPED, Lack
 from ktrace_agent.enrich.nfct import KEY_HEAD, TCP, UDP, pack_tuple
 
@@ -100,6 +100,48 @@ class Conntrack:
         found = self._find(netns, proto, local, remote, since_ns, since_ns)
         begins = self._begins.get((netns, local, remote), ())
         return found if found and _owns(found, since_ns, begins) else None
+
+    def trace(
+        self,
+        netns: int,
+        proto: Proto,
+        local: tuple[bytes, int],
+        remote: tuple[bytes, int],
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+    ) -> Traced | None:
+        """What lookup() finds, as the socket with that tuple meets it."""
+        entry = self.lookup(netns, proto, local, remote, since_ns, until_ns)
+        if entry is None:
+            return None
+        original = entry.original
+        asked = original.dst == remote and original.src.port == local[1]
+        if asked and local[0] not in _WILDCARDS:
+            asked = original.src.address == local[0]
+        wire = self._onward(entry, since_ns, until_ns) if asked else entry.reply
+        backend = wire.dst if asked and wire and wire.dst != remote else None
+        return Traced(entry.state, entry.nat, entry.reply, asked, wire, backend)
+
+    def _onward(self, entry: Entry, since_ns: int | None, until_ns: int | None) -> Tuple | None:
+        """What arrives of the asking end's packets, also where others translate them again."""
+        path, passed = entry.original, {entry.netns}
+        while entry.nat != "none":
+            path = Tuple(entry.reply.dst, entry.reply.src)
+            further = [
+                one
+                for one in self.candidates(entry.netns, entry.proto, *path)
+                if one.nat != "none"
+                and one.original == path
+                and one.netns not in passed
+                and _alive(one, since_ns, until_ns)
+            ]
+            if not further:
+                break
+            if not _agree(further):
+                return None
+            entry = further[0]
+            passed |= {one.netns for one in further}
+        return path
 
     def announce(
         self, netns: int, local: tuple[bytes, int], remote: tuple[bytes, int], begins: Iterable[int]

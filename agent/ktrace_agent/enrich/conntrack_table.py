@@ -79,6 +79,20 @@ class Entry(NamedTuple):
         return bool(self.status & SEEN_REPLY)
 
 
+class Traced(NamedTuple):
+    """An entry as one of its two ends meets it."""
+
+    state: str
+    nat: Nat
+    reply: Tuple
+    asked: bool
+    """The end sent first."""
+    wire: Tuple | None
+    """What the end sends, as its peer sees it after all translation; None: not certain."""
+    backend: End | None
+    """Whom an asking end really talks to, where that is not whom it asked."""
+
+
 class Look(NamedTuple):
     """One dump of one namespace, CLOCK_BOOTTIME in ns."""
 

@@ -28,9 +28,15 @@ FINDINGS_BYTES = 28 * 1024
 DNS_BYTES = 8 * 1024
 
 _DEFAULT = Thresholds()
-_TEMPORARY = ("dns_messages", "dns_shapes", "f_connects", "f_clients", "f_watched", "f_retransmits",
-              "f_stalls")  # fmt: skip
-"""Tables that grow with the capture and that nobody asks afterwards."""
+_FAMILIES = (
+    (dns.find, ("dns_messages", "dns_shapes")),
+    (connect.find, ("f_connects", "f_clients", "f_watched")),
+    (tcp.find, ("f_stalls",)),
+    (nat.find, ()),
+    (host.find, ()),
+    (capture.find, ("f_retransmits",)),
+)
+"""In the order of asking; the tables that grow with the capture and that nobody asks afterwards."""
 
 
 def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -> Findings:
@@ -44,18 +50,13 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
     exact = timed and not coverage.lost_share((RowType.UDP_SEND, RowType.UDP_RECV))
     prepare(con, coverage.end, thresholds, exact=exact)
     tcp.prepare(case)
-    found = [
-        *dns.find(case),
-        *connect.find(case),
-        *tcp.find(case),
-        *nat.find(case),
-        *host.find(case),
-        *capture.find(case),
-    ]
+    found: list[Finding] = []
+    for find, tables in _FAMILIES:
+        found += find(case)
+        for table in tables:
+            con.execute(f"DROP TABLE {table}")
     shown = _fit(_limit(worst_first(found))[:MAX_FINDINGS], FINDINGS_BYTES)
     summary = summarize(con, timed=timed)
-    for table in _TEMPORARY:
-        con.execute(f"DROP TABLE {table}")
     return Findings(
         findings=tuple(shown),
         findings_left_out=len(found) - len(shown),
