@@ -21,12 +21,12 @@ def wait_to_write(
     before: SnapshotStatus,
     after: SnapshotStatus,
     spec: SnapshotSpec,
-    since_write: timedelta,
+    since_write: timedelta | None,
     running_for: timedelta,
 ) -> timedelta | None:
     """How long to wait before `after` is written; None: there is nothing to write.
 
-    since_write: since the last write of this process; running_for: since the start of the
+    since_write: since the last write of this process, None: it made none; running_for: since the start of the
     snapshot.
     """
     if before == after:
@@ -39,7 +39,7 @@ def wait_to_write(
     parallelism = spec.nodes.parallelism
     wave = bool(parallelism) and sum(one.final for one in changed) >= parallelism
     least = LEAST if much or wave else max(_SMALL_CHANGE, running_for)
-    return max(timedelta(0), least - since_write)
+    return max(timedelta(0), least - since_write) if since_write is not None else timedelta(0)
 
 
 def _signals(status: SnapshotStatus) -> tuple[object, ...]:

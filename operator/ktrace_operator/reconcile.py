@@ -3,7 +3,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -60,8 +59,12 @@ class Reconciler:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pods")
         self._creating = threading.Lock()
         """Two snapshots must see each other's agents before they create their own."""
-        self._written: dict[SnapshotKey, float] = {}
-        """When the status was written last (monotonic). Only the pace of writes depends on it."""
+        self._written: dict[SnapshotKey, datetime] = {}
+        """When the status was written last. Only the pace of writes depends on it."""
+
+    def close(self) -> None:
+        """Ends the threads; what they are at is finished."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def reconcile(self, key: SnapshotKey) -> timedelta | None:
         """One look and what follows from it; says after how long to look again, None: not."""
@@ -104,7 +107,7 @@ class Reconciler:
             return None
         began = snapshot.status.start_time or now
         last = self._written.get(key)
-        since = timedelta(seconds=time.monotonic() - last) if last is not None else timedelta.max
+        since = self._clock() - last if last is not None else None
         wait = wait_to_write(snapshot.status, made.status, snapshot.spec, since, now - began)
         if wait is not None and wait <= _AGAIN:
             self._write(key, snapshot, made.status)
@@ -122,7 +125,7 @@ class Reconciler:
             metrics.status_writes.labels("conflict").inc()
             raise
         metrics.status_writes.labels("written").inc()
-        self._written[key] = time.monotonic()
+        self._written[key] = self._clock()
         gitops = snapshot.spec.ttl_after_finished is not None and owned_by_gitops(snapshot)
         for step in steps(snapshot.status, status, gitops_ttl=gitops):
             logger.info("%s: %s: %s", key, step.reason, step.note)

@@ -53,10 +53,10 @@ async def serve(settings: Settings) -> None:
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
     loop = asyncio.get_running_loop()
     ticking = loop.create_task(health.tick())
+    reconciler = Reconciler(kube, settings)
     try:
         await loop.run_in_executor(threads, lease.acquire)
         health.acting = True
-        reconciler = Reconciler(kube, settings)
         await _until_first(
             loop.run_in_executor(threads, lease.keep),
             queue.run(
@@ -69,6 +69,7 @@ async def serve(settings: Settings) -> None:
         ticking.cancel()
         await loop.run_in_executor(threads, lease.close)
         await probes.cleanup()
+        reconciler.close()
         threads.shutdown(wait=False, cancel_futures=True)
 
 
