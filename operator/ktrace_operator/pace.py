@@ -26,8 +26,8 @@ def wait_to_write(
 ) -> timedelta | None:
     """How long to wait before `after` is written; None: there is nothing to write.
 
-    since_write: since the last write of this process, None: it made none; running_for: since the start of the
-    snapshot.
+    since_write: since the last write of this process, None: it made none. running_for: since the
+    start of the snapshot.
     """
     if before == after:
         return None

@@ -192,8 +192,8 @@ def test_a_secret_that_comes_late(model: ApiModel, run: Run):
     later(model, 5)
     operator.settle(key)
     assert len(model.pods) == 1
-    container = next(iter(model.pods.values()))["spec"]["containers"][0]
-    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    environment = next(iter(model.pods.values()))["spec"]["containers"][0]["env"]
+    assert environment[0]["valueFrom"]["secretKeyRef"]["name"] == "keys"
 
 
 @pytest.mark.parametrize(
