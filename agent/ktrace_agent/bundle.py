@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from ktrace_agent import archive, conclusions, facts, parquet, unseen
 from ktrace_agent.analyze.summary import summarize
+from ktrace_agent.enrich.dns_talks import time_answers
 from ktrace_agent.memory import give_back
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
@@ -31,6 +32,7 @@ _SIDE_SHARE = 8
 """Flows and sockets get one part in so many of max_bytes each."""
 _SIDES = {"flows": "tx_bytes + rx_bytes DESC", "sockets": "moment, state, age_us DESC"}
 """Tables of their own in the archive, and which of their lines matter most."""
+_UDP = (RowType.UDP_SEND, RowType.UDP_RECV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def seal(
         tables = stack.enter_context(closing(Tables(recording, config.node, names)))
         recording.forget()
         missed = unseen.count(tables.con, recording, config)
+        if config.sample == 1:
+            time_answers(tables.con, config.thresholds, sure=not recording.lost(*_UDP))
         with disk_errors(out_dir):
             rows = RowFile(tables, stack.enter_context(create(out_dir)))
         work = _Work(tables, rows, recording, config, node_info, out_dir, missed)

@@ -3,7 +3,7 @@
 
 A line of events.jsonl is a concatenation of these (view `lines` in tables.py):
 
-    {"ts":"T  kind.head  owner.head ,"tuple":"A -> B  kind.middle  MEASURE  flags  kind.rest
+    {"ts":"T  kind.head  owner.head ,"tuple":"A -> B  kind.middle  MEASURE  flags  kind.rest  DNS
     ,"ns":{"net":N  owner.tail ,"conntrack":{...}  kind.tail  SOCK","flow":"FLOW"}
 """
 

@@ -7,6 +7,7 @@ kinds         what many events share: type, states, role, sources, result, errno
 owners        facts of a process        addresses     message_flags
 pods          names of a cgroup         tracks        what connection tracking says of a tuple
 flow_stats    struct kt_flow with its key             stock     both socket inventories
+round_trips   times of DNS answers by n
 lines         view: n and the JSON text of the row
 
 The views rows, flows and sockets join them to what sql.py promises.
@@ -31,6 +32,7 @@ CREATE TABLE pods (cgroup_id UBIGINT, pod_uid VARCHAR, namespace VARCHAR, pod VA
     container VARCHAR, container_id VARCHAR);
 CREATE TABLE tracks (track UINTEGER, state VARCHAR, reply VARCHAR, nat VARCHAR,
     backend VARCHAR, asked BOOLEAN);
+CREATE TABLE round_trips (n UINTEGER, rtt_us BIGINT, source VARCHAR);
 CREATE TABLE flow_stats (local UINTEGER, local_port USMALLINT, remote UINTEGER,
     remote_port USMALLINT, net UINTEGER, tgid UINTEGER, proto VARCHAR, family VARCHAR,
     role VARCHAR, comm VARCHAR, uid UINTEGER, cgroup_id UBIGINT, tx_bytes UBIGINT,
@@ -71,12 +73,16 @@ _FROM_EVENTS = """
   FROM events e JOIN kinds k USING (kind) JOIN owners o USING (owner)
   JOIN addresses l ON e.local = l.address JOIN addresses r ON e.remote = r.address
   JOIN message_flags f USING (flags) JOIN tracks t USING (track)
+  LEFT JOIN round_trips d ON e.n = d.n
 """
 _ROWS = select(
     "rows",
     {
         **_tuple("e", "k.has_peer"),
+        "n": "e.n",
         "measure": "nullif(e.measure, -1)",
+        "dns_rtt_us": "d.rtt_us",
+        "dns_rtt_source": "d.source",
         "flags": "f.names",
         "net": "nullif(e.net, 0)",
         "cgroup_id": "o.cgroup_id",
@@ -103,10 +109,12 @@ CREATE VIEW sockets AS SELECT {_SOCKETS} FROM stock s JOIN owners o USING (owner
   JOIN addresses l ON s.local = l.address JOIN addresses r ON s.remote = r.address
   LEFT JOIN pods p ON o.cgroup_id = p.cgroup_id;
 
-CREATE VIEW lines AS SELECT n, concat('{{"ts":"', strftime(ts, '%Y-%m-%dT%H:%M:%S.%g'), k.head,
+CREATE VIEW lines AS SELECT e.n, concat('{{"ts":"', strftime(ts, '%Y-%m-%dT%H:%M:%S.%g'), k.head,
     o.head, ',"tuple":"', l.text, ':', e.local_port, ' -> ',
     CASE WHEN k.has_peer THEN concat(r.text, ':', e.remote_port) ELSE '-' END,
     k.middle, CASE WHEN e.measure < 0 THEN '"-"' ELSE e.measure::VARCHAR END, f.json, k.rest,
+    CASE k.type WHEN 'udp_recv' THEN concat(',"dns_rtt_us":', coalesce(d.rtt_us::VARCHAR, '"-"'),
+      ',"dns_rtt_source":"', coalesce(d.source, '-'), '"') ELSE '' END,
     ',"ns":{{"net":', CASE WHEN e.net = 0 THEN '"-"' ELSE e.net::VARCHAR END, o.tail,
     ',"conntrack":{{"state":"', coalesce(t.state, '-'), '","reply":"', coalesce(t.reply, '-'),
     '","nat":"', coalesce(t.nat, '-'), '","backend":"', coalesce(t.backend, '-'), '"}}',

@@ -102,6 +102,11 @@ class Recording:
     """Records that left the ring but found no room on disk; lost_ring counts them already."""
     witness: Witness | None = None
 
+    def lost(self, *types: RowType) -> int:
+        """Events of these types that are no record because something was full."""
+        hooks = (self.counters[name] for name in types if name in self.counters)
+        return sum(hook.lost_ring + hook.lost_map for hook in hooks)
+
     def forget(self) -> None:
         """Give back memory and disk of all records: the tables have them now."""
         os.ftruncate(self.spool_fd, 0)

@@ -7,6 +7,8 @@ rows        one line an event, n = 0, 1, ... in the order of time and of events.
             measure: state_us, bytes, duration_us or segs, as the type has it
             new_state: of a tcp_retransmit the state; errno: 0 where a call succeeded
             local, remote: `a:p`, IPv6 in brackets; *_ip without brackets; net: the socket's netns
+            dns_rtt_us: from the query to this answer from port 53; dns_rtt_source: heuristic, or
+            ambiguous where another query may be meant
             ct_state, ct_reply, nat: what connection tracking says of the tuple
             backend: whom a client really talks to where that is not `remote`
             flow: the conversation; both of its ends have the same, NULL where that is not certain
@@ -70,6 +72,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "error": "VARCHAR",
         "result": "VARCHAR",
         "synack": "BOOLEAN",
+        "dns_rtt_us": "BIGINT",
+        "dns_rtt_source": "VARCHAR",
         "net": "BIGINT",
         "ns_mnt": "BIGINT",
         "ns_pid": "BIGINT",

@@ -124,6 +124,10 @@ class UdpRecvRow(_UdpRow):
     """A process received a datagram."""
 
     type: Literal[RowType.UDP_RECV]
+    dns_rtt_us: MaybeCount
+    """Of an answer from port 53: microseconds since its query left; no payload is looked at."""
+    dns_rtt_source: Literal["heuristic", "ambiguous", "-"]
+    """heuristic: by socket, server and order; ambiguous: another query may be meant."""
 
 
 class ConnectRow(_Row):

@@ -110,7 +110,8 @@ def same_rows(events: bytes, columns: Path) -> None:
             assert ("-" if number is None else hex(number)) == line[name]
         names = ("state_us", "bytes", "duration_us", "segs")
         assert shown["measure"] == next(line[name] for name in names if name in line)
-        for name in ("old_state", "new_state", "error", "result", "errno", "synack", "flags"):
+        for name in ("old_state", "new_state", "error", "result", "errno", "synack", "flags",
+                     "dns_rtt_us", "dns_rtt_source"):  # fmt: skip
             assert shown[name] == line.get(name, line["state"] if name == "new_state" and
                                            "state" in line else "-")  # fmt: skip
 

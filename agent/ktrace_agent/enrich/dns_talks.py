@@ -223,6 +223,38 @@ GROUP BY c.net, c.tgid, c.remote_ip HAVING sum(sent) > 0
 """
 
 
+_TIMED = f"""
+INSERT INTO round_trips
+SELECT a.n, a.rtt_us, if(a.ambiguous OR NOT {{sure}}, 'ambiguous', 'heuristic')
+FROM dns_answers a JOIN events e ON a.n = e.n JOIN kinds k USING (kind)
+WHERE k.has_peer AND e.remote_port = {PORT};
+DROP VIEW dns_answers;
+DROP TABLE dns_pairs;
+DROP TABLE dns_shapes;
+DROP TABLE dns_who;
+DROP TABLE dns_messages
+"""
+
+
+def time_answers(con: duckdb.DuckDBPyConnection, limits: Thresholds, *, sure: bool) -> None:
+    """Fill round_trips (layout.py) with the time of each answer from port 53 that has a query.
+
+    With sure=False (rows were lost) every pair is ambiguous.
+    """
+    if con.execute(f"SELECT 1 FROM events WHERE remote_port = {PORT} LIMIT 1").fetchone():
+        _pair(con, limits)
+        con.execute(_TIMED.format(sure=sure))
+
+
+def _pair(con: duckdb.DuckDBPyConnection, limits: Thresholds) -> None:
+    con.execute(_MESSAGES)
+    con.execute(_NAMED)
+    con.execute(_WHO)
+    con.execute(_SHAPES)
+    con.execute(_ORDERED.format(retry_us=round(limits.dns_retry_s * 1e6)))
+    con.execute(_PAIRS)
+
+
 def prepare(
     con: duckdb.DuckDBPyConnection, end: datetime | None, limits: Thresholds, *, exact: bool
 ) -> None:
@@ -231,12 +263,7 @@ def prepare(
     `end` is the last moment that the rows cover (UTC, naive). With exact=False (sampled or lost
     rows) who got no answer is counted from the flows, and pairs are no times.
     """
-    con.execute(_MESSAGES)
-    con.execute(_NAMED)
-    con.execute(_WHO)
-    con.execute(_SHAPES)
-    con.execute(_ORDERED.format(retry_us=round(limits.dns_retry_s * 1e6)))
-    con.execute(_PAIRS)
+    _pair(con, limits)
     settled = _settled(con, end, limits)
     con.execute(_TALKS.format(settled=settled, race_us=round(limits.dns_race_s * 1e6)))
     con.execute(_STRANGERS)
