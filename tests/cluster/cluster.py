@@ -28,6 +28,8 @@ from tests.containers.runtime import make_image
 
 DEFAULT_ROOT = "/var/tmp/ktrace-cluster"
 NODES = ("node-a", "node-b")
+LOST_AFTER_S = 20
+"""A node whose kubelet is silent for so long is NotReady."""
 READY_S = 120.0
 HELM_TIMEOUT = "120s"
 
@@ -45,6 +47,7 @@ class Cluster:
         instance: str = "dev",
         nodes: Sequence[str] = NODES,
         say: Callable[[str], None] = print,
+        lost_after_s: int = LOST_AFTER_S,
     ) -> None:
         self.instance = instance
         self.state = state_root() / instance
@@ -68,7 +71,7 @@ class Cluster:
             for name, place in zip(nodes, places, strict=True)
         }
         space = Space("control", self.state / "control", self._system, is_node=False)
-        self.control = ControlPlane(space, space.folder, self._system)
+        self.control = ControlPlane(space, self._system, lost_after_s)
         self.s3_server = Server(space, self.state / "s3", self._system)
 
     @property

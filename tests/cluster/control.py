@@ -38,11 +38,12 @@ AUDIT_POLICY = {
 
 
 class ControlPlane:
-    """Processes and files of the control plane; `folder` is below the cluster's state."""
+    """Processes and files of the control plane."""
 
-    def __init__(self, space: Space, folder: Path, cgroup: str) -> None:
+    def __init__(self, space: Space, cgroup: str, lost_after_s: int) -> None:
         self.space = space
-        self.folder = folder
+        self.folder = folder = space.folder
+        self._lost_after_s = lost_after_s
         self.audit_log = folder / "audit.log"
         self.admin_kubeconfig = folder / "admin.kubeconfig"
         """For programs inside the cluster's namespaces."""
@@ -168,9 +169,8 @@ class ControlPlane:
             f"--service-account-private-key-file={pki}/service-accounts.key",
             f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
-            # A lost node is noticed within half a minute, not a whole one.
             "--node-monitor-period=2s",
-            "--node-monitor-grace-period=20s",
+            f"--node-monitor-grace-period={self._lost_after_s}s",
             "--kube-api-qps=200",  # a thousand nodes of kwok
             "--kube-api-burst=400",
         ]

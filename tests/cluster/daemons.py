@@ -3,7 +3,6 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,20 +29,24 @@ class Daemon:
         self._record = folder / f"{name}.pid"
         self._procs = cgroups.tracking() / cgroup / "cgroup.procs"
         self._command = [str(word) for word in command]
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pass_fds: Sequence[int] = ()) -> None:
         assert not self.alive, f"{self.name} runs already"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ["sh", "-c", IN_CGROUP, "sh", self._procs, *self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=pass_fds,
-            )
-        self._record.write_text(f"{self._process.pid} {start_time(self._process.pid)}")
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        for descriptor in pass_fds:
+            os.set_inheritable(descriptor, True)
+        pid = os.posix_spawnp(
+            "sh",
+            ["sh", "-c", IN_CGROUP, "sh", str(self._procs), *self._command],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.log), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+        self._record.write_text(f"{pid} {start_time(pid)}")
 
     @property
     def pid(self) -> int:
@@ -81,12 +84,12 @@ class Daemon:
         wait_until(lambda: not self.alive, f"the end of {self.name}", END_S)
 
     def _live(self) -> int | None:
-        if self._process is not None:
-            self._process.poll()  # a child of ours would stay as a zombie
         try:
             pid, started = self._record.read_text().split()
         except (FileNotFoundError, ValueError):
             return None
+        with suppress(ChildProcessError):  # one of ours would stay as a zombie
+            os.waitpid(int(pid), os.WNOHANG)
         return int(pid) if start_time(int(pid)) == started else None
 
 

@@ -4,7 +4,7 @@
 The base is made of Debian's packages and stands in the build's own store as
 `docker.io/library/debian:trixie-slim`, so that a Dockerfile's own FROM finds it. What was built
 is kept by a hash of all that went into it. How this host reaches package archives (proxy, CA,
-mirrors of pip) is lent to the build by mounts and leaves no trace in a layer.
+mirrors of pip) is lent to the build by mounts: a layer shows the empty mount points, nothing else.
 """
 
 import fcntl
@@ -25,7 +25,6 @@ BASE = f"docker.io/library/debian:{SUITE}-slim"
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = 3
 """Archives of one name that stay."""
-ENVIRONMENT = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 LENT_AUTHORITIES = "/run/host-ca.crt"
 APT_SETTINGS = r"Acquire::(?:https?|Check-|Retries).*"
@@ -124,14 +123,21 @@ def _base(folder: Path, say: Say) -> None:
 
 
 def _buildah(*arguments: str | Path, check: bool = True) -> str:
-    store = cache_folder() / "containers"
+    driver = _storage_driver()
+    store = cache_folder() / f"containers-{driver}"
     command = ["buildah", "--root", store / "root", "--runroot", store / "run", *arguments]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
-    )
+    environment = {**os.environ, "STORAGE_DRIVER": driver, "BUILDAH_ISOLATION": "chroot"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     words = " ".join(map(str, arguments))
     assert done.returncode == 0 or not check, f"buildah {words}:\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
+
+
+def _storage_driver() -> str:
+    """overlay; where the cache itself lies on an overlay, vfs, which copies every layer whole."""
+    command = ["findmnt", "-n", "-o", "FSTYPE", "-T", str(cache_folder())]
+    kind = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return "vfs" if kind == "overlay" else "overlay"
 
 
 def _acquire() -> str:
@@ -150,7 +156,7 @@ def _lent_to_apt(work: Path) -> list[str]:
     config.write_text(_acquire())
     return [
         f"--aptopt={config}",
-        '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
+        '--customize-hook=cd "$1/etc" && rm -f apt/apt.conf.d/99mmdebstrap hostname resolv.conf',
     ]
 
 

@@ -35,3 +35,54 @@ def shared_volume(name: str, namespace: str, folder: Path) -> list[dict[str, Any
             },
         },
     ]
+
+
+def pod(
+    name: str,
+    node: str,
+    image: str,
+    command: list[str],
+    *,
+    labels: dict[str, str] | None = None,
+    host: bool = False,
+    claim: str = "",
+) -> dict[str, Any]:
+    """A pod on one node; `host`: privileged in the node's PID and network namespaces.
+
+    `claim` is mounted at /shared.
+    """
+    volumes = [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}] if claim else []
+    mounts = [{"name": "shared", "mountPath": "/shared"}] if claim else []
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+            "hostNetwork": host,
+            "hostPID": host,
+            "volumes": volumes,
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image,
+                    "imagePullPolicy": "Never",
+                    "command": command,
+                    "securityContext": {"privileged": host},
+                    "volumeMounts": mounts,
+                }
+            ],
+        },
+    }
+
+
+def service(name: str, port: int, target: int) -> dict[str, Any]:
+    """A Service for the pods with label app=NAME."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": [{"port": port, "targetPort": target}]},
+    }
