@@ -131,6 +131,7 @@ def connections(keys: bytes) -> Any:
 def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     """Seal a prepared spool in this process."""
     from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
+    from ktrace_agent.records import FLOW_KEY
     from ktrace_agent.tables import Names
     from ktrace_api.capture import GIB, CaptureConfig
     from ktrace_api.names import RowType
@@ -174,8 +175,10 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
                             container="app", container_id=f"{number:064x}")
         for number in range(1, 9999)
     }  # fmt: skip
-    names = Names(pods, connections(spool.with_suffix(".keys").read_bytes()))
-    del pods
+    known = connections(recording.flow_keys)
+    sizes = {"flows": len(recording.flow_keys) // FLOW_KEY.itemsize, "entries": len(known)}
+    names = Names(pods, known)
+    del pods, known
     begun, cpu = time.perf_counter(), time.process_time()
     from ktrace_agent.bundle import seal
 
@@ -188,38 +191,61 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
         "cpu": cpu,
         "peak_mib": int(peak) / 1024,
         "rows": sealed.summary.rows,
+        **sizes,
         "jsonl_mib": sealed.paths[0].stat().st_size / 2**20,
         "tgz_mib": sealed.bytes / 2**20,
     }
+
+
+def prepare(count: int, spool: Path) -> None:
+    """Leave the records of a capture of `count` rows at `spool` and beside it."""
+    made = events(count)
+    made.tofile(spool)
+    for name, content in zip(("keys", "values"), flows(made), strict=True):
+        spool.with_suffix(f".{name}").write_bytes(content)
+
+
+def child(*arguments: object) -> str:
+    """What this file prints in a process of its own."""
+    run = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def measure(count: int, folder: Path | None, keep: Path | None) -> dict[str, float]:
+    """Seal `count` rows in a process of its own; the bundle goes to `keep`, or nowhere."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        spool = Path(name, "spool")
+        child(count, "--prepare", spool)
+        os.sync()
+        found: dict[str, float] = json.loads(
+            child("--sealed", spool, "--folder", keep or Path(name, "out"))
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", type=int, default=[*BUDGET])
     parser.add_argument("--folder", type=Path, default=None, help="where to write (default: /tmp)")
+    parser.add_argument("--keep", type=Path, help="leave the bundle in this folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON document a size")
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--sealed", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare(arguments.rows[0], arguments.prepare)
+        return
     if arguments.sealed:
         print(json.dumps(seal_once(arguments.sealed, arguments.folder)))
         return
-    print(f"{'rows':>9} {'s':>6} {'CPU s':>6} {'rows/s':>8} {'peak MiB':>9} {'jsonl MiB':>10}"
-          f" {'tgz MiB':>8}  budget")  # fmt: skip
+    if not arguments.json:
+        print(f"{'rows':>9} {'s':>6} {'CPU s':>6} {'rows/s':>8} {'peak MiB':>9} {'jsonl MiB':>10}"
+              f" {'tgz MiB':>8}  budget")  # fmt: skip
     for count in arguments.rows:
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-            spool, out = Path(name, "spool"), Path(name, "out")
-            code = (
-                "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import bench_seal as b;"
-                "made = b.events(int(sys.argv[2])); spool = pathlib.Path(sys.argv[3]);"
-                "made.tofile(spool); keys, values = b.flows(made);"
-                "spool.with_suffix('.keys').write_bytes(keys);"
-                "spool.with_suffix('.values').write_bytes(values)"
-            )
-            bench = str(ROOM / "bench")
-            subprocess.run([sys.executable, "-c", code, bench, str(count), spool], check=True)
-            os.sync()
-            run = [sys.executable, __file__, "--sealed", str(spool), "--folder", str(out)]
-            done = subprocess.run(run, check=True, stdout=subprocess.PIPE)
-            found = json.loads(done.stdout)
+        found = measure(count, arguments.folder, arguments.keep)
+        if arguments.json:
+            print(json.dumps(found))
+            continue
         print(
             f"{count:>9} {found['seconds']:>6.2f} {found['cpu']:>6.2f}"
             f" {count / found['seconds']:>8.0f} {found['peak_mib']:>9.0f}"
