@@ -40,7 +40,7 @@ def steps(before: SnapshotStatus, after: SnapshotStatus, *, gitops_ttl: bool) ->
     gitops_ttl: it wants to delete itself at its end, and a GitOps tool owns it.
     """
     if before.start_time is None and after.start_time is not None:
-        text = f"{after.nodes.total} nodes are chosen, {after.nodes.skipped} of them skipped"
+        text = f"nodes chosen: {after.nodes.total}, skipped: {after.nodes.skipped}"
         yield Step(warning=False, reason="NodesSelected", note=text)
     if not before.nodes.running and after.nodes.running and not after.finished:
         yield Step(warning=False, reason="AgentsStarted", note="the first agents run")
@@ -65,7 +65,11 @@ def _end(status: SnapshotStatus) -> Iterator[Step]:
         (NodeReason.NODE_LOST, "NodesLost"),
     ):
         if failed[reason]:
-            yield Step(warning=True, reason=name, note=f"{failed[reason]} nodes: {reason}")
+            yield Step(
+                warning=True,
+                reason=name,
+                note=f"{reason}: {failed[reason]} of {len(status.results)}",
+            )
     assert status.phase is not None
     good = status.phase in (Phase.COMPLETED, Phase.CANCELED)
     note = f"{summary(status.results)}; {status.path}"

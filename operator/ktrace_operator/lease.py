@@ -144,6 +144,7 @@ class Lease:
                 "leaseDurationSeconds": self._settings.duration_seconds,
                 "acquireTime": old.get("acquireTime") if same else now,
                 "renewTime": now,
-                "leaseTransitions": int(old.get("leaseTransitions") or 0) + (not same),
+                "leaseTransitions": int(old.get("leaseTransitions") or 0)
+                + (bool(holder) and not same),
             },
         }

@@ -53,7 +53,7 @@ class ApiModel:
         self.now = START
         self.snapshots: dict[tuple[str, str], dict[str, Any]] = {}
         self.pods: dict[tuple[str, str], dict[str, Any]] = {}
-        self.cached_pods: dict[tuple[str, str], dict[str, Any]] = {}
+        self.cached_pods: list[AgentPod] = []
         self.nodes: dict[str, Node] = {}
         self.targets: list[TargetPod] = []
         self.secrets: dict[str, Secret] = {}
@@ -171,7 +171,7 @@ class ApiModel:
 
     def sync(self) -> None:
         """The API server's cache is up to date."""
-        self.cached_pods = copy.deepcopy(self.pods)
+        self.cached_pods = [AgentPod.of(pod) for pod in self.pods.values()]
 
     def version(self) -> str:
         self._version += 1
@@ -262,8 +262,10 @@ class ModelKube:
     def agents(
         self, namespace: str, snapshot: str | None = None, *, fresh: bool = True
     ) -> list[AgentPod]:
-        pods = (self._model.pods if fresh else self._model.cached_pods).values()
-        found = [AgentPod.of(copy.deepcopy(pod)) for pod in pods]
+        if fresh:
+            found = [AgentPod.of(pod) for pod in self._model.pods.values()]
+        else:
+            found = self._model.cached_pods
         return [
             pod for pod in found if pod.namespace == namespace and snapshot in (None, pod.snapshot)
         ]
