@@ -63,8 +63,8 @@ def ended(code: int, text: str = "", reason: str = "Error", **changes: Any) -> A
     return replace(RUNS, phase="Failed", container=state, **changes)
 
 
-FAILED_UPLOAD = {"reason": NodeReason.UPLOAD_FAILED, "delivered": None}
-DELETED = {"deleting": START + 60 * SECOND}
+FAILED_UPLOAD: dict[str, Any] = {"reason": NodeReason.UPLOAD_FAILED, "delivered": None}
+DELETED: dict[str, Any] = {"deleting": START + 60 * SECOND}
 OTHER_FOLDER = Delivered(path="node=node-b/x.tgz", bytes=1, sha256=SHA)
 ABOVE = Delivered(path="node=node-a/../x.tgz", bytes=1, sha256=SHA)
 
