@@ -9,12 +9,13 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.bpf.workers import Crew
 from tests.cluster import binaries
 
 
@@ -108,3 +109,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if name in required():
                 pytest.fail(f"KTRACE_REQUIRE={name}, but {reason}", pytrace=False)
             pytest.skip(f"world {name}: {reason}")
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    """The processes of a module's workloads."""
+    one = Crew()
+    yield one
+    one.close()

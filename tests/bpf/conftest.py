@@ -10,17 +10,10 @@ import pytest
 
 from tests.bpf.captures import Capture
 from tests.bpf.namespaces import Namespace, Pair
+from tests.bpf.tcp_jobs import discard
 from tests.bpf.workers import Crew
 
 Begin = Callable[..., Capture]
-
-
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    """The processes of a module's workloads."""
-    one = Crew()
-    yield one
-    one.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +42,12 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
     for one in made:
         if hasattr(one, "process"):
             one.kill()
+
+
+@pytest.fixture
+def sink(pair: Pair, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Somebody on the module's PORT who accepts, and reads to the end."""
+    worker = pair.server.start(discard(request.module.PORT))
+    worker.hear()
+    yield
+    worker.kill()

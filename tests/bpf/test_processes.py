@@ -4,7 +4,6 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,12 @@ import pytest
 from tests.bpf import syscalls
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
-from tests.bpf.tcp_jobs import V4, discard, tcp
+from tests.bpf.tcp_jobs import V4, tcp
 from tests.bpf.workers import Line, fork
 
-pytestmark = pytest.mark.world("bpf")
+pytestmark = [pytest.mark.world("bpf"), pytest.mark.usefixtures("sink")]
 
 PORT = 7321
-
-
-@pytest.fixture(autouse=True)
-def sink(pair: Pair) -> Iterator[None]:
-    """Somebody who accepts, and reads to the end."""
-    worker = pair.server.start(discard(PORT))
-    worker.hear()
-    yield
-    worker.kill()
 
 
 def test_threads(capture: Begin, pair: Pair) -> None:

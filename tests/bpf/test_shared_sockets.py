@@ -3,28 +3,18 @@
 
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from tests.bpf import syscalls
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
-from tests.bpf.tcp_jobs import CLIENT_STATES, V4, discard, owners, states, tcp
+from tests.bpf.tcp_jobs import CLIENT_STATES, V4, owners, states, tcp
 from tests.bpf.workers import Job, Line, Worker, fork
 
-pytestmark = pytest.mark.world("bpf")
+pytestmark = [pytest.mark.world("bpf"), pytest.mark.usefixtures("sink")]
 
 PORT = 7311
-
-
-@pytest.fixture(autouse=True)
-def sink(pair: Pair) -> Iterator[None]:
-    """Somebody who accepts, and reads to the end."""
-    worker = pair.server.start(discard(PORT))
-    worker.hear()
-    yield
-    worker.kill()
 
 
 def inherit(send: bool, close_first: bool) -> Job:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.bpf import syscalls
 from tests.bpf.tcp_jobs import Kind
-from tests.bpf.udp_sends import Call, Ends, Send, poll_error, x
+from tests.bpf.udp_sends import Call, Ends, Send, poll_error, refused, x
 
 IP_RECVERR, IPV6_RECVERR = 11, 25
 COUNT = 11
@@ -151,13 +151,7 @@ RECEIVES: tuple[Receive, ...] = (
 
 def recv_refused(ends: Ends) -> list[Call]:
     """A connected socket's recv() reports the ICMP error: an event with errno."""
-    ends.ports = [ends.closed]
-    ends.sock.connect(ends.to())
-    for _ in range(3):
-        ends.sock.send(b"first")
-        poll_error(ends.sock)
-        with suppress(ConnectionRefusedError):
-            ends.sock.recv(100)
+    refused(ends, lambda: ends.sock.recv(100))
     return [ends.own(0, error=errno.ECONNREFUSED)] * 3
 
 

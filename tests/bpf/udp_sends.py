@@ -209,14 +209,19 @@ def nowhere(ends: Ends) -> list[Call]:
 
 def send_refused(ends: Ends) -> list[Call]:
     """The answer to the first datagram, an ICMP error, fails the second call."""
+    refused(ends, lambda: ends.sock.send(b"second"))
+    return [ends.own(5), ends.own(0, error=errno.ECONNREFUSED)] * 3
+
+
+def refused(ends: Ends, call: Callable[[], object]) -> None:
+    """Three times: a datagram to a closed port, and a call that its ICMP error fails."""
     ends.ports = [ends.closed]
     ends.sock.connect(ends.to())
     for _ in range(3):
         ends.sock.send(b"first")
         poll_error(ends.sock)
         with suppress(ConnectionRefusedError):
-            ends.sock.send(b"second")
-    return [ends.own(5), ends.own(0, error=errno.ECONNREFUSED)] * 3
+            call()
 
 
 def poll_error(sock: socket.socket) -> None:
