@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import duckdb
 
 from ktrace_api.row import EVENT
 from ktrace_api.summary import Summary
@@ -20,6 +24,7 @@ from tests.bpf.workers import PATIENCE_S, wait_until
 KTRACE = Path(sys.executable).with_name("ktrace")
 READY = "ktrace: recording"
 ROW_TYPES = ("tcp_state", "udp_send", "udp_recv", "connect", "tcp_retransmit")
+TRAFFIC = ("tx_bytes", "rx_bytes", "tx_calls", "rx_calls", "opened", "failed")
 PARTS = ("written", "filtered", "sampled", "capped", "lost_ring", "lost_map")
 
 Row = dict[str, Any]
@@ -168,6 +173,23 @@ class Capture:
     def of_socket(self, cookie: int) -> list[Row]:
         """Rows of one socket, in the order of time."""
         return [row for row in self.rows if row["sock"] == f"{cookie:#x}"]
+
+    def talkers(self) -> dict[int, Row]:
+        """Traffic of each process, over all its flows.
+
+        The summary lists the greatest of the whole host, which on a busy one may be others.
+        """
+        with tarfile.open(self.file("bundle.tgz")) as bundle:
+            name = next(name for name in bundle.getnames() if name.endswith(".flows.parquet"))
+            bundle.extract(name, self.folder, filter="data")
+        query = f"""SELECT tgid, {", ".join(f"sum({name})::BIGINT AS {name}" for name in TRAFFIC)},
+            count(*) AS flows, any_value(net) AS netns
+            FROM '{self.folder / name}' WHERE tgid IS NOT NULL GROUP BY tgid"""
+        with closing(duckdb.connect()) as database:
+            found = database.execute(query)
+            names = [column[0] for column in found.description or ()]
+            lines = [dict(zip(names, values, strict=True)) for values in found.fetchall()]
+        return {line["tgid"]: line for line in lines}
 
     def kept(self, hook: str) -> int:
         """Events of a hook that passed the filter."""

@@ -117,7 +117,7 @@ def test_every_event_is_seen(flooded: Flood) -> None:
 
 def test_bytes_are_exact(flooded: Flood) -> None:
     assert flooded.accounts["udp_send"]["bytes"] == DATAGRAMS * BYTES
-    talkers = {each["tgid"]: each for each in flooded.capture.summary["talkers"]["by_bytes"]}
+    talkers = flooded.capture.talkers()
     udp, tcp = talkers[flooded.tgids["udp"]], talkers[flooded.tgids["tcp"]]
     assert (udp["tx_bytes"], udp["tx_calls"], udp["flows"]) == (DATAGRAMS * BYTES, DATAGRAMS, 1)
     assert tcp["tx_bytes"] == tcp["rx_bytes"] == CONNECTIONS * 400
@@ -173,9 +173,7 @@ def test_few_sockets(capture: Begin, alone: Namespace) -> None:
     assert connects["written"] + connects["lost_map"] == 53
     assert one.summary["overflow"]["socks"] > 0
     assert not one.summary["complete"]
-    talker = next(
-        each for each in one.summary["talkers"]["by_bytes"] if each["tgid"] == worker.tgid
-    )
+    talker = one.talkers()[worker.tgid]
     assert talker["tx_bytes"] == talker["rx_bytes"] == 53 * 400
 
 
@@ -187,9 +185,7 @@ def test_few_flows(capture: Begin, alone: Namespace) -> None:
         worker.result()
         alone.wait_quiet()
     overflow = one.summary["overflow"]
-    talker = next(
-        each for each in one.summary["talkers"]["by_bytes"] if each["tgid"] == worker.tgid
-    )
+    talker = one.talkers()[worker.tgid]
     assert talker["flows"] == 5
     assert talker["tx_bytes"] + overflow["flow_tx_bytes"] == 53 * 400
     assert talker["rx_bytes"] + overflow["flow_rx_bytes"] == 53 * 400

@@ -198,7 +198,7 @@ def test_full_disk_keeps_what_fits(capture: Begin, alone: Namespace) -> None:
     assert one.summary["accounting"]["udp_send"]["lost_ring"] > 0
     assert one.kept("udp_send") >= 20_011
     assert any("full" in note for note in one.summary["notes"])
-    talkers = one.summary["talkers"]["by_bytes"]
+    talkers = one.talkers().values()
     assert [each["tx_bytes"] for each in talkers if each["netns"] == alone.inode] == [20_011]
 
 

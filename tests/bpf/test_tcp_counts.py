@@ -167,7 +167,7 @@ def test_nothing_else(scene: Scene) -> None:
 
 
 def test_talkers(scene: Scene) -> None:
-    talkers = {one["tgid"]: one for one in scene.capture.summary["talkers"]["by_bytes"]}
+    talkers = scene.capture.talkers()
     for truth in scene.truths:
         count = len(truth.visits)
         for tgid, sent, received in (

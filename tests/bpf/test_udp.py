@@ -4,7 +4,6 @@
 import socket
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -257,7 +256,7 @@ def test_flow_bytes(capture: Begin, pair: Pair) -> None:
             for receive in (peek_named, truncated)
         ]
         queues = [run_send(pair, kind, error_queue) for kind in KINDS]
-    flows = FlowsOf(one.summary)
+    flows = FlowsOf(one)
     for truth in sends:
         good = [call for call in truth.calls if not call.error]
         assert flows.sent(truth.tgid) in ((sum(call.bytes for call in good), len(good)), None)
@@ -270,10 +269,10 @@ def test_flow_bytes(capture: Begin, pair: Pair) -> None:
 
 
 class FlowsOf:
-    """Talkers by process; the summary holds the greatest ones only."""
+    """Traffic by process, None where it had none."""
 
-    def __init__(self, summary: Any) -> None:
-        self._talkers = {each["tgid"]: each for each in summary["talkers"]["by_bytes"]}
+    def __init__(self, capture: Capture) -> None:
+        self._talkers = capture.talkers()
         self.compared = 0
 
     def _of(self, tgid: int, way: str) -> tuple[int, int] | None:
