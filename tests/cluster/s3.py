@@ -62,6 +62,9 @@ class S3:
             ),
         )
 
+    def buckets(self) -> list[str]:
+        return [item["Name"] for item in self.client.list_buckets()["Buckets"]]
+
     def create_bucket(self, name: str) -> None:
         self.client.create_bucket(Bucket=name)
 
@@ -144,7 +147,8 @@ class Server:
         def made() -> bool:
             assert daemon.alive, f"the S3 server ended: {daemon.tail()}"
             try:
-                admin.create_bucket(BUCKET)
+                if BUCKET not in admin.buckets():
+                    admin.create_bucket(BUCKET)
                 admin.put(BUCKET, "ready", b"")
             except (BotoCoreError, ClientError):
                 return False
