@@ -20,12 +20,14 @@ from tests.bpf import syscalls
 PATIENCE_S = 60.0
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S, pause: float = 0.005
+) -> Any:
     """The condition's first true value; AssertionError where it stays false too long."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.005)
+        time.sleep(pause)
     return value
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from tests.bpf.workers import wait_until
-from tests.cluster import binaries
+from tests.cluster import binaries, cgroups
 from tests.cluster.control import API_PORT
 from tests.cluster.daemons import Daemon
 from tests.cluster.pki import Authority
@@ -107,6 +107,12 @@ class Node:
     def load_image(self, archive: Path) -> None:
         """Import an OCI or Docker archive; it keeps the name that the archive gives."""
         self.space.run("ctr", "-n", "k8s.io", "images", "import", archive)
+
+    def processes(self, container: str) -> list[int]:
+        """Ids of the processes of a container; `container` is its id."""
+        root = cgroups.tracking()
+        folders = (root / self._cgroup).rglob(container)
+        return [pid for one in folders for pid in cgroups.members(str(one.relative_to(root)))]
 
     def stop_kubelet(self) -> None:
         """Kill the kubelet; its pods go on and nobody watches them."""

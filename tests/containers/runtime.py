@@ -231,10 +231,10 @@ def remove_cgroups() -> bool:
     return not any(root.exists() for root in roots)
 
 
-def make_image(name: str, reference: str, folder: Path) -> bytes:
-    """An OCI archive of one static program, /NAME."""
+def make_image(name: str, reference: str, folder: Path, sources: Path = HERE) -> bytes:
+    """An OCI archive of one static program, /NAME, made from NAME.c in `sources`."""
     program = folder / name
-    source = HERE / f"{name}.c"
+    source = sources / f"{name}.c"
     subprocess.run(
         ["cc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-static", "-s", "-o", program, source],
         check=True,
