@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 DOCS = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bug|bash-completion)(/|$)")
-COPYRIGHT = re.compile(r"/usr/share/doc/[^/]+/copyright$")
+COPYRIGHT = re.compile(r"/usr/share/doc/[^/]+(/copyright)?$")
 LEFT_OUT = re.compile(
     r"/usr/lib/[^/]+/gconv/|/usr/share/(pixmaps|applications)/"
     # modules that ask for libraries of which only a person at a terminal has need
@@ -54,8 +54,7 @@ def system(root: Path, *packages: str) -> None:
     (root / "tmp").chmod(0o1777)
     for package in packages:
         for line in run("dpkg", "--listfiles", package).splitlines():
-            wanted = COPYRIGHT.match(line) or not (DOCS.match(line) or LEFT_OUT.search(line))
-            if wanted and os.path.lexists(line):  # a slim base has no docs
+            if os.path.lexists(line) and _wanted(line):  # a slim base has no docs
                 _take(Path(line), root)
         status = run("dpkg-query", "--status", package)
         (root / "var/lib/dpkg/status.d" / package).write_text(status)
@@ -115,6 +114,12 @@ def _pip(root: Path, *arguments: str) -> None:
         "--break-system-packages", "--root-user-action=ignore", "--no-compile", "--no-cache-dir",
         "--only-binary=:all:", *arguments,
     )  # fmt: skip
+
+
+def _wanted(path: str) -> bool:
+    if COPYRIGHT.match(path):
+        return path.endswith("/copyright") or os.path.islink(path)  # to a package with the same
+    return not (DOCS.match(path) or LEFT_OUT.search(path))
 
 
 def _take(path: Path, root: Path) -> None:

@@ -74,10 +74,18 @@ def _cluster() -> str | None:
     return _s3() or _bpf() or _mount()
 
 
+def _images() -> str | None:
+    for tool in ("buildah", "mmdebstrap"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: make setup-cluster"
+    return _bpf() or _mount()
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
     "cluster": cache(_cluster),
     "containers": cache(_containers),
+    "images": cache(_images),
     "mount": cache(_mount),
     "s3": cache(_s3),
     "static": cache(_static),
