@@ -52,7 +52,12 @@ def members(path: str) -> list[int]:
 
 
 def exists(path: str) -> bool:
-    return any((hierarchy / path).exists() for hierarchy in hierarchies())
+    return any((hierarchy / path).exists() for hierarchy in _all())
+
+
+def _all() -> list[Path]:
+    """Also the empty v2 hierarchy beside v1, where runc makes folders too."""
+    return [*hierarchies(), *([ROOT / "unified"] if (ROOT / "unified").exists() else [])]
 
 
 def destroy(path: str) -> None:
@@ -72,7 +77,7 @@ def _killed(path: str) -> bool:
 
 
 def _removed(path: str) -> bool:
-    for hierarchy in hierarchies():
+    for hierarchy in _all():
         for folder, _, _ in os.walk(hierarchy / path, topdown=False):
             with suppress(OSError):
                 os.rmdir(folder)

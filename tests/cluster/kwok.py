@@ -7,6 +7,7 @@ The cluster must be made with a `lost_after_s` longer than the test.
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import Daemon
 
 ANNOTATION = {"ktrace.io/played-by": "kwok"}
-READY_S = 180.0
+READY_S = 300.0
+CREATORS = 4
+"""kubectl creates one object after the other."""
 NOT_DELETED = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
 
 CONTAINERS = """
@@ -100,8 +103,9 @@ class Kwok:
     def start(self, nodes: int, life: Life) -> None:
         """Play `nodes` nodes, node-0000 and so on; returns when all are Ready."""
         self.play(life)
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(_nodes(nodes))}
-        self._cluster.kubectl("create", "-f", "-", stdin=json.dumps(listed))
+        items = list(_nodes(nodes))
+        with ThreadPoolExecutor(CREATORS) as pool:
+            list(pool.map(self._create, (items[start::CREATORS] for start in range(CREATORS))))
 
         def ready() -> bool:
             template = "{range .items[*]}{.spec.taints[*].key}{'\\n'}{end}"
@@ -110,6 +114,11 @@ class Kwok:
             return len(lines) == nodes and not any(lines)
 
         wait_until(ready, f"{nodes} Ready nodes of kwok", READY_S)
+
+    def _create(self, items: list[dict[str, Any]]) -> None:
+        if items:
+            listed = {"apiVersion": "v1", "kind": "List", "items": items}
+            self._cluster.kubectl("create", "-f", "-", stdin=json.dumps(listed))
 
     def play(self, life: Life) -> None:
         """From now on pods go as `life` says."""
