@@ -56,9 +56,15 @@ def advance(world: World, settings: Settings, now: datetime) -> Plan:
         generation=snapshot.metadata.generation,
         now=now,
     )
-    waits = any(
-        look.pod is None and entry.outcome is Outcome.PENDING
+    without_pod = [
+        (look, entry)
         for look, entry in zip(looks, entries, strict=True)
+        if look.pod is None and not look.entry.final
+    ]
+    waits = any(entry.outcome is Outcome.PENDING for _, entry in without_pod)
+    given_up = any(entry is not look.entry for look, entry in without_pod) or any(
+        isinstance(look.seen, Ended) and look.pod is not None and not look.pod.over
+        for look in looks
     )
     leftovers = abandon([pod for pod in world.pods if pod.snapshot_uid != snapshot.metadata.uid])
     release, delete = _let_go(looks)
@@ -68,7 +74,7 @@ def advance(world: World, settings: Settings, now: datetime) -> Plan:
         release=(*release, *leftovers.release),
         delete=(*delete, *leftovers.delete),
         wake=min([now + (RETRY if waits else RESYNC), *(one.wake for one in going)]),
-        needs_fresh=(bool(create) or vanished) and not world.fresh,
+        needs_fresh=(bool(create) or vanished or given_up) and not world.fresh,
     )
 
 

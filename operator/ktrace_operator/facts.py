@@ -112,6 +112,11 @@ class AgentPod:
         return FINALIZER in self.finalizers
 
     @property
+    def over(self) -> bool:
+        """Whether its container has ended: then nothing about it changes any more."""
+        return isinstance(self.container, Terminated)
+
+    @property
     def phase_ended(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
 

@@ -48,17 +48,23 @@ class Lease:
         if self._settings.enabled and self._clock() + seconds > self._good_until:
             raise Unavailable("the Lease was not renewed in time; nothing is written")
 
-    def acquire(self) -> None:
-        """Waits until this replica leads."""
+    def acquire(self) -> bool:
+        """Waits until this replica leads; False where stop() was called before."""
+        metrics.leading.labels(self._settings.name).set(0)
         while not self._stop.is_set():
             try:
                 if not self._settings.enabled or self.try_once():
-                    break
+                    metrics.leading.labels(self._settings.name).set(1)
+                    logger.info("%s leads", self._identity)
+                    return True
             except ApiError as error:
                 logger.warning("the Lease cannot be taken: %s", error)
             self._stop.wait(self._settings.renew_seconds)
-        metrics.leading.labels(self._settings.name).set(1)
-        logger.info("%s leads", self._identity)
+        return False
+
+    def stop(self) -> None:
+        """Ends acquire() and keep() soon."""
+        self._stop.set()
 
     def keep(self) -> None:
         """Renews until the Lease is lost or close() is called."""
@@ -78,7 +84,7 @@ class Lease:
 
     def close(self) -> None:
         """Stops, and lets another replica lead at once."""
-        self._stop.set()
+        self.stop()
         if not self._settings.enabled or not self.held:
             return
         self._good_until = float("-inf")

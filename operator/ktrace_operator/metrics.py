@@ -5,11 +5,11 @@ Names are those of controller-runtime and client-go where they have one, so that
 work. No label holds the name of a snapshot or a node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from ktrace_api.status import SnapshotStatus
 
@@ -55,7 +55,7 @@ duration = Histogram(
     buckets=(10, 30, 60, 120, 300, 600, 1200, 2400),
 )
 nodes = Counter("tracesnapshot_nodes", "Nodes of snapshots that ended", ["outcome", "reason"])
-agents_created = Counter("tracesnapshot_agent_pods_created", "Agents' pods that were created")
+agents_started = Counter("tracesnapshot_agents_started", "Agents' pods that were created")
 status_writes = Counter("tracesnapshot_status_writes", "Writes of a status", ["result"])
 relist_corrections = Counter(
     "tracesnapshot_relist_corrections", "Snapshots that a watch had not told of"
@@ -67,8 +67,15 @@ loop_lag = Gauge("tracesnapshot_event_loop_lag_seconds", "How late the event loo
 build = Info("tracesnapshot_build", "Version of the operator")
 
 
+def watch_queue(unfinished: Callable[[], list[float]]) -> None:
+    """Shows the ages of what is worked on whenever somebody asks."""
+    queue_unfinished_seconds.labels(CONTROLLER).set_function(lambda: sum(unfinished()))
+    queue_longest_seconds.labels(CONTROLLER).set_function(lambda: max(unfinished(), default=0))
+
+
 def announce() -> None:
     """Says which version this is."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     build.info({"version": version("ktrace")})
 
 

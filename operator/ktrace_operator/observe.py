@@ -231,8 +231,7 @@ def _running(case: Case) -> Going | Ended:
 def _starting(case: Case) -> Going | Ended:
     pod = case.pod
     if case.stop:
-        if not pod.node_name:
-            return _end(case, NodeReason.CANCELED, "stopped before the agent started")
+        # Deleted first: a pod that is being deleted is never bound or started any more.
         return Going(Outcome.PENDING, case.now + MARGIN, end=True)
     waiting = pod.container if isinstance(pod.container, Waiting) else Waiting()
     no_image = waiting.reason in _IMAGE_REASONS

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 _ONE_BY_ONE = 20
 """Nodes that are looked up one by one; more of them are listed."""
-_AT_ONCE = 8
-"""Requests of one snapshot that run at the same time."""
+_LET_GO_AT_ONCE = 100
+"""Pods that are let go between two looks, so that no look takes long at the pace of writes."""
 _AGAIN = timedelta(0)
 
 
@@ -54,9 +54,11 @@ class Reconciler:
         kube: Kube,
         settings: Settings,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        at_once: int = 8,
     ) -> None:
+        """at_once: writes to pods that are under way at the same time."""
         self._kube, self._settings, self._clock = kube, settings, clock
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pods")
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="pods")
         self._creating = threading.Lock()
         """Two snapshots must see each other's agents before they create their own."""
         self._written: dict[SnapshotKey, datetime] = {}
@@ -84,7 +86,8 @@ class Reconciler:
         raw = self._kube.snapshot(key.namespace, key.name)
         now = self._clock().replace(microsecond=0)
         if raw is None:
-            self._let_go(abandon(pods))
+            if self._let_go(abandon(pods)):
+                return _AGAIN
             return RESYNC if pods else None
         snapshot = read_snapshot(raw)
         if isinstance(snapshot, Unreadable):
@@ -101,18 +104,23 @@ class Reconciler:
     def _apply(
         self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime, *, more: bool
     ) -> timedelta | None:
-        self._let_go(made)
+        after = self._write_in_time(key, snapshot, made, now)
+        some_left = self._let_go(made)
         if made.delete_snapshot:
             self._kube.delete_snapshot(snapshot.metadata)
             return None
+        return _AGAIN if more or some_left else after
+
+    def _write_in_time(
+        self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime
+    ) -> timedelta | None:
+        """Writes the status if it is time; says when to look again, None: not at all."""
         began = snapshot.status.start_time or now
         last = self._written.get(key)
         since = self._clock() - last if last is not None else None
         wait = wait_to_write(snapshot.status, made.status, snapshot.spec, since, now - began)
         if wait is not None and wait <= _AGAIN:
             self._write(key, snapshot, made.status)
-            return _AGAIN
-        if more:
             return _AGAIN
         waits = [max(made.wake - now, _AGAIN)] if made.wake is not None else []
         waits += [wait] if wait is not None else []
@@ -143,7 +151,7 @@ class Reconciler:
         def one(node: str, manifest: Mapping[str, Any]) -> tuple[str, Denial | None]:
             try:
                 if self._kube.create_agent(manifest):
-                    metrics.agents_created.inc()
+                    metrics.agents_started.inc()
             except Denied as error:
                 if error.namespace_terminating:
                     raise
@@ -155,18 +163,23 @@ class Reconciler:
         answers = self._pool.map(lambda item: one(*item), made.create)
         return {node: denial for node, denial in answers if denial is not None}
 
-    def _let_go(self, made: Plan) -> None:
+    def _let_go(self, made: Plan) -> bool:
+        """Releases and deletes; says whether there are more of them."""
         release, delete = ({pod.uid for pod in pods} for pods in (made.release, made.delete))
 
         def one(pod: AgentPod) -> None:
-            if pod.uid in release:
-                self._kube.release(pod)
-            if pod.uid in delete:
-                self._kube.delete_agent(pod)
+            try:
+                if pod.uid in release:
+                    self._kube.release(pod)
+                if pod.uid in delete:
+                    self._kube.delete_agent(pod)
+            except Conflict as error:
+                logger.debug("%s: %s; it is looked at again", pod.name, error)
 
-        pods = {pod.uid: pod for pod in (*made.release, *made.delete)}
-        for _ in self._pool.map(one, pods.values()):
+        pods = list({pod.uid: pod for pod in (*made.release, *made.delete)}.values())
+        for _ in self._pool.map(one, pods[:_LET_GO_AT_ONCE]):
             pass
+        return len(pods) > _LET_GO_AT_ONCE
 
     # The world
 
@@ -237,11 +250,11 @@ class Reconciler:
         self, key: SnapshotKey, what: "Unreadable", pods: list[AgentPod], now: datetime
     ) -> timedelta | None:
         made = give_up(what.metadata, what.status, pods, what.message, now)
-        self._let_go(made)
         if made.status != what.status:
             logger.warning("%s: %s", key, what.message)
             self._kube.write_status(what.metadata, made.status)
-        return RESYNC if pods else None
+        some_left = self._let_go(made)
+        return _AGAIN if some_left else RESYNC if pods else None
 
 
 class _Fresh:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import socket
 import uuid
 from collections.abc import Iterator
@@ -56,8 +57,13 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     ticking = loop.create_task(health.tick())
     reconciler = Reconciler(kube, settings)
+    # Until kopf listens to signals itself: as a container's first process we would ignore them.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lease.stop)
+    metrics.watch_queue(queue.unfinished)
     try:
-        await loop.run_in_executor(threads, lease.acquire)
+        if not await loop.run_in_executor(threads, lease.acquire):
+            return
         health.acting = True
         await _until_first(
             loop.run_in_executor(threads, lease.keep),

@@ -53,7 +53,9 @@ def connect(pool: int) -> kubernetes_client.ApiClient:
     except kubernetes_config.ConfigException:
         try:
             kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
+                # Its own default is what the variable was when the library was imported.
+                os.environ.get("KUBECONFIG"),
+                client_configuration=configuration,
             )
         except (kubernetes_config.ConfigException, OSError) as error:
             raise UsageError(

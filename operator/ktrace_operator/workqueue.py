@@ -82,6 +82,11 @@ class WorkQueue(Generic[Key]):
         times = [*self._since.values(), *self._working.values()]
         return self._clock() - min(times) if times else 0.0
 
+    def unfinished(self) -> list[float]:
+        """Seconds for which each key that is worked on has been; any thread may ask."""
+        now = self._clock()
+        return [now - began for began in list(self._working.values())]
+
     async def run(self, workers: int, work: Callable[[Key], Awaitable[timedelta | None]]) -> None:
         """Works until it is cancelled.
 

@@ -337,6 +337,7 @@ class Operator:
             self.kube,  # type: ignore[arg-type]  # the same face
             self.settings,
             clock=lambda: model.now,
+            at_once=1,
         )
 
     def look(self, key: SnapshotKey) -> timedelta | None:

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """kube.py against a real HTTP server that answers as API servers do on bad days."""
 
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import kubernetes.client
 import pytest
@@ -32,8 +27,8 @@ from ktrace_operator.facts import AgentPod
 from ktrace_operator.kube import Kube, selector_text
 from ktrace_operator.pacing import TokenBucket
 from ktrace_operator.transport import Transport
+from tests.operator.http_server import Answer, Server, page
 
-Answer = tuple[int, Any, dict[str, str]]
 FINALIZERS = ("other/keeps", "ktrace.io/collect")
 POD = AgentPod("agents", "pod", "uid-1", datetime(2026, 1, 24, tzinfo=UTC), finalizers=FINALIZERS)
 META = ObjectMeta.model_validate(
@@ -45,57 +40,6 @@ META = ObjectMeta.model_validate(
         "creationTimestamp": "2026-01-24T21:57:54Z",
     }
 )
-
-
-class Server:
-    """Answers by a function of (method, path, query, body), and keeps what was asked."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[str, str, dict[str, str]], Answer] = lambda *_: (200, {}, {})
-        self.asked: list[tuple[str, str, dict[str, str], Any, dict[str, str]]] = []
-        self.hang = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _serve(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
-                url = urlsplit(self.path)
-                query = {key: values[0] for key, values in parse_qs(url.query).items()}
-                outer.asked.append((self.command, url.path, query, body, dict(self.headers)))
-                status, content, headers = outer.answer(self.command, url.path, query)
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815 - http.server's
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def close(self) -> None:
-        self.hang.set()
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
 
 
 def kube_at(url: str, **changes: Any) -> Kube:
@@ -230,11 +174,6 @@ def test_of_a_secret_only_the_metadata_is_asked_for(server: Server, kube: Kube):
     assert secret is not None
     assert secret.usable
     assert "as=PartialObjectMetadata;" in server.asked[0][4]["Accept"]
-
-
-def page(names: list[str], token: str = "") -> Answer:
-    items = [{"metadata": {"name": name}} for name in names]
-    return 200, {"items": items, "metadata": {"continue": token}}, {}
 
 
 def test_a_list_of_several_pages_that_expires_begins_anew(server: Server, kube: Kube):
