@@ -81,8 +81,15 @@ def _images() -> str | None:
     return _bpf() or _mount()
 
 
+def _chart() -> str | None:
+    if absent := {"helm", "kube"} & set(binaries.missing()):
+        return f"{' and '.join(sorted(absent))} not built: make setup-cluster"
+    return None if shutil.which("openssl") else "openssl is missing: make setup-test"
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
+    "chart": cache(_chart),
     "cluster": cache(_cluster),
     "containers": cache(_containers),
     "images": cache(_images),

@@ -74,7 +74,14 @@ agent:
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   imagePullSecrets: {{ .Values.image.pullSecrets | toJson }}
   serviceAccount: {{ include "ktrace.agent" . }}
-  resources: {{ .Values.agent.resources | toJson }}
+  resources:
+    {{- range $kind, $amounts := .Values.agent.resources }}
+    {{ $kind }}:
+      {{- range $name, $amount := $amounts }}
+      {{ $name }}: {{ $amount | quote }}
+      {{- else }} {}
+      {{- end }}
+    {{- end }}
   priorityClass: {{ .Values.agent.priorityClassName | quote }}
   criSockets: {{ .Values.agent.criSockets | toJson }}
   terminationGraceSeconds: {{ .Values.agent.terminationGraceSeconds | int }}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who there is in the tests of the policies, and what they make."""
+
+import itertools
+from typing import Any
+
+from ktrace_api.names import API_GROUP, API_VERSION, KIND
+from ktrace_api.snapshot import Output, TraceSnapshot
+from ktrace_operator.pods import assignment, manifest
+from ktrace_operator.settings import AgentSettings, Settings
+from tests.chart.apiserver import User
+from tests.chart.helm import NAMESPACE, Thing
+
+AGENTS, SHOP = "ktrace-agents", "shop"
+
+ALICE = User("alice")
+"""Bound to ktrace-edit in the agents' namespace, and to view in the shop's: the usual author."""
+NED = User("ned")
+"""As alice, without pods; may trace node-a."""
+TESS = User("tess")
+"""As alice, and may trace all nodes."""
+MALLORY = User("mallory")
+"""admin of the agents' namespace and of the shop's: as much as a tenant may ever get."""
+ROOT = User("root")
+"""cluster-admin: RBAC stops nothing, the policies must."""
+OPERATOR = User.account(NAMESPACE, "ktrace-operator")
+AGENT = User.account(AGENTS, "ktrace-agent")
+
+_numbers = itertools.count(1)
+
+
+def snapshot(
+    nodes: dict[str, Any], namespace: str = AGENTS, name: str | None = None, **more: Any
+) -> Thing:
+    """A TraceSnapshot of a new name; `metadata` and fields of the spec may be given."""
+    metadata = {"name": name or f"snap-{next(_numbers)}", "namespace": namespace}
+    metadata |= more.pop("metadata", {})
+    return {
+        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "kind": KIND,
+        "metadata": metadata,
+        "spec": {"nodes": nodes, **more},
+    }
+
+
+def pod(
+    name: str | None = None,
+    namespace: str = AGENTS,
+    labels: dict[str, str] | None = None,
+    **spec: Any,
+) -> Thing:
+    """A pod that asks for nothing, unless `spec` does."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name or f"reader-{next(_numbers)}",
+            "namespace": namespace,
+            "labels": labels or {},
+        },
+        "spec": {"containers": [{"name": "main", "image": "example/reader"}], **spec},
+    }
+
+
+def agent(owner: Thing, node: str = "node-a") -> Thing:
+    """The pod that the operator makes for a snapshot as the API server returned it."""
+    settings = Settings(namespaces=(AGENTS,), agent=AgentSettings(image="ktrace-agent:0.1.0"))
+    asked = TraceSnapshot.model_validate(owner)
+    output = asked.spec.output or Output.model_validate({"s3": {"bucket": "bundles"}})
+    return manifest(asked, node, output, assignment(asked, node, output, (), settings), settings)
+
+
+def _binding(user: User, role: str, namespace: str | None) -> Thing:
+    metadata = {"name": f"{user.name}-{role}"} | ({"namespace": namespace} if namespace else {})
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding" if namespace else "ClusterRoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "User", "name": user.name}],
+    }
+
+
+def objects() -> list[Thing]:
+    """What everybody may do."""
+    one_node = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "trace-node-a"},
+        "rules": [
+            {
+                "apiGroups": [API_GROUP],
+                "resources": ["nodes"],
+                "resourceNames": ["node-a"],
+                "verbs": ["trace"],
+            }
+        ],
+    }
+    return [
+        one_node,
+        _binding(ALICE, "ktrace-edit", AGENTS),
+        _binding(ALICE, "view", SHOP),
+        _binding(NED, "ktrace-edit", AGENTS),
+        _binding(NED, "trace-node-a", None),
+        _binding(TESS, "ktrace-edit", AGENTS),
+        _binding(TESS, "ktrace-trace-nodes", None),
+        _binding(MALLORY, "admin", AGENTS),
+        _binding(MALLORY, "admin", SHOP),
+        _binding(ROOT, "cluster-admin", None),
+    ]
