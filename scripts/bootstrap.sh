@@ -87,6 +87,7 @@ missing_packages() {
 		has ip || echo iproute2
 		has nft || echo nftables
 		has jq || echo jq
+		has openssl || echo openssl
 		has nsenter || echo util-linux
 		has mount || echo mount
 		has containerd || echo containerd

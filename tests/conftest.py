@@ -58,6 +58,8 @@ def _static() -> str | None:
 
 
 def _s3() -> str | None:
+    if shutil.which("openssl") is None:
+        return "openssl is missing: scripts/bootstrap.sh test"
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     return None if weed.exists() else f"{weed} is missing: scripts/bootstrap.sh test"
 

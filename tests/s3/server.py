@@ -18,8 +18,11 @@ from tests.bpf.workers import wait_until
 
 WEED = Path(sysconfig.get_path("scripts")) / "weed"
 BUCKET = "traces"
-_PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
-          "filer.port.grpc", "s3.port", "s3.port.grpc")  # fmt: skip
+_PORTS = (
+    *(f"{part}.port" for part in ("master", "volume", "filer", "s3")),
+    *(f"{part}.port.grpc" for part in ("master", "volume", "filer", "s3")),
+    "s3.port.https",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Server:
             }
             for one in (ADMIN, AGENT, READER)
         ]
+        _certify(folder)
         (folder / "s3.json").write_text(json.dumps({"identities": known}))
 
     @property
@@ -78,6 +82,14 @@ class Server:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def tls_endpoint(self) -> str:
+        return f"https://localhost:{self._ports['s3.port.https']}"
+
+    @property
+    def certificate(self) -> Path:
+        return self._folder / "tls.crt"
 
     def start(self) -> None:
         command = [
@@ -96,6 +108,8 @@ class Server:
             "-s3",
             f"-s3.config={self._folder}/s3.json",
             f"-s3.localSocket={self._folder}/s3.sock",
+            f"-s3.cert.file={self.certificate}",
+            f"-s3.key.file={self._folder}/tls.key",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             *(f"-{name}={port}" for name, port in self._ports.items()),
@@ -147,3 +161,12 @@ class Server:
     def keys(self, prefix: str) -> list[str]:
         pages = self.admin.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+def _certify(folder: Path) -> None:
+    """A certificate for localhost that signs itself."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", "tls.key", "-out", "tls.crt"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)

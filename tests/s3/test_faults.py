@@ -219,3 +219,13 @@ def test_what_arrived_without_its_answer_is_not_sent_again(
         S3(target(endpoint=line.endpoint), Budget(LONG_S), lambda _: None).deliver([sent])
         assert line.bytes < 10_000
     assert server.admin.head_object(Bucket=BUCKET, Key=key)["LastModified"] == first
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told(
+    server: Server, target: MakeTarget, parcel: MakeParcel
+):
+    message, said = refused(target(endpoint=server.tls_endpoint), parcel(100))
+    assert message == (
+        f"the certificate of {server.tls_endpoint} is not trusted; mend it, or set AWS_CA_BUNDLE"
+    )
+    assert tries(said) == PERMANENT_TRIES

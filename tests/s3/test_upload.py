@@ -21,3 +21,18 @@ def test_what_arrives_is_what_was_sent(
     head = server.admin.head_object(Bucket=BUCKET, Key=key)
     assert head["Metadata"] == {"ktrace-sha256": sent.sha256}
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("size", [10_007, 2 * PART_BYTES + 17])
+def test_over_tls_the_checksum_goes_behind_the_content(
+    server: Server,
+    target: MakeTarget,
+    parcel: MakeParcel,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+):
+    """There the request is signed without its body, and the hash is a trailer."""
+    sent, to = parcel(size), target(endpoint=server.tls_endpoint)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(server.certificate))
+    S3(to, Budget(60), lambda _: None).deliver([sent])
+    assert server.get(f"{to.folder}/{sent.name}") == sent.path.read_bytes()
