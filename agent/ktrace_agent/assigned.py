@@ -101,6 +101,8 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Even
     outcome.uid, outcome.node = report.addressee(text)
     outcome.node = outcome.node or environ.get("NODE_NAME", "")
     assignment = parse(text)
+    if assignment.pods:
+        raise AgentError("this agent cannot narrow a capture to pods; choose nodes by name")
     if isinstance(assignment.target, S3Target):
         credentials.from_environment(environ)  # a bad Secret is told before the capture, not after
     work = Path(environ.get("KTRACE_WORK_DIR", WORK_DIR)) / BUNDLE_FOLDER

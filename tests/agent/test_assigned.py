@@ -145,6 +145,13 @@ def test_a_node_has_one_agent(node: Node):
     assert node.run()[0] == 0
 
 
+def test_what_cannot_be_narrowed_is_not_recorded_whole(node: Node):
+    narrowed = node.assignment().model_copy(update={"pods": (UID,)})
+    status, result = node.run(KTRACE_CAPTURE=narrowed.model_dump_json())
+    assert (status, result.reason) == (1, NodeReason.AGENT_ERROR)
+    assert node.captures == 0
+
+
 WRONG: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("the whole", lambda _: "{"),
     ("the whole", lambda _: "[]"),
