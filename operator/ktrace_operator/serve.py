@@ -21,7 +21,7 @@ import kopf
 from prometheus_client import start_http_server
 
 from ktrace_api.names import API_GROUP, API_VERSION, LABEL_SNAPSHOT, MANAGER, PLURAL
-from ktrace_operator import metrics
+from ktrace_operator import metrics, tls
 from ktrace_operator.errors import ApiError, LeaseLost, OperatorError
 from ktrace_operator.health import Health, WatchCheck
 from ktrace_operator.kube import AGENT_SELECTOR, Kube
@@ -145,8 +145,8 @@ def _register(
     """What kopf calls: each handler puts one key on the queue."""
 
     @kopf.on.login(registry=registry)
-    def login(**arguments: Any) -> Any:
-        return kopf.login_via_client(**arguments)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        return tls.login(**arguments)
 
     @kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=registry)
     async def snapshot(

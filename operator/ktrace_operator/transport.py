@@ -29,6 +29,7 @@ from ktrace_operator.errors import (
     UsageError,
 )
 from ktrace_operator.pacing import TokenBucket
+from ktrace_operator.tls import open_client
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -63,7 +64,7 @@ def connect(pool: int) -> kubernetes_client.ApiClient:
             ) from error
     configuration.connection_pool_maxsize = pool
     configuration.retries = False
-    return kubernetes_client.ApiClient(configuration)
+    return open_client(configuration)
 
 
 class Transport:
@@ -132,6 +133,9 @@ class Transport:
                     *request, _request_timeout=(CONNECT_SECONDS, timeout)
                 )
                 content = answer.read() or b"{}"  # type: ignore[no-untyped-call]
+            except kubernetes_client.ApiException as error:  # what it makes of a fault of TLS
+                metrics.requests.labels("<error>", method).inc()
+                raise Unavailable(f"{method} {path}: {error.reason}") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 metrics.requests.labels("<error>", method).inc()
                 raise Unavailable(f"{method} {path}: {error}") from error
