@@ -204,7 +204,7 @@ class Cluster:
 
     def _start(self) -> None:
         ca = self.control.prepare()
-        self._say("starting etcd, API server, controller manager, scheduler, S3, containerd")
+        self._say("starting etcd, API server, S3, containerd")
         self.control.start()
         self.s3_server.prepare()
         self.s3_server.daemon.start()
@@ -222,7 +222,8 @@ class Cluster:
             node.wait_containerd()
             node.load_image(pause)
         self.control.wait(ports["api"])
-        self._say("starting kubelet and kube-proxy on each node")
+        self._say("starting controller manager, scheduler, kubelet and kube-proxy of each node")
+        self.control.start_controllers()
         for node in self.nodes:
             for name in ("kubelet", "kube-proxy"):
                 node.daemon(name).start()

@@ -86,7 +86,12 @@ class ControlPlane:
         return Daemon(name, self.folder, self._cgroup, command)
 
     def start(self) -> None:
-        for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+        for name in ("etcd", "kube-apiserver"):
+            self.daemon(name).start()
+
+    def start_controllers(self) -> None:
+        """After the API server is ready: the controller manager waits ten seconds for it."""
+        for name in ("kube-controller-manager", "kube-scheduler"):
             self.daemon(name).start()
 
     def wait(self, port: int) -> None:
