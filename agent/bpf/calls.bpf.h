@@ -119,7 +119,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	if (kt_calls_full) {
 		kt_read_tuple(false, sk, &t);
 		kt_read_user_peer(BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), &t);
-		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, 0)))
+		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, kt_current_wanted(), 0)))
 			kt_add(c->lost_map, 1);
 		return;
 	}
@@ -172,7 +172,7 @@ static __always_inline int kt_accepted(long fd)
 		s->role = KT_ROLE_SERVER;
 	}
 	kt_read_tuple(false, sk, &t);
-	if (!kt_port_match(&t))
+	if (!kt_wanted(&owner) || !kt_port_match(&t))
 		return 0;
 	flow = kt_flow_of(&t, IPPROTO_TCP, &owner, bpf_ktime_get_boot_ns());
 	if (flow) {

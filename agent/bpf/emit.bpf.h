@@ -28,16 +28,22 @@ static __always_inline bool kt_port_match(const struct kt_tuple *t)
 	return !kt_config.ports_only || kt_port_listed(t->lport) || kt_port_listed(t->rport);
 }
 
-/* Count the event as seen; its counters where it passes the filter, else NULL. */
+/* Whether what this process does passes the pod filter; nobody's events do not. */
+static __always_inline bool kt_wanted(const struct kt_owner *owner)
+{
+	return !kt_config.pods_only || owner->wanted;
+}
+
+/* Count the event as seen; its counters where it passes the filters, else NULL. */
 static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_tuple *t,
-						    __u64 bytes)
+						    bool wanted, __u64 bytes)
 {
 	struct kt_counters *c = kt_hook(type);
 
 	if (!c)
 		return NULL;
 	kt_add(c->seen, 1);
-	if (!kt_port_match(t)) {
+	if (!wanted || !kt_port_match(t)) {
 		kt_add(c->filtered, 1);
 		return NULL;
 	}
@@ -46,11 +52,12 @@ static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_
 }
 
 /* An event passed without a program: what comes after it shows that. */
-static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t)
+static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t,
+				      const struct kt_owner *owner)
 {
 	struct kt_counters *c;
 
-	if (kt_wants(type) && kt_port_match(t) && (c = kt_hook(type)))
+	if (kt_wants(type) && kt_wanted(owner) && kt_port_match(t) && (c = kt_hook(type)))
 		kt_add(c->unseen, 1);
 }
 

@@ -15,6 +15,7 @@
 #define KT_COMM_LEN 16
 #define KT_CGROUP_LEVELS 4
 #define KT_CGROUP_NAME_LEN 96
+#define KT_POD_UID_LEN 36
 #define KT_UNKNOWN (~0ULL)
 
 /* Row types; those below KT_HOOKS are also the index of the hook's counters. */
@@ -119,7 +120,8 @@ struct kt_config {
 	__u8 dns_only;
 	__u8 ports_only;
 	__u8 cgroup_v1; /* name processes by the hierarchy of `pids` */
-	__u8 pad[4];
+	__u8 pods_only; /* keep what processes of the pods in `pods` do */
+	__u8 pad[3];
 };
 
 /* Accounting of a hook, per CPU. seen is the sum of the others but the last two. */
@@ -177,9 +179,22 @@ struct kt_flow {
 	char comm[KT_COMM_LEN];
 };
 
+enum kt_in_pods {
+	KT_IN_PODS_UNKNOWN = 0, /* nobody asked yet */
+	KT_IN_PODS_NO = 1,
+	KT_IN_PODS_YES = 2,
+};
+
 /* Names of a cgroup and its parents, leaf first, "" above the root. */
 struct kt_cgroup {
 	char name[KT_CGROUP_LEVELS][KT_CGROUP_NAME_LEN];
+	__u32 in_pods; /* enum kt_in_pods: whether a pod of `pods` holds it */
+};
+
+/* A pod as the kubelet's cgroups name it: its UID with dashes, or the 32 digits
+ * of a static pod's hash and zeros. */
+struct kt_pod_uid {
+	char text[KT_POD_UID_LEN];
 };
 
 #endif

@@ -65,16 +65,18 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 	kt_read_common(true, skc, &t);
 	if (!kt_port_match(&t))
 		return 0;
+	if (BPF_CORE_READ(skc, skc_state) == TCP_NEW_SYN_RECV)
+		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
+	else
+		s = kt_sock_get((struct sock *)skc);
+	if (!kt_wanted(s ? &s->owner : &kt_nobody))
+		return 0;
 	e.ts = bpf_ktime_get_boot_ns();
 	e.type = KT_STOCK;
 	e.duration = KT_UNKNOWN;
 	e.new_state = BPF_CORE_READ(skc, skc_state);
 	e.sock = BPF_CORE_READ(skc, skc_cookie.counter);
 	kt_put_tuple(&e, &t);
-	if (e.new_state == TCP_NEW_SYN_RECV)
-		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
-	else
-		s = kt_sock_get((struct sock *)skc);
 	if (s) {
 		kt_put_owner(&e, &s->owner);
 		e.role = s->role;
@@ -102,7 +104,7 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 	kt_read_tuple(false, (struct sock *)*key, &t);
 	if (!kt_wants(KT_CONNECT))
 		return 0;
-	c = kt_admit(KT_CONNECT, &t, 0);
+	c = kt_admit(KT_CONNECT, &t, kt_wanted(&value->owner), 0);
 	if (!c || !kt_keep(KT_CONNECT, c))
 		return 0;
 	e.ts = bpf_ktime_get_boot_ns();

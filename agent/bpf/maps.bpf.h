@@ -26,7 +26,8 @@ struct kt_owner {
 	__u8 seccomp_mode;
 	__u8 known;
 	__u8 source;
-	__u8 pad[5];
+	__u8 wanted; /* it is in a pod that was asked for */
+	__u8 pad[4];
 	char comm[KT_COMM_LEN];
 };
 
@@ -140,6 +141,15 @@ struct {
 	__type(key, __u64);
 	__type(value, struct kt_cgroup);
 } cgroups SEC(".maps");
+
+/* The pods whose events are kept, where not all are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct kt_pod_uid);
+	__type(value, __u8);
+} pods SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -5,6 +5,9 @@
 
 #define PF_KTHREAD 0x00200000
 
+#define KT_POD 0x646f70	 /* "pod" */
+#define KT_POD_LEVELS 16 /* from a process's cgroup up to its pod's, at most */
+
 static const struct kt_cgroup kt_zero_cgroup = {};
 
 static __always_inline struct kernfs_node *kt_kernfs_parent(struct kernfs_node *kn)
@@ -60,23 +63,112 @@ static __always_inline struct kernfs_node *kt_v1_node(struct task_struct *task)
 	return BPF_CORE_READ(css, cgroup, kn);
 }
 
-static __always_inline void kt_read_cgroup(struct task_struct *task, struct kt_owner *owner)
+/* Its id; 0 where it cannot be told. The node may go on to functions that the
+ * verifier looks at alone: they take what was read, not what it follows itself. */
+static __always_inline __u64 kt_cgroup_of(struct task_struct *task, struct kernfs_node **kn)
+{
+	if (!kt_config.cgroup_v1 && !kt_config.pods_only) {
+		*kn = task->cgroups->dfl_cgrp->kn;
+		return (*kn)->id;
+	}
+	*kn = kt_config.cgroup_v1 ? kt_v1_node(task) : BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+	return BPF_CORE_READ(*kn, id);
+}
+
+static __always_inline bool kt_is_hex(__u8 c)
+{
+	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+}
+
+/*
+ * Not static: the verifier looks once at each of these, whoever calls.
+ *
+ * Where the UID begins in `pod<UID>` and `...-pod<UID>.slice...`, 0 where none does.
+ */
+__noinline __u64 kt_find_pod_uid(__u64 name)
+{
+	__u8 before = '-';
+
+	for (int i = 0; i < KT_CGROUP_NAME_LEN; i++) {
+		__u32 word = 0;
+
+		if (bpf_probe_read_kernel(&word, sizeof(word), (void *)(name + i)) ||
+		    !(word & 0xff))
+			return 0;
+		if (before == '-' && (word & 0xffffff) == KT_POD && kt_is_hex(word >> 24))
+			return name + i + 3;
+		before = word;
+	}
+	return 0;
+}
+
+/* Whether a name is that of the cgroup of a listed pod. systemd's names have `_`
+ * for `-`. */
+__noinline int kt_names_pod(__u64 name)
+{
+	struct kt_pod_uid uid = {};
+	__u64 begin = kt_find_pod_uid(name);
+
+	if (!begin || bpf_probe_read_kernel(uid.text, KT_POD_UID_LEN, (void *)begin))
+		return 0;
+#pragma unroll
+	for (int i = 8; i <= 23; i += 5)
+		if (uid.text[i] == '_')
+			uid.text[i] = '-';
+	if (uid.text[8] != '-')
+		__builtin_memset(uid.text + 32, 0, KT_POD_UID_LEN - 32);
+	return bpf_map_lookup_elem(&pods, &uid) != NULL;
+}
+
+/* Whether a cgroup lies in a listed pod's. The answer stands in its name alone and
+ * in those above it: a container that starts anew is in the pod from its first
+ * moment, and nobody needs to look for it. */
+__noinline int kt_cgroup_wanted(__u64 id, __u64 node)
+{
+	struct kernfs_node *kn = (struct kernfs_node *)node;
+	struct kt_cgroup *known;
+	int found = 0;
+
+	kt_cgroup_name(id, kn);
+	known = bpf_map_lookup_elem(&cgroups, &id);
+	if (known && known->in_pods)
+		return known->in_pods == KT_IN_PODS_YES;
+	for (int i = 0; i < KT_POD_LEVELS; i++) {
+		if (!kn || found)
+			break;
+		found = kt_names_pod((__u64)BPF_CORE_READ(kn, name));
+		kn = kt_kernfs_parent(kn);
+	}
+	if (known)
+		known->in_pods = found ? KT_IN_PODS_YES : KT_IN_PODS_NO;
+	return found;
+}
+
+/* Whether the current task's events pass the pod filter. */
+static __always_inline bool kt_current_wanted(void)
 {
 	struct kernfs_node *kn;
 	__u64 id;
 
-	if (kt_config.cgroup_v1) {
-		kn = kt_v1_node(task);
-		id = BPF_CORE_READ(kn, id);
-	} else {
-		kn = task->cgroups->dfl_cgrp->kn;
-		id = kn->id;
-	}
+	if (!kt_config.pods_only)
+		return true;
+	id = kt_cgroup_of(bpf_get_current_task_btf(), &kn);
+	return id && kt_cgroup_wanted(id, (__u64)kn);
+}
+
+static __always_inline void kt_read_cgroup(struct task_struct *task, struct kt_owner *owner)
+{
+	struct kernfs_node *kn;
+	__u64 id = kt_cgroup_of(task, &kn);
+
 	if (!id)
 		return;
 	owner->cgroup_id = id;
 	owner->known |= KT_KNOWN_CGROUP;
-	kt_cgroup_name(id, kn);
+	if (kt_config.pods_only)
+		owner->wanted = kt_cgroup_wanted(id, (__u64)kn);
+	else
+		kt_cgroup_name(id, kn);
 }
 
 /* The pid namespace that the task itself lives in; nsproxy has its children's. */

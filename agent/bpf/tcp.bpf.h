@@ -41,7 +41,7 @@ static __always_inline void kt_emit_connect(const struct kt_tuple *t, const stru
 
 	if (!kt_wants(KT_CONNECT))
 		return;
-	c = kt_admit(KT_CONNECT, t, 0);
+	c = kt_admit(KT_CONNECT, t, kt_wanted(owner), 0);
 	if (!c)
 		return;
 	flow = kt_flow_of(t, IPPROTO_TCP, owner, now);
@@ -88,16 +88,16 @@ static __always_inline void kt_check_change(const struct kt_sock *s, const struc
 	__u8 last = kt_told_state(s);
 
 	if (s->told && last != old && !(last == TCP_CLOSE && old == TCP_SYN_SENT))
-		kt_missed(KT_TCP_STATE, t);
+		kt_missed(KT_TCP_STATE, t, &s->owner);
 }
 
 /* The end of a socket: its last change was to CLOSE, and no connect is open. */
 static __always_inline void kt_check_end(const struct kt_sock *s, const struct kt_tuple *t)
 {
 	if (s->told && kt_told_state(s) != TCP_CLOSE)
-		kt_missed(KT_TCP_STATE, t);
+		kt_missed(KT_TCP_STATE, t, &s->owner);
 	if (s->connect == KT_CONNECT_PENDING)
-		kt_missed(KT_CONNECT, t);
+		kt_missed(KT_CONNECT, t, &s->owner);
 }
 
 static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
@@ -111,12 +111,12 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 		struct kt_counters *c;
 
 		/* Without an entry the outcome can't be told: one event lost. */
-		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, t, 0)))
+		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, t, kt_current_wanted(), 0)))
 			kt_add(c->lost_map, 1);
 		return;
 	}
 	if (s->connect == KT_CONNECT_PENDING)
-		kt_missed(KT_CONNECT, t);
+		kt_missed(KT_CONNECT, t, &s->owner);
 	s->role = KT_ROLE_CLIENT;
 	s->connect = KT_CONNECT_PENDING;
 	s->connect_ts = call ? call->ts : now;
@@ -197,8 +197,15 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 					  const struct kt_tuple *t, int old, int new, __u64 now)
 {
-	struct kt_counters *c = kt_admit(KT_TCP_STATE, t, 0);
+	bool opens = new == TCP_SYN_SENT || new == TCP_LISTEN;
+	struct kt_counters *c;
 	struct kt_event *e;
+
+	c = kt_admit(KT_TCP_STATE, t, s ? kt_wanted(&s->owner) : !opens || kt_current_wanted(), 0);
+	if (c && kt_config.pods_only && !s && !opens) {
+		kt_add(c->lost_map, 1); /* whose it is would stand there */
+		return;
+	}
 
 	if (!c)
 		return;
@@ -356,7 +363,8 @@ static const struct kt_owner kt_nobody = {};
 static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct kt_sock *s,
 					       __u64 cookie, __u8 state, __u32 segs, __u32 flags)
 {
-	struct kt_counters *c = kt_admit(KT_RETRANSMIT, t, 0);
+	struct kt_counters *c =
+		kt_admit(KT_RETRANSMIT, t, kt_wanted(s ? &s->owner : &kt_nobody), 0);
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_flow *flow;
 	struct kt_event *e;

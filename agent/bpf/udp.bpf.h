@@ -51,7 +51,7 @@ static __always_inline struct kt_call *kt_udp_call(struct sock *sk, __u8 first, 
 static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __u64 ts,
 					__u64 cookie, int ret, __u32 flags)
 {
-	struct kt_counters *c = kt_admit(type, t, ret > 0 ? ret : 0);
+	struct kt_counters *c = kt_admit(type, t, kt_current_wanted(), ret > 0 ? ret : 0);
 	struct kt_owner owner;
 	struct kt_event *e;
 
@@ -195,6 +195,8 @@ static __always_inline void kt_tcp_data(struct sock *sk, int bytes, bool sent)
 		kt_own_by_use(s);
 	kt_read_tuple(true, sk, &t);
 	if (!kt_port_match(&t))
+		return;
+	if (!kt_current_wanted())
 		return;
 	if (s && s->owner.tgid == bpf_get_current_pid_tgid() >> 32) {
 		kt_flow_data(&t, IPPROTO_TCP, &s->owner, bpf_ktime_get_boot_ns(), bytes, sent);

@@ -101,8 +101,6 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Even
     outcome.uid, outcome.node = report.addressee(text)
     outcome.node = outcome.node or environ.get("NODE_NAME", "")
     assignment = parse(text)
-    if assignment.pods:
-        raise AgentError("this agent cannot narrow a capture to pods; choose nodes by name")
     if isinstance(assignment.target, S3Target):
         credentials.from_environment(environ)  # a bad Secret is told before the capture, not after
     work = Path(environ.get("KTRACE_WORK_DIR", WORK_DIR)) / BUNDLE_FOLDER
@@ -110,8 +108,9 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Even
     with _alone(), prepared(work, "KTRACE_WORK_DIR") as folder:
         from ktrace_agent import delivery, session, terminal
 
-        with terminal.observer(assignment.capture) as observer:
-            outcome.sealed = session.run(assignment.capture, folder, observer, stop, host_root)
+        config = assignment.capture.model_copy(update={"pods": assignment.pods})
+        with terminal.observer(config) as observer:
+            outcome.sealed = session.run(config, folder, observer, stop, host_root)
         outcome.delivered = delivery.deliver(
             outcome.sealed, assignment.target, assignment.upload_seconds, say
         )

@@ -69,6 +69,7 @@ def _capture(summary: Summary, node: NodeInfo) -> tuple[Any, ...]:
         "security": config.security,
         "conntrack": config.conntrack,
         "ports": list(config.ports),
+        "pods": list(config.pods),
         "events": [str(kind) for kind in config.events],
         "rows": summary.rows,
         "lost": sum(hook.lost_ring + hook.lost_map + hook.unseen for hook in hooks),

@@ -73,6 +73,13 @@ FLAGS: tuple[Flag, ...] = (
         "at most 64 port numbers from 1 to 65535, separated by commas",
     ),
     Flag(
+        "--pods",
+        "pods",
+        "LIST",
+        "Keep only what processes of these pods do, by UID.",
+        "at most 256 UIDs of pods, separated by commas",
+    ),
+    Flag(
         "--with-connect-latency",
         "",
         "BOOL",

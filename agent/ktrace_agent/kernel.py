@@ -47,6 +47,17 @@ _MISSES_OF = {
     "tcp_retransmit_synack": RowType.TCP_RETRANSMIT,
 }
 _CGROUP_LEVELS, _CGROUP_NAME_LEN = 4, 96
+_IN_PODS_YES = 2
+POD_UID_LEN = 36
+
+
+class CgroupNames(ctypes.Structure):
+    """struct kt_cgroup."""
+
+    _fields_ = (
+        ("name", (c_char * _CGROUP_NAME_LEN) * _CGROUP_LEVELS),
+        ("in_pods", c_uint32),
+    )
 
 
 class KernelConfig(ctypes.Structure):
@@ -61,7 +72,8 @@ class KernelConfig(ctypes.Structure):
         ("dns_only", c_uint8),
         ("ports_only", c_uint8),
         ("cgroup_v1", c_uint8),
-        ("pad", c_char * 4),
+        ("pods_only", c_uint8),
+        ("pad", c_char * 3),
     )
 
     @classmethod
@@ -74,6 +86,7 @@ class KernelConfig(ctypes.Structure):
             dns_only=config.dns_only,
             ports_only=bool(config.ports),
             cgroup_v1=cgroup_v1,
+            pods_only=bool(config.pods),
         )
         for port in config.ports:
             value.ports[port >> 6] |= 1 << (port & 63)
@@ -170,6 +183,8 @@ class Collector:
             bpf.map("socks").set_max_entries(self._config.max_sockets)
             bpf.map("flows").set_max_entries(self._config.max_flows)
             bpf.load()
+            for uid in self._config.pods:
+                bpf.map("pods").put(uid.encode().ljust(POD_UID_LEN, b"\0"), b"\1")
         except BaseException:
             bpf.close()
             raise
@@ -263,14 +278,16 @@ class Collector:
         return self._object.map("flows").items()
 
     def cgroups(self) -> dict[int, str]:
-        """cgroup id -> path, as many levels as the kernel side kept."""
+        """cgroup id -> path, as many levels as the kernel side kept.
+
+        With a pod filter only those of the pods: who asks for them is told of no others.
+        """
         keys, values = self._object.map("cgroups").items()
-        size = _CGROUP_LEVELS * _CGROUP_NAME_LEN
+        found = (CgroupNames * (len(keys) // 8)).from_buffer_copy(values)
         return {
-            int.from_bytes(keys[i * 8 : i * 8 + 8], "little"): _cgroup_path(
-                values[i * size : (i + 1) * size]
-            )
-            for i in range(len(keys) // 8)
+            int.from_bytes(keys[i * 8 : i * 8 + 8], "little"): _cgroup_path(one)
+            for i, one in enumerate(found)
+            if not self._config.pods or one.in_pods == _IN_PODS_YES
         }
 
     def close(self) -> None:
@@ -292,13 +309,8 @@ def _sum(per_cpu: list[bytes], count: int) -> list[int]:
     return [sum(column) for column in zip(*values, strict=True)]
 
 
-def _cgroup_path(names: bytes) -> str:
-    levels = [
-        names[i * _CGROUP_NAME_LEN : (i + 1) * _CGROUP_NAME_LEN]
-        .split(b"\0")[0]
-        .decode(errors="replace")
-        for i in range(_CGROUP_LEVELS)
-    ]
+def _cgroup_path(names: CgroupNames) -> str:
+    levels = [level.value.decode(errors="replace") for level in names.name]
     return "/" + "/".join(level for level in reversed(levels) if level)
 
 

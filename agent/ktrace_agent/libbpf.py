@@ -93,6 +93,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     "bpf_map_lookup_batch": (
         c_int,
         (c_int, c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_uint32), c_void_p),
@@ -210,6 +211,12 @@ class Map:
         if size.value != sizeof(value):
             raise BpfError(f"section of {size.value} bytes, {sizeof(value)} given", errno.EPROTO)
         ctypes.memmove(memory, byref(value), sizeof(value))
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set an entry of a hash map."""
+        if (len(key), len(value)) != (self.key_size, self.value_size):
+            raise BpfError(f"entry of {self.key_size} + {self.value_size} bytes", errno.EPROTO)
+        _check("bpf_map_update_elem", library().bpf_map_update_elem(self.fd, key, value, 0))
 
     def lookup_percpu(self, index: int) -> list[bytes]:
         """The value of a per-CPU array at `index`, one for each possible CPU."""

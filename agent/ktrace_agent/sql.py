@@ -151,6 +151,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "security": "BOOLEAN",
         "conntrack": "BOOLEAN",
         "ports": "INTEGER[]",
+        "pods": "VARCHAR[]",
         "events": "VARCHAR[]",
         "rows": "BIGINT",
         "lost": "BIGINT",

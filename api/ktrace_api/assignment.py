@@ -10,18 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ktrace_api.capture import CaptureConfig
+from ktrace_api.capture import MAX_PODS, CaptureConfig, PodUid
 from ktrace_api.kubeobject import Folder
 from ktrace_api.model import Model
 from ktrace_api.snapshot import PvcOutput, S3Output
-
-MAX_PODS = 256
-"""Pods of one node that a capture can be narrowed to."""
-
-PodUid = Annotated[
-    str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$|^[0-9a-f]{32}$")
-]
-"""A pod's UID; of a static pod it is 32 hexadecimal digits without dashes."""
 
 
 def uid8(uid: str) -> str:

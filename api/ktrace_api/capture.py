@@ -71,6 +71,12 @@ Duration = Annotated[
 ]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+PodUid = Annotated[
+    str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$|^[0-9a-f]{32}$")
+]
+"""A pod's UID as its cgroup is named by: of a static pod 32 hexadecimal digits, its hash."""
+MAX_PODS = 256
+"""Pods of one node that a capture can be narrowed to."""
 SocketPath = Annotated[str, Field(max_length=256, pattern=r"^(unix://)?/[^\x00-\x1f]*$")]
 
 
@@ -101,6 +107,13 @@ class CaptureConfig(BaseModel):
             default=(),
             max_length=64,
             description="Keep only these ports, local or remote; none = all.",
+        )
+    )
+    pods: Annotated[tuple[PodUid, ...], BeforeValidator(parse_list), AfterValidator(_distinct)] = (
+        Field(
+            default=(),
+            max_length=MAX_PODS,
+            description="Keep only events of processes in these pods, by UID; none = all.",
         )
     )
     sample: int = Field(

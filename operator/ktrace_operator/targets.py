@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ktrace_api.assignment import MAX_PODS
+from ktrace_api.capture import MAX_PODS
 from ktrace_api.names import ConditionReason, NodeReason, Outcome
 from ktrace_api.snapshot import NodeTarget, TraceSnapshot
 from ktrace_api.status import NodeResult

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ktrace_agent import records
+from ktrace_agent import kernel, records
 from ktrace_agent.kernel import KernelConfig
 from ktrace_agent.recording import HookCounters, Overflow
 from ktrace_api.names import ConnectResult, OwnerSource, PeerSource, Role, RowType
@@ -26,6 +26,7 @@ typedef unsigned long long __u64; typedef int __s32;
 #include "events.h"
 struct kt_event event; struct kt_flow_key flow_key; struct kt_flow flow;
 struct kt_counters counters; struct kt_overflow overflow; struct kt_config config;
+struct kt_cgroup cgroup; struct kt_pod_uid pod;
 enum kt_type type; enum kt_owner_source owner; enum kt_peer_source peer; enum kt_role role;
 enum kt_result result;
 """
@@ -66,6 +67,16 @@ def test_offsets_and_sizes(btf: dict[str, Any], struct: str, dtype: np.dtype[Any
     assert expected == [(name, offsets[name][1]) for name in offsets]
     # Without padding, each member ends where the next one begins.
     assert ends == [offsets[name][1] + dtype[name].itemsize for name in offsets]
+
+
+def test_names_of_cgroups_and_pods_are_where_the_kernel_puts_them(btf: dict[str, Any]):
+    found = btf["kt_cgroup"]
+    expected = [(member["name"], member["bits_offset"] // 8) for member in found["members"]]
+    assert expected == [
+        (name, getattr(kernel.CgroupNames, name).offset) for name in ("name", "in_pods")
+    ]
+    assert found["size"] == ctypes.sizeof(kernel.CgroupNames)
+    assert btf["kt_pod_uid"]["size"] == kernel.POD_UID_LEN
 
 
 def test_the_knobs_are_where_the_kernel_reads_them(btf: dict[str, Any]):

@@ -21,6 +21,8 @@ from ktrace_api.thresholds import Thresholds
 from .conftest import Make, make_events
 from .test_flags import WRONG
 
+POD_UID = "6f2c7a0e-1111-4222-8333-444455556666"
+
 
 class Session:
     """What main asked for; `then` is what happens instead of a capture."""
@@ -129,7 +131,7 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         "MAX_BYTES": "2MiB", "NODE": "n8", "RING_BYTES": "8KiB", "MAX_SOCKETS": "4",
         "MAX_FLOWS": "5", "OUT_DIR": "elsewhere", "WITH_CRI": "true", "CRI_SOCKET": "/run/a.sock",
         "WITH_CONNTRACK": "false", "HOST_ROOT": "/proc/self/root", "THRESHOLD": "min_count=7",
-        "THRESHOLD_FILE": "limits.json",
+        "THRESHOLD_FILE": "limits.json", "PODS": f"{'0' * 32},{POD_UID}",
     }  # fmt: skip
     Path("limits.json").write_text('{"min_count": 6, "udp_drops": 9}')
     local = {"KTRACE_OUT_DIR", "KTRACE_HOST_ROOT", "KTRACE_THRESHOLD", "KTRACE_THRESHOLD_FILE"}
@@ -141,7 +143,7 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         node="n8", duration="5s", events="tcp,udp", dns_only=True, ports=(53,), sample=2,
         max_events=3, max_bytes="2MiB", security=False, ring_bytes="8KiB", max_sockets=4,
         max_flows=5, cri="true", cri_sockets=("/run/a.sock",), conntrack=False,
-        thresholds=Thresholds(min_count=7, udp_drops=9),
+        pods=("0" * 32, POD_UID), thresholds=Thresholds(min_count=7, udp_drops=9),
     )  # fmt: skip
     assert Path("elsewhere").is_dir()
 

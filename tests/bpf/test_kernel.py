@@ -32,6 +32,19 @@ def test_every_candidate_loads_alone(name: str):
     bpf.close()
 
 
+@pytest.mark.parametrize("cgroup_v1", [True, False])
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_candidate_loads_alone_with_every_filter(name: str, cgroup_v1: bool):
+    config = CONFIG.model_copy(update={"ports": (53,), "dns_only": True, "pods": ("0" * 32,)})
+    bpf = Object(object_path("ktrace.bpf.o"))
+    bpf.map(".rodata.config").set_initial(KernelConfig.of(config, cgroup_v1=cgroup_v1))
+    for program in bpf.programs.values():
+        program.set_autoload(program.name == name)
+    bpf.load()
+    assert bpf.programs[name].fd >= 0
+    bpf.close()
+
+
 def test_the_object_has_exactly_the_programs_that_the_hooks_name():
     bpf = Object(object_path("ktrace.bpf.o"))
     assert set(bpf.programs) == set(TARGETS)

@@ -288,6 +288,8 @@ def _coverage(case: Case) -> Coverage:
     filters = [f"port {', '.join(map(str, ports[:8]))}"] if ports else []
     if capture.get("dns_only"):
         filters.append("DNS")
+    if pods := capture.get("pods"):
+        filters.append("one pod" if len(pods) == 1 else f"{len(pods)} pods")
     missing = case.ask("SELECT hook FROM hooks WHERE chosen IS NULL AND len(refused) > 0")
     return Coverage(
         rows=seen["rows"],
