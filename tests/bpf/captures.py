@@ -179,17 +179,33 @@ class Capture:
 
         The summary lists the greatest of the whole host, which on a busy one may be others.
         """
+        sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in TRAFFIC)
+        lines = self._ask(
+            "flows",
+            f"""SELECT tgid, {sums}, count(*) AS flows, any_value(net) AS netns
+                FROM flows WHERE tgid IS NOT NULL GROUP BY tgid""",
+        )
+        return {line["tgid"]: line for line in lines}
+
+    def stock(self, moment: str) -> dict[int, dict[str, int]]:
+        """TCP sockets of each process at the `start` or the `end`, by state."""
+        lines = self._ask(
+            "sockets",
+            f"""SELECT tgid, histogram(state) AS states
+                FROM sockets WHERE moment = '{moment}' AND tgid IS NOT NULL GROUP BY tgid""",
+        )
+        return {line["tgid"]: line["states"] for line in lines}
+
+    def _ask(self, table: str, query: str) -> list[Row]:
+        """The lines of a query on a table that is in the archive only."""
         with tarfile.open(self.file("bundle.tgz")) as bundle:
-            name = next(name for name in bundle.getnames() if name.endswith(".flows.parquet"))
+            name = next(name for name in bundle.getnames() if name.endswith(f".{table}.parquet"))
             bundle.extract(name, self.folder, filter="data")
-        query = f"""SELECT tgid, {", ".join(f"sum({name})::BIGINT AS {name}" for name in TRAFFIC)},
-            count(*) AS flows, any_value(net) AS netns
-            FROM '{self.folder / name}' WHERE tgid IS NOT NULL GROUP BY tgid"""
         with closing(duckdb.connect()) as database:
+            database.read_parquet(str(self.folder / name)).create_view(table)
             found = database.execute(query)
             names = [column[0] for column in found.description or ()]
-            lines = [dict(zip(names, values, strict=True)) for values in found.fetchall()]
-        return {line["tgid"]: line for line in lines}
+            return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
 
     def kept(self, hook: str) -> int:
         """Events of a hook that passed the filter."""

@@ -283,7 +283,6 @@ def test_before_the_capture(capture: Begin, pair: Pair) -> None:
         assert owners(rows) == [server.tgid] * 3
         # recv() of the end of the stream carries nothing but is an act all the same.
         assert {row["owner_source"] for row in rows} <= {"inventory", "process"}
-    stock = one.summary["stock_start"]["owners"]
-    found = {owner["tgid"]: owner["states"] for owner in stock}
+    found = one.stock("start")
     assert found[client.tgid] == {"ESTABLISHED": 7}
     assert found[server.tgid] == {"ESTABLISHED": 7, "LISTEN": 1}

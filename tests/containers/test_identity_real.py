@@ -108,7 +108,9 @@ def test_each_process_has_its_pod_and_container(runtime: Runtime, tmp_path: Path
     print(f"{len(right)} of {made} processes, {len(rows)} rows, none wrong; {facts}")
     assert len(right) >= 0.99 * made
     assert facts["notes"] == []
-    assert (facts["contradictions"], facts["named"]) == (0, facts["containers"])
+    assert facts["contradictions"] == 0
+    # Others may run containers here that this runtime does not know.
+    assert facts["named"] >= len({one.truth.container_id for one in truth.values()})
 
 
 def seconds_to_seal(folder: Path, *flags: str) -> tuple[float, Capture]:
