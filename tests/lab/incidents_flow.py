@@ -109,7 +109,9 @@ class _Loss(Scene):
         assert 0.5 * self.percent <= 100 * lost / self.sent <= 1.6 * self.percent, (lost, self.sent)
         assert self.again >= 0.8 * lost, (lost, self.again)
         rows = capture.of("tcp_retransmit", net=self.link.client.inode)
-        assert sum(row["segs"] for row in rows) == self.again
+        told = sum(row["segs"] for row in rows)
+        unseen = capture.summary["accounting"]["tcp_retransmit"]["unseen"]
+        assert told <= self.again <= told + unseen, (told, self.again, unseen)
 
 
 class LossTwo(_Loss):
