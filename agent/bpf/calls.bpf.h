@@ -154,6 +154,20 @@ int exit_connect(struct kt_sys_exit *ctx)
 	return 0;
 }
 
+/* The entry of a child that a process takes: its birth may have passed unseen. */
+static __always_inline struct kt_sock *kt_accepted_entry(struct sock *sk, const struct kt_tuple *t)
+{
+	struct kt_sock *s = kt_sock_get(sk);
+
+	if (!s)
+		return kt_socks_full ? NULL : kt_sock_add(sk);
+	if (kt_is_stale(s, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter))) {
+		kt_check_end(s, t);
+		*s = kt_zero_sock;
+	}
+	return s;
+}
+
 static __always_inline int kt_accepted(long fd)
 {
 	socket_state state;
@@ -166,12 +180,12 @@ static __always_inline int kt_accepted(long fd)
 	if (!sk)
 		return 0;
 	kt_read_current(&owner, KT_OWNER_ACCEPT);
-	s = kt_sock_get(sk);
+	kt_read_tuple(false, sk, &t);
+	s = kt_accepted_entry(sk, &t);
 	if (s) {
 		s->owner = owner;
 		s->role = KT_ROLE_SERVER;
 	}
-	kt_read_tuple(false, sk, &t);
 	if (!kt_wanted(&owner) || !kt_port_match(&t))
 		return 0;
 	flow = kt_flow_of(&t, IPPROTO_TCP, &owner, bpf_ktime_get_boot_ns());

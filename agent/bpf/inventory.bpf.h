@@ -68,7 +68,7 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 	if (BPF_CORE_READ(skc, skc_state) == TCP_NEW_SYN_RECV)
 		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
 	else
-		s = kt_sock_get((struct sock *)skc);
+		s = kt_sock_live((struct sock *)skc, BPF_CORE_READ(skc, skc_cookie.counter));
 	if (!kt_wanted(s ? &s->owner : &kt_nobody))
 		return 0;
 	e.ts = bpf_ktime_get_boot_ns();

@@ -33,6 +33,24 @@ static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
 	return s;
 }
 
+/*
+ * Whether the entry is that of a socket that lay at the same address before, whose
+ * end passed unseen. An entry with a cookie has it from its socket, so a socket
+ * with another one, or with none yet, is not the one that the entry tells of.
+ */
+static __always_inline bool kt_is_stale(const struct kt_sock *s, __u64 cookie)
+{
+	return s->cookie && s->cookie != cookie;
+}
+
+/* The entry of the very socket that has this cookie, or NULL. */
+static __always_inline struct kt_sock *kt_sock_live(const struct sock *sk, __u64 cookie)
+{
+	struct kt_sock *s = kt_sock_get(sk);
+
+	return s && kt_is_stale(s, cookie) ? NULL : s;
+}
+
 static __always_inline void kt_listener_key_of(const struct kt_tuple *t, const __u8 addr[16],
 					       struct kt_listener_key *key)
 {

@@ -172,14 +172,12 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		s = kt_sock_add(sk);
 	if (!s)
 		return NULL;
-	/* A child is new, and another cookie is another socket, whatever stood
-	 * here: its end may have passed unseen. A child's own cookie is set after
-	 * SYN_RECV before v6.15 (inet_csk_clone_lock). */
+	/* A child is new, whatever stood here. Its own cookie is set after SYN_RECV
+	 * before v6.15 (inet_csk_clone_lock). */
 	cookie = sk->__sk_common.skc_cookie.counter;
-	if (old == TCP_SYN_RECV && cookie)
+	if (old == TCP_SYN_RECV && kt_told_state(s) == TCP_SYN_RECV)
 		s->cookie = cookie;
-	if ((old == TCP_LISTEN && new == TCP_SYN_RECV) ||
-	    (cookie && s->cookie && s->cookie != cookie)) {
+	if ((old == TCP_LISTEN && new == TCP_SYN_RECV) || kt_is_stale(s, cookie)) {
 		kt_check_end(s, t);
 		*s = kt_zero_sock;
 	}
@@ -391,12 +389,12 @@ static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct 
 static __always_inline int kt_retransmit(const struct sock *sk, struct sk_buff *skb)
 {
 	__u16 segs = BPF_CORE_READ((struct tcp_skb_cb *)&skb->cb, tcp_gso_segs);
-	struct kt_sock *s = kt_sock_get(sk);
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+	struct kt_sock *s = kt_sock_live(sk, cookie);
 	struct kt_tuple t;
 
 	kt_read_tuple(true, sk, &t);
-	kt_emit_retransmit(&t, s, s ? s->cookie : BPF_CORE_READ(sk, __sk_common.skc_cookie.counter),
-			   sk->__sk_common.skc_state, segs ?: 1, 0);
+	kt_emit_retransmit(&t, s, cookie, sk->__sk_common.skc_state, segs ?: 1, 0);
 	return 0;
 }
 

@@ -185,7 +185,7 @@ static __always_inline int kt_udp_send_end(void)
 
 static __always_inline void kt_tcp_data(struct sock *sk, int bytes, bool sent)
 {
-	struct kt_sock *s = kt_sock_get(sk);
+	struct kt_sock *s = kt_sock_live(sk, sk->__sk_common.skc_cookie.counter);
 	struct kt_owner owner;
 	struct kt_tuple t;
 

@@ -93,6 +93,15 @@ def test_accept_owns_what_came_before_it():
     assert rows["owner_source"].tolist() == [ACCEPT, ACCEPT, PROCESS, ACCEPT, NONE]
 
 
+def test_accept_owns_nothing_of_another_connection():
+    for change in ({"net": 6}, {"local_port": 4001}, {"remote_port": 80}):
+        rows = rows_of(
+            {"owner_source": NONE, "owner": 0}, {"owner_source": ACCEPT, "owner": 4, **change}
+        )
+        backfill(rows, [9], {})
+        assert rows["owner"].tolist() == [0, 4], change
+
+
 def test_the_inventory_at_the_end_knows_who_accepted():
     rows = rows_of(
         {"owner_source": NONE, "owner": 0},

@@ -82,6 +82,9 @@ def _owners(rows: Array, index: Array, accepted: Mapping[int, int]) -> None:
     found = after < len(index)
     after[~found] = 0
     found &= sock[after] == sock
+    for name in ("net", "local_port", "remote_port"):  # the cookie alone is a kernel's word
+        value = rows[name][index]
+        found &= (value[after] == value) | (value == 0)
     fill = missing & found
     rows["owner"][index[fill]] = owner[after[fill]]
     rows["owner_source"][index[fill]] = OWNER[OwnerSource.ACCEPT]
