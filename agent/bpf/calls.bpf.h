@@ -80,19 +80,22 @@ static __always_inline void kt_connect_failed(struct sock *sk, __u64 name, __u64
 			bpf_ktime_get_boot_ns(), result, error);
 }
 
-/* What the call says of an attempt that the state machine has not ended. Success:
- * the end of the handshake went by unseen, the process learns of it now. */
-static __always_inline void kt_connect_returned(struct sock *sk, struct kt_sock *s, long ret)
+/* What the call says of an attempt that the state machine has not ended. But for
+ * those that go on, its end went by unseen: the process learns of it now. */
+static __always_inline void kt_connect_returned(const struct kt_call *call, struct kt_sock *s,
+						long ret)
 {
 	struct kt_tuple t;
 
 	s->connect_ret = ret;
-	if (ret)
+	if (ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || kt_is_restart(-ret))
 		return;
-	kt_read_tuple(false, sk, &t);
+	kt_read_tuple(false, (struct sock *)call->sk, &t);
+	if (ret) /* a failed attempt clears the socket's address */
+		kt_read_user_peer(call->name, call->namelen, &t);
 	s->connect = KT_CONNECT_DONE;
 	kt_emit_connect(&t, &s->owner, s->cookie, s->connect_ts, bpf_ktime_get_boot_ns(),
-			KT_RESULT_ESTABLISHED, 0);
+			ret ? KT_RESULT_FAILED : KT_RESULT_ESTABLISHED, -ret);
 }
 
 /* An exit without an enter: a seccomp filter answered in connect()'s place
@@ -143,7 +146,7 @@ int exit_connect(struct kt_sys_exit *ctx)
 	if ((call->syn_sent || call->repeat) && !call->deferred) {
 		s = kt_sock_get(sk);
 		if (s && s->connect == KT_CONNECT_PENDING)
-			kt_connect_returned(sk, s, ret);
+			kt_connect_returned(call, s, ret);
 	} else if (ret < 0 && ret != -EINPROGRESS) {
 		kt_connect_failed(sk, call->name, call->namelen, call->ts, KT_RESULT_FAILED, -ret);
 		s = kt_sock_get(sk);
