@@ -141,7 +141,7 @@ class Server:
         return Daemon("s3", self._folder, self._cgroup, command)
 
     def wait(self, admin: S3) -> None:
-        """Until it takes objects; then it has the bucket `traces`."""
+        """Until it takes objects (the first byte needs a volume); then it has the bucket `traces`."""
         daemon = self.daemon
 
         def made() -> bool:
@@ -149,7 +149,7 @@ class Server:
             try:
                 if BUCKET not in admin.buckets():
                     admin.create_bucket(BUCKET)
-                admin.put(BUCKET, "ready", b"")
+                admin.put(BUCKET, "ready", b"ready")
             except (BotoCoreError, ClientError):
                 return False
             admin.client.delete_object(Bucket=BUCKET, Key="ready")
