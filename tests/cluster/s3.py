@@ -141,7 +141,7 @@ class Server:
         return Daemon("s3", self._folder, self._cgroup, command)
 
     def wait(self, admin: S3) -> None:
-        """Until it takes objects (the first byte needs a volume); then it has the bucket `traces`."""
+        """Until it takes objects with bytes (for those it makes a volume); then `traces` exists."""
         daemon = self.daemon
 
         def made() -> bool:
