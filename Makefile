@@ -17,7 +17,7 @@ DURATION ?= 10s
 OUT ?= out
 TESTS ?= tests
 
-.PHONY: help run test lab cluster cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
+.PHONY: help run test lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ lab: setup-test bpf ## play all incidents and healthy scenes, print the confusio
 
 cluster: setup-cluster ## start a real Kubernetes of two nodes on this machine and leave it up (root, or sudo)
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up
+
+demo: setup-cluster ## a real Kubernetes with a dead DNS service, ktrace installed, and what it finds (root, or sudo; KEEP=1 leaves it up)
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster.demo $(if $(KEEP),--keep)
 
 cluster-down: ## stop what `make cluster` started and remove all of it
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster down

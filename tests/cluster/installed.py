@@ -31,13 +31,13 @@ OUTPUT = {
 }
 
 
-def load_images(cluster: Cluster) -> None:
+def load_images(cluster: Cluster, say: images.Say = print) -> None:
     """Build both images, if anything in them changed, and give them to all nodes."""
     for dockerfile, name, target in (
         ("Dockerfile.operator", "ktrace-operator", ""),
         ("Dockerfile.agent", "ktrace-agent", "core"),
     ):
-        archive = images.build(images.ROOT / dockerfile, f"localhost/{name}:{TAG}", target)
+        archive = images.build(images.ROOT / dockerfile, f"localhost/{name}:{TAG}", target, say=say)
         cluster.load_image(archive)
 
 
