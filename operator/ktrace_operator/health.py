@@ -99,7 +99,7 @@ class Health:
             began = self._clock()
             await asyncio.sleep(_TICK)
             self._ticked = self._clock()
-            metrics.loop_lag.set(max(0.0, self._ticked - began - _TICK))
+            metrics.loop_lag.observe(max(0.0, self._ticked - began - _TICK))
 
     async def serve(self, port: int) -> web.AppRunner:
         """Answers /healthz and /readyz: 200, or 503 with what is wrong."""

@@ -63,7 +63,11 @@ relist_corrections = Counter(
 last_event = Gauge(
     "tracesnapshot_watch_last_event_timestamp_seconds", "When a watch told something last", ["kind"]
 )
-loop_lag = Gauge("tracesnapshot_event_loop_lag_seconds", "How late the event loop was last")
+loop_lag = Histogram(
+    "tracesnapshot_event_loop_lag_seconds",
+    "How late the event loop was, a look a second",
+    buckets=(0.01, 0.05, 0.2, 1, 5),
+)
 build = Info("tracesnapshot_build", "Version of the operator")
 
 

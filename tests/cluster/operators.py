@@ -76,6 +76,11 @@ class Operator:
             )
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """None while it runs."""
         return None if self._process is None else self._process.poll()
