@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from typing import Any
 
+import pytest
+
 from ktrace_api.finding import Cause, Severity
 
 from .captured import NET, SERVER, Captured, ends, serious
@@ -49,13 +51,27 @@ def test_a_server_has_its_clients_together():
     assert finding.subject.peer == SERVER
 
 
-def test_one_connection_that_gets_nothing_acknowledged():
+def stalled() -> Captured:
     made = Captured()
     for second in (1.0, 1.2, 1.6, 2.4, 4.0):
         made.retransmit(second, sock=5)
-    finding = made.flow(tx_bytes=10_000_000, opened=1).finding("TCP_RETRANSMITS")
+    return made.flow(tx_bytes=10_000_000, opened=1)
+
+
+def test_one_connection_that_gets_nothing_acknowledged():
+    finding = stalled().finding("TCP_RETRANSMITS")
     assert finding.severity == Severity.WARNING
     assert finding.counts["stalled"] == 1
+
+
+@pytest.mark.parametrize(("again", "duplicates", "severe"), [(23, 19, True), (23, 20, False)])
+def test_late_segments_of_a_busy_connection_are_no_stall(
+    again: int, duplicates: int, severe: bool
+) -> None:
+    """The receiver reports each as a duplicate: that pauses grow is then chance."""
+    made = stalled().counter("snmp", "Tcp.RetransSegs", again)
+    made.counter("netstat", "TcpExt.TCPDSACKRecv", duplicates)
+    assert bool(serious(made.analyze())) == severe
 
 
 def test_probes_now_and_then_are_no_stall():

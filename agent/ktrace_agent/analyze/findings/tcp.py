@@ -131,11 +131,15 @@ def _loss(case: Case, row: Row) -> Finding:
     known = case.delta(row["net"], "netstat", "TcpExt.TCPDSACKRecv")
     needless = resent > 0 and known / resent >= limits.retransmit_needless_share
     lossy = segs >= limits.retransmit_count and rate >= limits.retransmit_share and not needless
-    severity = Severity.WARNING if lossy or row["stalls"] else Severity.INFO
+    # Where the namespace's receivers had all but a few of the segments, none of its connections
+    # can have lost a whole run of them.
+    acknowledged = resent > 0 and resent - known < limits.stall_retransmits
+    stalled = 0 if acknowledged else row["stalls"]
+    severity = Severity.WARNING if lossy or stalled else Severity.INFO
     worse = rate >= limits.retransmit_critical_share and segs >= 10 * limits.retransmit_count
     if lossy and worse:
         severity = Severity.CRITICAL
-    stalls = f"; {row['stalls']} connections get nothing acknowledged" if row["stalls"] else ""
+    stalls = f"; {stalled} connections get nothing acknowledged" if stalled else ""
     return case.find(
         FindingId.TCP_RETRANSMITS,
         severity,
@@ -148,12 +152,12 @@ def _loss(case: Case, row: Row) -> Finding:
         look=f"{inside(row)}ss -tino dst {row['remote_ip']};"
         f" {inside(row)}ping -M do -s 1472 -c 5 {row['remote_ip']}",
         rests_on=(RowType.TCP_RETRANSMIT,),
-        confidence=Confidence.HIGH if row["stalls"] or segs >= 50 else Confidence.MEDIUM,
+        confidence=Confidence.HIGH if stalled or segs >= 50 else Confidence.MEDIUM,
         counts={
             "segments_again": segs,
             "segments_sent": int(sent),
             "sockets": row["sockets"],
-            "stalled": row["stalls"],
+            "stalled": stalled,
             "needless": known,
         },
         rows=row["shown"],
