@@ -179,9 +179,11 @@ class Link:
         return int(library().bpf_link__fd(self._pointer))
 
     def close(self) -> None:
-        if self._pointer:
-            library().bpf_link__destroy(self._pointer)
-            self._pointer = 0
+        # Let go first: an interrupt may come while the kernel detaches it, and whoever cleans up
+        # after that must not free it again.
+        pointer, self._pointer = self._pointer, 0
+        if pointer:
+            library().bpf_link__destroy(pointer)
 
 
 class Map:
@@ -352,9 +354,9 @@ class Object:
         _check("load", library().bpf_object__load(self._pointer))
 
     def close(self) -> None:
-        if self._pointer:
-            library().bpf_object__close(self._pointer)
-            self._pointer = 0
+        pointer, self._pointer = self._pointer, 0
+        if pointer:
+            library().bpf_object__close(pointer)
 
 
 def read_iterator(link: Link) -> bytes:
@@ -385,6 +387,6 @@ class KernelTypes:
         return int(prototype.info & 0xFFFF) - 1  # the first is void *__data
 
     def close(self) -> None:
-        if self._btf:
-            library().btf__free(self._btf)
-            self._btf = 0
+        btf, self._btf = self._btf, 0
+        if btf:
+            library().btf__free(btf)

@@ -83,10 +83,10 @@ class Spool:
 
     def close(self) -> None:
         """End the drain and let go of the file; a duplicate of its descriptor keeps it."""
-        if self._ring:
+        ring, self._ring = self._ring, None
+        if ring:
             if self._thread.is_alive():
-                self._lib.kt_ring_stop(self._ring)
+                self._lib.kt_ring_stop(ring)
                 self._thread.join()
-            self._lib.kt_ring_close(self._ring)
-            self._ring = None
+            self._lib.kt_ring_close(ring)
             self._file.close()
