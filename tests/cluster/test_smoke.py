@@ -79,10 +79,10 @@ def test_privileged_host_pod_reports_by_its_termination_message(
 
 
 def test_volume_is_shared_by_the_nodes(cluster: Cluster, probe: str, namespace: str) -> None:
-    folder = cluster.shared_volume("bundles", namespace)
+    folder = cluster.shared_volume("smoke", namespace)
     for node in ("node-a", "node-b"):
         command = ["sh", "-c", f"echo {node} >/shared/{node}; echo >/dev/termination-log"]
-        pod = manifests.pod(node, node, probe, command, claim="bundles")
+        pod = manifests.pod(node, node, probe, command, claim="smoke")
         cluster.apply(inside(namespace, pod))
     for node in ("node-a", "node-b"):
         message(cluster, namespace, node)
