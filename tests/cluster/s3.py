@@ -23,6 +23,7 @@ ENDPOINT = f"http://{CONTROL_ADDRESS}:{PORT}"
 """For pods and nodes."""
 REGION = "us-east-1"
 BUCKET = "traces"
+START = Path(__file__).parent / "weed.sh"
 READY_S = 60.0
 IDENTITIES = {
     "admin": ["Admin", "Read", "Write", "List", "Tagging"],
@@ -125,18 +126,22 @@ class Server:
     @property
     def daemon(self) -> Daemon:
         command = self._space.enter(
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", START),
+            self._folder,
             Path(sysconfig.get_path("scripts")) / "weed",
-            f"-logdir={self._folder}",
+            "-logdir=/mnt",
             "server",
-            f"-dir={self._folder}/data",
+            "-dir=/mnt/data",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             "-volume.max=200",
+            "-master.telemetry=false",
             "-master.volumeSizeLimitMB=64",
             "-s3",
             f"-s3.port={PORT}",
             "-s3.ip.bind=0.0.0.0",
-            f"-s3.config={self._folder}/s3.json",
+            "-s3.config=/mnt/s3.json",
         )
         return Daemon("s3", self._folder, self._cgroup, command)
 

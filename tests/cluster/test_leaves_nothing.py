@@ -26,7 +26,7 @@ PLAYED = 13
 
 
 def host() -> dict[str, str]:
-    """What a cluster might change: links, addresses, rules, mounts, sysctls."""
+    """What a cluster might change: links, addresses, rules, mounts, sockets, sysctls."""
     seen = {
         command: subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
         for command in ("ip -brief address", "ip route", "ip netns", "nft list ruleset")
@@ -35,6 +35,7 @@ def host() -> dict[str, str]:
     seen["mounts"] = "\n".join(  # an image that somebody builds meanwhile is none of ours
         line for line in mounts if " - overlay " not in line or str(state_root()) in line
     )
+    seen["sockets"] = "\n".join(sorted(map(str, Path("/tmp").glob("*.sock"))))
     return seen | {name: Path("/proc/sys", name).read_text() for name in SYSCTLS}
 
 

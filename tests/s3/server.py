@@ -125,6 +125,10 @@ class Server:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        for name, port in self._ports.items():
+            if name.endswith(".grpc"):
+                part = name.partition(".")[0]
+                Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
 
     def _is_ready(self) -> bool:
         assert self._process.poll() is None, (self._folder / "output").read_text()[-2000:]
