@@ -9,7 +9,7 @@ import pytest
 
 from tests.chart import people
 from tests.chart.apiserver import Api, running, wait_for
-from tests.chart.helm import NAMESPACE, install
+from tests.chart.helm import NAMESPACE, Thing, install
 
 VALUES: dict[str, Any] = {
     "podTargets": {"namespaces": [people.SHOP]},
@@ -66,3 +66,9 @@ def api(bare: Api) -> Api:
     )
     assert bare.request("GET", f"/api/v1/namespaces/{NAMESPACE}").ok
     return bare
+
+
+@pytest.fixture
+def mine(api: Api) -> Thing:
+    """A snapshot of tess's."""
+    return people.accepted(api.create(people.snapshot(people.ALL), user=people.TESS))

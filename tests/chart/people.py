@@ -8,10 +8,15 @@ from ktrace_api.names import API_GROUP, API_VERSION, KIND
 from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_operator.pods import assignment, manifest
 from ktrace_operator.settings import AgentSettings, Settings
-from tests.chart.apiserver import User
+from tests.chart.apiserver import Answer, User
 from tests.chart.helm import NAMESPACE, Thing
 
 AGENTS, SHOP = "ktrace-agents", "shop"
+PODS = f"/api/v1/namespaces/{AGENTS}/pods"
+SNAPSHOTS = f"/apis/ktrace.io/v1alpha1/namespaces/{AGENTS}/tracesnapshots"
+ALL: dict[str, Any] = {"selector": {}}
+LABELLED = {"matchLabels": {"app": "web"}}
+"""Nodes and pods that a snapshot names."""
 
 ALICE = User("alice")
 """Bound to ktrace-edit in the agents' namespace, and to view in the shop's: the usual author."""
@@ -108,3 +113,20 @@ def objects() -> list[Thing]:
         _binding(MALLORY, "admin", SHOP),
         _binding(ROOT, "cluster-admin", None),
     ]
+
+
+def refused(answer: Answer, *words: str) -> None:
+    """It was, and says so in these words."""
+    assert answer.status in (400, 403, 413, 422), (answer.status, answer.message)
+    for word in words:
+        assert word in answer.message, answer.message
+
+
+def accepted(answer: Answer) -> Thing:
+    assert answer.ok, (answer.status, answer.message)
+    return answer.body
+
+
+def path_of(thing: Thing) -> str:
+    """Of a snapshot."""
+    return f"{SNAPSHOTS}/{thing['metadata']['name']}"
