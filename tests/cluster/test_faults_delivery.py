@@ -142,7 +142,7 @@ def test_what_is_not_delivered_is_no_success(
 def test_a_volume_that_is_full(cluster: Cluster, snapshots: Snapshots):
     node = cluster.node("node-a")
     folder = cluster.shared_volume(FULL, AGENTS)
-    node.space.run("mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder))
+    node.space.run("mount", "-t", "tmpfs", "-o", "size=8k", "none", str(folder))
     try:
         snapshots.create(FULL, [node.name], output={"pvc": {"claimName": FULL}})
         status = snapshots.end_of(FULL, END_S)
