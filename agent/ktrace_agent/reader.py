@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
+from isal import igzip, isal_zlib
 from pydantic import ValidationError
-from zlib_ng import gzip_ng, zlib_ng
 
 from ktrace_agent.archive import COPY_BYTES, MANIFEST, MANIFEST_MAX_BYTES
 from ktrace_agent.errors import BadBundle, UsageError
@@ -45,7 +45,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
     gzip.BadGzipFile,
     zlib.error,
-    cast("type[Exception]", zlib_ng.error),
+    cast("type[Exception]", isal_zlib.error),
     tarfile.HeaderError,
     UnicodeDecodeError,
 )
@@ -186,7 +186,7 @@ class _Unpacked:
 
 def _unpack(file: Path, source: _Source, stack: ExitStack) -> _Unpacked:
     found = _Unpacked(file, stack)
-    with gzip_ng.GzipNGFile(fileobj=source, mode="rb") as stream:  # type: ignore[no-untyped-call]
+    with igzip.IGzipFile(fileobj=source, mode="rb") as stream:  # type: ignore[no-untyped-call]
         for name, size in _headers(file, stream):
             source.member = name
             found.take(name, size, stream)

@@ -405,7 +405,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_nothing_heavy_is_imported_at_start():
-    heavy = {"numpy", "duckdb", "rich", "pydantic", "zlib_ng", "ctypes"}
+    heavy = {"numpy", "duckdb", "rich", "pydantic", "isal", "ctypes"}
     script = f"import sys, ktrace_agent.main; print({heavy!r} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert found.stdout.decode().strip() == "set()"
@@ -415,7 +415,7 @@ def test_the_watch_over_a_capture_loads_no_numpy():
     script = (
         "import sys; from ktrace_agent import result, session, terminal, preflight, host, flags;"
         "flags.configure({'node': 'n'});"
-        "print({'numpy', 'duckdb', 'rich', 'zlib_ng'} & set(sys.modules))"
+        "print({'numpy', 'duckdb', 'rich', 'isal'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert found.stdout.decode().strip() == "set()"

@@ -129,10 +129,10 @@ class Conntrack:
             path = Tuple(entry.reply.dst, entry.reply.src)
             further = [
                 one
-                for one in self.candidates(entry.netns, entry.proto, *path)
-                if one.nat != "none"
+                for place in self._places(entry.netns, entry.proto, *path)
+                if place[0] not in passed
+                and (one := self.tables[place[0]].entry(*place)).nat != "none"
                 and one.original == path
-                and one.netns not in passed
                 and _alive(one, since_ns, until_ns)
             ]
             if not further:
@@ -165,6 +165,8 @@ class Conntrack:
         until_ns: int | None,
     ) -> Entry | None:
         found = self.candidates(netns, proto, local, remote)
+        if not found:
+            return None
         if since_ns is not None or until_ns is not None:
             found = [one for one in found if _alive(one, since_ns, until_ns)]
         if len(found) < 2:
@@ -188,19 +190,29 @@ class Conntrack:
         self, netns: int, proto: Proto, local: tuple[bytes, int], remote: tuple[bytes, int]
     ) -> list[Entry]:
         """Every entry with local -> remote as one of its tuples, wherever and whenever seen."""
+        return [
+            self.tables[place[0]].entry(*place)
+            for place in self._places(netns, proto, local, remote)
+        ]
+
+    def _places(
+        self, netns: int, proto: Proto, local: tuple[bytes, int], remote: tuple[bytes, int]
+    ) -> list[_Place]:
         if self._index is None:
             self._index = self._build()
         address, port = local
         peer, peer_port = remote
         own = self.addresses.get(netns, ()) if address in _WILDCARDS else (address,)
-        found: list[Entry] = []
+        found: list[_Place] = []
         for one in own:
             if one.startswith(MAPPED) != peer.startswith(MAPPED):
                 continue
-            places = self._index.get(_pack(proto, one, port, peer, peer_port), [])
+            places = self._index.get(_pack(proto, one, port, peer, peer_port))
+            if places is None:
+                continue
             found += [
-                self.tables[place[0]].entry(*place)
-                for place in (places if isinstance(places, list) else [places])
+                place
+                for place in (places if isinstance(places, list) else (places,))
                 if place[0] == netns or not (_confined(one) or _confined(peer))
             ]
         return found

@@ -7,6 +7,7 @@ An entry is kept once it was seen, with the time in which it can have lived.
 import socket
 import struct
 from array import array
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ktrace_agent.enrich.netlink import MAPPED
@@ -18,7 +19,8 @@ Proto = Literal["tcp", "udp"]
 FINISHED = (TCP_STATES.index("TIME_WAIT"), TCP_STATES.index("CLOSE"))
 """States after which nothing of the connection follows."""
 _NOT_YET = 0xFFFF
-_PORTS = struct.Struct(">HH")
+_V4, _V6 = struct.Struct(">4s4sxHH"), struct.Struct(">16s16sxHH")
+"""nfct.pack_tuple() read back."""
 
 
 class End(NamedTuple):
@@ -29,9 +31,14 @@ class End(NamedTuple):
 
     def __str__(self) -> str:
         """`192.0.2.1:80`, `[2001:db8::1]:80`."""
-        if self.address.startswith(MAPPED):
-            return f"{socket.inet_ntop(socket.AF_INET, self.address[12:])}:{self.port}"
-        return f"[{socket.inet_ntop(socket.AF_INET6, self.address)}]:{self.port}"
+        return f"{_text(self.address)}:{self.port}"
+
+
+@lru_cache(maxsize=4096)
+def _text(address: bytes) -> str:
+    if address.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, address[12:])
+    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]"
 
 
 class Tuple(NamedTuple):
@@ -68,10 +75,7 @@ class Entry(NamedTuple):
     """CLOCK_BOOTTIME at the end of the first look at which it was there."""
     gone_before_ns: int | None
     """CLOCK_BOOTTIME at which it was finished or no longer there; None: there at the end."""
-
-    @property
-    def nat(self) -> Nat:
-        return nat_of(self.original, self.reply)
+    nat: Nat
 
     @property
     def replied(self) -> bool:
@@ -174,17 +178,19 @@ class Table:
         proto: Proto = "tcp" if key[-5] == TCP else "udp"
         status = self._status[at]
         born, seen, gone = self._life(at)
+        original, reply = _unpack(key[KEY_HEAD : KEY_HEAD + size]), _unpack(key[KEY_HEAD + size :])
         return Entry(
             netns=netns,
             zone=int.from_bytes(key[:2], "big"),
             proto=proto,
             state=_udp_state(status) if proto == "udp" else _tcp_state(self._state[at]),
             status=status,
-            original=_unpack(key[KEY_HEAD : KEY_HEAD + size]),
-            reply=_unpack(key[KEY_HEAD + size :]),
+            original=original,
+            reply=reply,
             born_after_ns=born,
             first_seen_ns=seen,
             gone_before_ns=gone,
+            nat=nat_of(original, reply),
         )
 
 
@@ -199,9 +205,8 @@ def _udp_state(status: int) -> str:
 
 
 def _unpack(packed: bytes) -> Tuple:
-    size = (len(packed) - 5) // 2
-    source, target = packed[:size], packed[size : 2 * size]
-    if size == 4:
-        source, target = MAPPED + source, MAPPED + target
-    sport, dport = _PORTS.unpack_from(packed, 2 * size + 1)
+    if len(packed) == _V4.size:
+        source, target, sport, dport = _V4.unpack(packed)
+        return Tuple(End(MAPPED + source, sport), End(MAPPED + target, dport))
+    source, target, sport, dport = _V6.unpack(packed)
     return Tuple(End(source, sport), End(target, dport))
