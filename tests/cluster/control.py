@@ -97,6 +97,7 @@ class ControlPlane:
     def wait(self, port: int) -> None:
         """Until the API server, seen through the relay's loopback port, says that it is ready."""
         context = ssl.create_default_context(cafile=self.folder / "pki/ca.crt")
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does from 3.13 on
         apiserver = self.daemon("kube-apiserver")
 
         def ready() -> bool:

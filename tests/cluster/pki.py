@@ -26,6 +26,13 @@ class Pair:
     key: Path
 
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+    key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+    decipher_only=False,
+)  # fmt: skip
+
+
 class Authority:
     """The cluster's CA; everything it signs lies in one folder."""
 
@@ -37,6 +44,7 @@ class Authority:
         certificate = (
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.pair = self._write("ca", certificate, self._key)
@@ -105,6 +113,12 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - SKEW)
             .not_valid_after(now + LIFE)
+            # RFC 5280 asks for both, and Python from 3.13 on insists.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
         )
 
     def _write(self, file: str, one: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:
