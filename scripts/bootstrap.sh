@@ -65,6 +65,18 @@ bpftool_package() {
 	fi
 }
 
+has_netavark() { [ -x /usr/lib/podman/netavark ] || [ -x /usr/libexec/podman/netavark ]; }
+
+# From 1.30 on buildah looks for it before any build, also before one without a network; Debian's
+# package only recommends it.
+needs_netavark() {
+	local version
+	has dpkg || return 1
+	version=$(dpkg-query -W -f '${Version}' buildah 2>/dev/null) ||
+		version=$(apt-cache show buildah 2>/dev/null | awk '/^Version:/ && !v { v = $2 } END { print v }')
+	dpkg --compare-versions "${version:-0}" ge 1.30
+}
+
 # Prints the packages that are missing for $1 (build, static, test or cluster).
 missing_packages() {
 	local python
@@ -98,6 +110,7 @@ missing_packages() {
 		has iptables || echo iptables
 		has conntrack || echo conntrack
 		has buildah || echo buildah
+		if needs_netavark && ! has_netavark; then echo netavark; fi
 		has mmdebstrap || echo mmdebstrap
 	fi
 }
