@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -55,6 +56,8 @@ def build(
             extra = ["--target", target] if target else []
             for name, value in values:
                 extra += ["--build-arg", f"{name}={value}"]
+            for name, limits in _own_limits().items():
+                extra += ["--ulimit", f"{name}={limits[0]}:{limits[1]}"]
             with _lent() as mounts:
                 _buildah(
                     "build", "--pull-never", "--layers", "--tag", tag, "--file", dockerfile,
@@ -69,6 +72,14 @@ def build(
         for old in by_age[:-KEPT]:
             old.unlink()
     return archive
+
+
+def _own_limits() -> dict[str, tuple[int, int]]:
+    """Ours for the build: newer buildah wants to raise them, which not every root may."""
+    return {
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "nproc": resource.getrlimit(resource.RLIMIT_NPROC),
+    }
 
 
 def copied(dockerfile: str) -> list[str]:
