@@ -64,6 +64,16 @@ def api(bare: Api) -> Api:
         lambda: "only agents share" in bare.create(privileged, dry_run=True).message,
         "the policy of neighbours is not in force",
     )
+    made = people.accepted(bare.create(people.snapshot(people.ALL), user=people.TESS))
+    status = {"status": {"phase": "Completed"}}
+    wait_for(
+        lambda: (
+            "by the operator alone"
+            in bare.patch(f"{people.path_of(made)}/status", status, dry_run=True).message
+        ),
+        "the policy of results is not in force",
+    )
+    bare.delete(people.path_of(made))
     assert bare.request("GET", f"/api/v1/namespaces/{NAMESPACE}").ok
     return bare
 

@@ -34,10 +34,14 @@ _SIGNS = x509.KeyUsage(
 
 
 class Authority:
-    """The cluster's CA; everything it signs lies in one folder."""
+    """The cluster's CA; everything it signs lies in one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    RFC 5280 asks for key identifiers, and Python from 3.13 on insists; CAs of old clusters put
+    none in (`identified=False`).
+    """
+
+    def __init__(self, folder: Path, *, identified: bool = True) -> None:
+        self.folder, self._identified = folder, identified
         folder.mkdir(mode=0o700)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ktrace-test-ca")])
@@ -105,7 +109,7 @@ class Authority:
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey
     ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -113,13 +117,13 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - SKEW)
             .not_valid_after(now + LIFE)
-            # RFC 5280 asks for both, and Python from 3.13 on insists.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
-                critical=False,
-            )
         )
+        if not self._identified:
+            return builder
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return builder.add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key), critical=False
+        ).add_extension(issuer, critical=False)
 
     def _write(self, file: str, one: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:
         certificate = self.folder / f"{file}.crt"

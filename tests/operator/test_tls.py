@@ -48,7 +48,7 @@ class Nothing(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     """It puts no key identifiers into what it signs."""
-    return Authority(tmp_path / "ours")
+    return Authority(tmp_path / "ours", identified=False)
 
 
 @pytest.fixture
