@@ -98,6 +98,7 @@ missing_packages() {
 		has_bpftool || bpftool_package
 		has ip || echo iproute2
 		has nft || echo nftables
+		has conntrack || echo conntrack
 		has jq || echo jq
 		has openssl || echo openssl
 		has nsenter || echo util-linux
@@ -108,7 +109,6 @@ missing_packages() {
 	fi
 	if [ "$1" = cluster ]; then
 		has iptables || echo iptables
-		has conntrack || echo conntrack
 		has buildah || echo buildah
 		if needs_netavark && ! has_netavark; then echo netavark; fi
 		has mmdebstrap || echo mmdebstrap
