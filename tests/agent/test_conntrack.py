@@ -183,42 +183,6 @@ def test_the_same_tuples_again_are_another_entry():
     assert (earlier.state, later.state) == ("CLOSE", "ESTABLISHED")
 
 
-def settled(all_seen: Conntrack, *begins: float, proto: Proto = "tcp") -> list[str | None]:
-    """NAT of the client's sockets that began at these seconds, all of them announced."""
-    times = [int(begin * S) for begin in begins]
-    all_seen.announce(POD, CLIENT, VIP, times)
-    entries = [all_seen.lookup(POD, proto, CLIENT, VIP, begin, begin) for begin in times]
-    return [entry and entry.nat for entry in entries]
-
-
-def test_of_sockets_with_one_tuple_the_last_before_the_look_has_the_entry():
-    all_seen = seen(host=table({}, {key(ASKED, DNAT): "ESTABLISHED"}, {}))
-    assert settled(all_seen, 15) == ["dnat"]
-    assert settled(all_seen, 13, 19, 15) == [None, "dnat", None]
-    assert settled(all_seen, 15, 25) == ["dnat", None]
-
-
-def test_a_socket_for_which_nothing_is_known_may_be_the_entrys_too():
-    looks = [{}, {key(ASKED, DNAT): "CLOSE"}, {key(ASKED, BOTH, number=2): "ESTABLISHED"}]
-    all_seen = seen(host=table(*looks))
-    begin = 19.99  # so short before the look that both entries fit
-    assert settled(all_seen, begin) == [None]
-    assert settled(all_seen, 15, begin, 25) == [None, None, "both"]
-    assert settled(all_seen, 15, 25) == ["dnat", "both"]
-
-
-def test_a_socket_from_before_the_capture_has_the_entry_that_was_there():
-    all_seen = seen(host=table({key(ASKED, DNAT): "ESTABLISHED"}, {}, {}))
-    assert settled(all_seen, 14, 16) == ["dnat", None]
-
-
-def test_what_cannot_be_wrong_is_left_to_all():
-    plain = seen(host=table({}, {key(ASKED, PLAIN): "ESTABLISHED"}))
-    assert settled(plain, 13, 15) == ["none", "none"]
-    udp = seen(host=table({}, {key(ASKED, DNAT, proto=UDP): "-"}))
-    assert settled(udp, 13, 15, proto="udp") == ["dnat", "dnat"]
-
-
 def life(made: Table) -> tuple[int | None, int | None]:
     (entry,) = Conntrack(host=HOST, tables={HOST: made}).entries()
     born, gone = entry.born_after_ns, entry.gone_before_ns

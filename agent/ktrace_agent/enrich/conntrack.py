@@ -5,8 +5,7 @@ Pure questions to the tables that conntrack_watch.py filled. A tuple that was us
 entry of its own time; what stays ambiguous is not known.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,9 +58,6 @@ class Conntrack:
     seconds: float = 0.0
     """Time that all looks took together."""
     _index: dict[bytes, _Place | list[_Place]] | None = None
-    _begins: dict[tuple[int, tuple[bytes, int], tuple[bytes, int]], list[int]] = field(
-        default_factory=dict
-    )
 
     @property
     def left_out(self) -> int:
@@ -95,11 +91,14 @@ class Conntrack:
         `until_ns` (CLOCK_BOOTTIME) bound when the socket had the tuple; of TCP its begin counts.
         A wildcard as local address stands for each of the namespace's own addresses.
         """
-        if proto == "udp" or since_ns is None:
-            return self._find(netns, proto, local, remote, since_ns, until_ns)
-        found = self._find(netns, proto, local, remote, since_ns, since_ns)
-        begins = self._begins.get((netns, local, remote), ())
-        return found if found and _owns(found, since_ns, begins) else None
+        found = self.candidates(netns, proto, local, remote)
+        if not found:
+            return None
+        if proto == "tcp" and since_ns is not None:
+            until_ns = since_ns
+        if since_ns is not None or until_ns is not None:
+            found = [one for one in found if _alive(one, since_ns, until_ns)]
+        return found[0] if len(found) == 1 else self._choose(netns, found)
 
     def trace(
         self,
@@ -143,34 +142,8 @@ class Conntrack:
             passed |= {one.netns for one in further}
         return path
 
-    def announce(
-        self, netns: int, local: tuple[bytes, int], remote: tuple[bytes, int], begins: Iterable[int]
-    ) -> None:
-        """When each TCP socket began that used this tuple; needed where more than one did.
-
-        A tuple that is used again between two looks makes entries that no look sees. So of all
-        sockets with one tuple an entry that translates belongs to the last that began before it
-        was seen; to one that began later only if none was before it (it is older than the
-        capture). lookup() then knows nothing for the others. UDP sockets share an entry rightly.
-        """
-        self._begins[netns, local, remote] = sorted(begins)
-
-    def _find(
-        self,
-        netns: int,
-        proto: Proto,
-        local: tuple[bytes, int],
-        remote: tuple[bytes, int],
-        since_ns: int | None,
-        until_ns: int | None,
-    ) -> Entry | None:
-        found = self.candidates(netns, proto, local, remote)
-        if not found:
-            return None
-        if since_ns is not None or until_ns is not None:
-            found = [one for one in found if _alive(one, since_ns, until_ns)]
-        if len(found) < 2:
-            return found[0] if found else None
+    def _choose(self, netns: int, found: list[Entry]) -> Entry | None:
+        """The one of several that says most, by the rules of lookup()."""
         places: dict[int, list[Entry]] = {}
         for one in found:
             places.setdefault(one.netns, []).append(one)
@@ -253,14 +226,6 @@ def _alive(entry: Entry, since: int | None, until: int | None) -> bool:
 def _freshness(entry: Entry) -> tuple[int, float]:
     gone = float("inf") if entry.gone_before_ns is None else entry.gone_before_ns
     return entry.first_seen_ns, gone
-
-
-def _owns(entry: Entry, since: int, begins: Sequence[int]) -> bool:
-    """Whether the entry is that of the TCP socket that began at `since`; see announce()."""
-    if entry.nat == "none" or len(begins) < 2:
-        return True
-    in_time = bisect_right(begins, entry.first_seen_ns)
-    return since == begins[max(in_time - 1, 0)]
 
 
 def _pack(proto: Proto, local: bytes, lport: int, remote: bytes, rport: int) -> bytes:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ktrace_agent.enrich.netlink import MAPPED
-from ktrace_agent.enrich.nfct import ASSURED, KEY_HEAD, SEEN_REPLY, TCP, TCP_STATES
+from ktrace_agent.enrich.nfct import ASSURED, SEEN_REPLY, TCP, TCP_STATES
 
 Nat = Literal["dnat", "snat", "both", "none"]
 Proto = Literal["tcp", "udp"]
@@ -19,8 +19,8 @@ Proto = Literal["tcp", "udp"]
 FINISHED = (TCP_STATES.index("TIME_WAIT"), TCP_STATES.index("CLOSE"))
 """States after which nothing of the connection follows."""
 _NOT_YET = 0xFFFF
-_V4, _V6 = struct.Struct(">4s4sxHH"), struct.Struct(">16s16sxHH")
-"""nfct.pack_tuple() read back."""
+_V4, _V6 = struct.Struct(">H4x4s4sBHH4s4sxHH"), struct.Struct(">H4x16s16sBHH16s16sxHH")
+"""nfct.pack_key() read back: zone, original tuple with its protocol, reply tuple."""
 
 
 class End(NamedTuple):
@@ -31,7 +31,7 @@ class End(NamedTuple):
 
     def __str__(self) -> str:
         """`192.0.2.1:80`, `[2001:db8::1]:80`."""
-        return f"{_text(self.address)}:{self.port}"
+        return f"{_text(self[0])}:{self[1]}"
 
 
 @lru_cache(maxsize=4096)
@@ -48,7 +48,8 @@ class Tuple(NamedTuple):
     dst: End
 
     def __str__(self) -> str:
-        return f"{self.src} -> {self.dst}"
+        (source, sport), (target, dport) = self
+        return f"{_text(source)}:{sport} -> {_text(target)}:{dport}"
 
 
 def nat_of(original: Tuple, reply: Tuple) -> Nat:
@@ -174,24 +175,19 @@ class Table:
 
     def entry(self, netns: int, key: bytes) -> Entry:
         """The entry of a key that is in the table."""
-        at, size = self.keys[key], (len(key) - KEY_HEAD) // 2
-        proto: Proto = "tcp" if key[-5] == TCP else "udp"
+        at, mapped = self.keys[key], len(key) == _V4.size
+        zone, src, dst, number, sport, dport, back, to, back_port, to_port = (
+            _V4 if mapped else _V6
+        ).unpack(key)
+        if mapped:
+            src, dst, back, to = MAPPED + src, MAPPED + dst, MAPPED + back, MAPPED + to
+        original = Tuple(End(src, sport), End(dst, dport))
+        reply = Tuple(End(back, back_port), End(to, to_port))
+        proto: Proto = "tcp" if number == TCP else "udp"
         status = self._status[at]
-        born, seen, gone = self._life(at)
-        original, reply = _unpack(key[KEY_HEAD : KEY_HEAD + size]), _unpack(key[KEY_HEAD + size :])
-        return Entry(
-            netns=netns,
-            zone=int.from_bytes(key[:2], "big"),
-            proto=proto,
-            state=_udp_state(status) if proto == "udp" else _tcp_state(self._state[at]),
-            status=status,
-            original=original,
-            reply=reply,
-            born_after_ns=born,
-            first_seen_ns=seen,
-            gone_before_ns=gone,
-            nat=nat_of(original, reply),
-        )
+        state = _tcp_state(self._state[at]) if proto == "tcp" else _udp_state(status)
+        life, nat = self._life(at), nat_of(original, reply)
+        return Entry(netns, zone, proto, state, status, original, reply, *life, nat)
 
 
 def _tcp_state(number: int) -> str:
@@ -202,11 +198,3 @@ def _udp_state(status: int) -> str:
     if not status & SEEN_REPLY:
         return "UNREPLIED"
     return "ASSURED" if status & ASSURED else "REPLIED"
-
-
-def _unpack(packed: bytes) -> Tuple:
-    if len(packed) == _V4.size:
-        source, target, sport, dport = _V4.unpack(packed)
-        return Tuple(End(MAPPED + source, sport), End(MAPPED + target, dport))
-    source, target, sport, dport = _V6.unpack(packed)
-    return Tuple(End(source, sport), End(target, dport))
