@@ -17,7 +17,7 @@ from typing import BinaryIO
 from ktrace_agent import archive, conclusions, facts, parquet, unseen
 from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.enrich.dns_talks import time_answers
-from ktrace_agent.memory import give_back
+from ktrace_agent.memory import give_back, no_collections
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
 from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish, write_all
@@ -75,7 +75,7 @@ def seal(
     """
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with no_collections(), ExitStack() as stack:
         progress("decoding the records")
         tables = stack.enter_context(closing(Tables(recording, config.node, names)))
         recording.forget()

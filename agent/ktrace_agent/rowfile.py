@@ -48,10 +48,10 @@ class RowFile:
                 self.bytes = os.fstat(self.file.fileno()).st_size
                 break
             self.bytes += fits
-            written += text.count(b"\n", 0, fits)
             if fits < len(text):
-                self.capped = self._keep(written)
+                self.capped = self._keep(written + text.count(b"\n", 0, fits))
                 return
+            written += len(lines)
         else:
             return
         self.lose(self.bytes * 3 // 4)
