@@ -75,11 +75,16 @@ def build(
 
 
 def _own_limits() -> dict[str, tuple[int, int]]:
-    """Ours for the build: newer buildah wants to raise them, which not every root may."""
-    return {
-        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "nproc": resource.getrlimit(resource.RLIMIT_NPROC),
-    }
+    """Ours for the build: newer buildah wants to raise them, which not every root may.
+
+    Older buildah lowers nproc to pid_max before, and that is not to be raised again.
+    """
+    most = int(Path("/proc/sys/kernel/pid_max").read_text())
+    soft, hard = (
+        most if limit == resource.RLIM_INFINITY else min(limit, most)
+        for limit in resource.getrlimit(resource.RLIMIT_NPROC)
+    )
+    return {"nofile": resource.getrlimit(resource.RLIMIT_NOFILE), "nproc": (soft, hard)}
 
 
 def copied(dockerfile: str) -> list[str]:
