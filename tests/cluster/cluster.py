@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,17 @@ class Cluster:
             _remove(self.state)
         if self.state.parent.exists() and not any(self.state.parent.iterdir()):
             self.state.parent.rmdir()
+
+    @contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """It is killed, and behind the block started again."""
+        server = self.control.daemon("kube-apiserver")
+        server.kill()
+        try:
+            yield
+        finally:
+            server.start()
+            self.control.wait(self._port("api"))
 
     def node(self, name: str) -> Node:
         return self._nodes[name]

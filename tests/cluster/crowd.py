@@ -7,7 +7,7 @@ Each played agent ends well with a valid result of its own node and snapshot.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -82,18 +82,28 @@ class Crowd:
     def __init__(self, cluster: Cluster, operator: Operator) -> None:
         self.operator = operator
         self.snapshots = Snapshots(cluster, NAMESPACE)
-        self._cluster = cluster
+        self.cluster = cluster
 
     def trace(self, name: str, nodes: list[str], **spec: Any) -> None:
         """A snapshot of these nodes."""
-        made = snapshot(name, nodes, **spec)
-        made["spec"]["nodes"]["max"] = MAX_NODES
-        self.snapshots.kubectl("create", "-f", "-", stdin=json.dumps(made))
+        self.trace_all({name: nodes}, **spec)
+
+    def trace_all(self, wanted: Mapping[str, list[str]], **spec: Any) -> None:
+        """Snapshots of these nodes, by name."""
+        made = [snapshot(name, nodes, **spec) for name, nodes in wanted.items()]
+        for one in made:
+            one["spec"]["nodes"]["max"] = MAX_NODES
+        listed = {"apiVersion": "v1", "kind": "List", "items": made}
+        self.snapshots.kubectl("create", "-f", "-", stdin=json.dumps(listed))
+
+    def ended(self) -> int:
+        """How many snapshots have ended."""
+        return sum("completionTime" in one.get("status", {}) for one in self.snapshots.all())
 
     def cost(self) -> Cost:
         """By the audit log; call it when all is over."""
         pods, writes, times = Counter[str](), Counter[tuple[str, str]](), list[datetime]()
-        for event in self._cluster.audit():
+        for event in self.cluster.audit():
             about = event.get("objectRef", {})
             mine = (
                 about.get("namespace") == NAMESPACE and CLIENT in event.get("userAgent", "").lower()

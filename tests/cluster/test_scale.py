@@ -4,6 +4,7 @@
 How long it takes is measured by bench/bench_operator.py with 1,000 nodes.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -18,6 +19,8 @@ pytestmark = [pytest.mark.world("cluster"), pytest.mark.timeout(900)]
 
 NODES = 101
 MANY, EACH = 23, 7
+WAITING = 499
+AWAY_S = 60.0
 END_S = 400.0
 STATUS_WRITES = 15
 
@@ -83,3 +86,37 @@ def test_a_pod_that_is_deleted_at_its_end_has_told_its_result(crowd: Crowd):
     outcomes = Counter(one["outcome"] for one in crowd.snapshots.status("cleared")["results"])
     assert outcomes == {"Succeeded": 13}
     crowd.snapshots.wait_gone()
+
+
+def test_the_api_server_is_away_for_a_minute(crowd: Crowd):
+    """It dies while agents run: whoever waited goes on, and nothing happens twice."""
+    before, ended, pid = crowd.cost(), crowd.ended(), crowd.operator.pid
+    crowd.trace("cut-off", names(31, 17))
+    wait_until(
+        lambda: crowd.snapshots.status("cut-off").get("nodes", {}).get("running"),
+        "the first agent that runs",
+        END_S,
+    )
+    with crowd.cluster.without_api_server():
+        time.sleep(AWAY_S)
+    crowd.wait(ended + 1, END_S)
+    status = crowd.snapshots.status("cut-off")
+    assert (status["phase"], status["nodes"]["succeeded"]) == ("Completed", 17)
+    assert Counter((crowd.cost().pods - before.pods).values()) == {1: 17}
+    assert (crowd.operator.pid, crowd.operator.exit_status) == (pid, None)
+
+
+def test_a_cold_start_with_many_that_wait(crowd: Crowd):
+    """Snapshots were created while no operator ran: all are served, each once."""
+    before, ended = crowd.cost(), crowd.ended()
+    crowd.operator.stop()
+    crowd.trace_all({f"waited-{number}": names(number, 1) for number in range(WAITING)})
+    crowd.operator.start()
+    crowd.operator.wait_ready()
+    snapshots = crowd.wait(ended + WAITING, END_S)
+    phases = Counter(
+        one["status"]["phase"] for one in snapshots if one["metadata"]["name"].startswith("waited-")
+    )
+    assert phases == {"Completed": WAITING}
+    assert Counter((crowd.cost().pods - before.pods).values()) == {1: WAITING}
+    assert crowd.peak_mib() <= 256
