@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the pod of one agent says about its node: it goes on, or it has come to this end.
 
-Nothing is remembered: the same pod at the same time gives the same answer in every process. All
-times come from the API server; only `now` is this process's own.
+Nothing is remembered: the same pod at the same time gives the same answer in every process.
+Deadlines count from times of the API server; only `now` is this process's own, and what a node's
+clock says of a container's start is held to what can be true (Case.started).
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _IMAGE_REASONS = frozenset(
 )
 _EVICTIONS = frozenset({"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown"})
 _REFUSALS = frozenset({"NodeAffinity", "UnexpectedAdmissionError", "AdmissionRefused"})
+_NEVER = 1970
+"""Year in which, or before which, a container that never ran has "started"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,25 @@ class Case:
 
     @property
     def started(self) -> datetime | None:
-        """When the container began; one that never ran has "started" in 1970."""
+        """When the container began; None: it never did, or nothing says when.
+
+        The node's clock tells, and it may be wrong by hours or lie. The start was after the pod's
+        creation, and now at the latest. One after the start limit counts as at that limit, so
+        that no clock moves the end by more.
+        """
+        told = self._told_start
+        if told is None:
+            return None
+        # Compared before anything is added: no sum can leave what a datetime holds.
+        return min(max(told, self.pod.created), self.must_run_by, self.now)
+
+    @property
+    def _told_start(self) -> datetime | None:
         container = self.pod.container
         if isinstance(container, Running):
             return container.since
         if isinstance(container, Terminated) and container.started is not None:
-            return container.started if container.started >= self.pod.created - MARGIN else None
+            return container.started if container.started.year > _NEVER else None
         return None
 
     @property
@@ -190,7 +206,7 @@ def _phase_ended(case: Case) -> Going | Ended:
     if isinstance(case.pod.container, Running):
         last = max(case.must_end_by, case.pod.deleting or case.must_end_by) + MARGIN
         if case.now < last and not case.lost:
-            return Going(Outcome.RUNNING, last, case.pod.container.since)
+            return Going(Outcome.RUNNING, last, case.started)
     by_kubelet = _by_kubelet(case)
     if by_kubelet is not None:
         return by_kubelet
@@ -208,10 +224,9 @@ def _deleting(case: Case, gone_by: datetime) -> Going | Ended:
     assert by_deletion is not None
     if not case.pod.node_name:
         return by_deletion
-    container = case.pod.container
     if case.now < gone_by + MARGIN:
-        if isinstance(container, Running):
-            return Going(Outcome.RUNNING, gone_by + MARGIN, container.since)
+        if isinstance(case.pod.container, Running):
+            return Going(Outcome.RUNNING, gone_by + MARGIN, case.started)
         return Going(Outcome.PENDING, gone_by + MARGIN)
     if case.lost:
         return _end(case, NodeReason.NODE_LOST, _not_ready(case))
@@ -219,13 +234,11 @@ def _deleting(case: Case, gone_by: datetime) -> Going | Ended:
 
 
 def _running(case: Case) -> Going | Ended:
-    container = case.pod.container
-    assert isinstance(container, Running)
     if case.now < case.must_end_by and not case.stop:
-        return Going(Outcome.RUNNING, case.must_end_by, container.since)
+        return Going(Outcome.RUNNING, case.must_end_by, case.started)
     if case.now >= case.must_end_by and case.lost:
         return _end(case, NodeReason.NODE_LOST, _not_ready(case))
-    return Going(Outcome.RUNNING, case.now + MARGIN, container.since, end=True)
+    return Going(Outcome.RUNNING, case.now + MARGIN, case.started, end=True)
 
 
 def _starting(case: Case) -> Going | Ended:

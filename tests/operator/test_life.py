@@ -12,9 +12,19 @@ from ktrace_api.status import NodeResult, SnapshotStatus
 from ktrace_operator.facts import Claim, Node, Secret, TargetPod
 from ktrace_operator.reconcile import SnapshotKey
 from ktrace_operator.settings import Limits, OutputSettings
-from tests.operator.model import SHA, ApiModel, Operator, assigned, good_result, node_of
+from tests.operator.model import (
+    SHA,
+    START,
+    ApiModel,
+    Operator,
+    assigned,
+    good_result,
+    node_of,
+    stamp,
+)
 
 Run = Callable[..., Operator]
+FAR = "9999-12-31T23:59:59Z"
 
 
 @pytest.fixture
@@ -354,6 +364,42 @@ def test_a_hung_agent_is_ended(model: ApiModel, run: Run):
     operator.settle(key)
     assert result(model.status(key), "node-a").reason is NodeReason.DEADLINE_EXCEEDED
     assert not model.pods
+
+
+@pytest.mark.parametrize(
+    "clock", ["0002-01-01T00:00:00Z", "2025-12-31T23:59:59Z", "2027-01-01T00:00:00Z", FAR]
+)
+def test_a_node_with_a_wrong_clock_records_for_as_long_as_asked(
+    model: ApiModel, run: Run, clock: str
+):
+    operator = run()
+    key = model.apply("clock", names("node-a") | {"duration": "60s"})
+    operator.settle(key)
+    pod = model.pod_of("node-a")
+    model.start(pod)
+    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = clock
+    for _ in range(13):
+        operator.settle(key)
+        later(model, 5)
+        assert "deletionTimestamp" not in pod["metadata"], "it still records"
+    started = model.snapshots[key]["status"]["results"][0]["startedAt"]
+    assert stamp(START) <= started <= stamp(model.now)
+    model.succeed(pod)
+    operator.settle(key)
+    assert model.status(key).phase is Phase.COMPLETED
+
+
+def test_a_hung_agent_of_a_node_with_a_wrong_clock_is_ended(model: ApiModel, run: Run):
+    operator = run()
+    key = model.apply("hung", names("node-a") | {"duration": "30s"})
+    operator.settle(key)
+    pod = model.pod_of("node-a")
+    model.start(pod)
+    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = FAR
+    operator.settle(key)
+    later(model, 120 + 30 + 60 + 4 + 300)
+    operator.settle(key)
+    assert "deletionTimestamp" in pod["metadata"]
 
 
 def test_a_pod_that_was_forced_away_is_lost_and_not_made_again(model: ApiModel, run: Run):

@@ -2,7 +2,7 @@
 """Every state of a pod and its node that research and kubelets know of, and what it comes to."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -209,6 +209,52 @@ def test_what_never_ran_is_skipped_when_it_is_stopped():
     seen = observe(case(pod, 3, stop=True))
     assert isinstance(seen, Ended)
     assert (seen.entry.outcome, seen.entry.reason) == (Outcome.SKIPPED, NodeReason.CANCELED)
+
+
+SLOW, FAST = START - timedelta(hours=1), START + timedelta(hours=1)
+EARLIEST, LATEST = START.replace(year=2), START.replace(9999, 12, 31, 23, 59, 59)
+
+
+@pytest.mark.parametrize(
+    ("since", "believed"),
+    [(SLOW, START), (EARLIEST, START), (FAST, START + START_LIMIT), (LATEST, START + START_LIMIT)],
+    ids=["slow", "earliest", "fast", "latest"],
+)
+def test_no_clock_of_a_node_moves_a_deadline_out_of_its_bounds(since: datetime, believed: datetime):
+    pod = replace(POD, container=Running(since))
+    end = believed + RUN_LIMIT
+    seen = observe(case(pod, 130))
+    assert seen == Going(Outcome.RUNNING, end, believed)
+    for early in (1, (end - START).total_seconds() - 1):
+        seen = observe(case(pod, early, host=READY))
+        assert isinstance(seen, Going)
+        assert not seen.end
+    assert in_doubt(case(pod, (end - START).total_seconds()))
+    seen = observe(case(pod, (end - START).total_seconds(), host=READY))
+    assert isinstance(seen, Going)
+    assert seen.end
+
+
+@pytest.mark.parametrize("since", [SLOW, EARLIEST, FAST, LATEST])
+@pytest.mark.parametrize(
+    "changes", [{}, {"phase": "Failed"}, {"deleting": START + 60 * SECOND}], ids=str
+)
+def test_a_start_is_between_the_creation_and_now(since: datetime, changes: dict[str, Any]):
+    pod = replace(POD, container=Running(since), **changes)
+    seen = observe(case(pod, 5, host=READY))
+    assert isinstance(seen, Going)
+    assert seen.started is not None
+    assert START <= seen.started <= START + 5 * SECOND
+
+
+@pytest.mark.parametrize("started", [SLOW, FAST, LATEST])
+def test_what_ran_by_a_wrong_clock_is_not_skipped_when_it_is_stopped(started: datetime):
+    state = Terminated(137, "Error", "", started, LATEST)
+    seen = observe(case(replace(POD, phase="Failed", container=state, **DELETED), 9, stop=True))
+    assert isinstance(seen, Ended)
+    assert (seen.entry.outcome, seen.entry.reason) == (Outcome.FAILED, NodeReason.CANCELED)
+    assert seen.entry.started_at is not None
+    assert START <= seen.entry.started_at <= START + 9 * SECOND
 
 
 def test_texts_of_a_node_are_one_line_and_cut():
