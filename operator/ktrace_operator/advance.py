@@ -33,16 +33,43 @@ class _Look:
     seen: Going | Ended | None
     """None where the entry is final or there is no pod."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether no agent was started on the node yet."""
+        return self.pod is None and self.entry.outcome is Outcome.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The nodes that wait for an agent, as a queue."""
+
+    free: int
+    """Agents that may be started now."""
+    since: datetime
+    """When the last place became free: patience with the nodes whose turn it is counts from then.
+
+    With the start of the snapshot instead, later waves would have none. A node that was skipped
+    freed no place: else 1,000 nodes that are all busy would take 1,000 times the limit. It is
+    an agent's own clock that says when it ended, up to an hour off (results.py).
+    """
+    turn: frozenset[str]
+    """Those that a place is free for."""
+
 
 def advance(world: World, settings: Settings, now: datetime) -> Plan:
     """The next actions, and every entry as it is now."""
     snapshot, before = world.snapshot, world.snapshot.status
     looks = _looks(world, settings, now)
-    entries = [_entry(world, look, settings, now) for look in looks]
+    entries = [_entry(world, look, now) for look in looks]
+    line = _line(world, looks, entries, settings)
+    entries = [
+        _waiting(world, entry, line, settings, now) if look.waits else entry
+        for look, entry in zip(looks, entries, strict=True)
+    ]
     ended = [look.seen for look in looks if isinstance(look.seen, Ended)]
     going = [look.seen for look in looks if isinstance(look.seen, Going)]
     results = [one.result for one in ended if one.result is not None]
-    create = _creations(world, looks, entries, settings)
+    create = _creations(world, looks, entries, line.free, settings)
     vanished = any(look.pod is None and look.entry.outcome is Outcome.RUNNING for look in looks)
     status = statuses.progress(
         before.model_copy(
@@ -90,8 +117,8 @@ def _looks(world: World, settings: Settings, now: datetime) -> list[_Look]:
     return looks
 
 
-def _entry(world: World, look: _Look, settings: Settings, now: datetime) -> NodeResult:
-    """The entry as it is now. One that is final never changes."""
+def _entry(world: World, look: _Look, now: datetime) -> NodeResult:
+    """The entry as its agent left it. One that is final never changes."""
     entry = look.entry
     if entry.final:
         return entry
@@ -105,8 +132,7 @@ def _entry(world: World, look: _Look, settings: Settings, now: datetime) -> Node
         return entry.model_copy(update=update)
     if entry.outcome is Outcome.RUNNING:
         return _vanished(world, entry, now) if world.fresh else entry
-    why = _never(world, entry.node, settings, now)
-    return skipped(entry.node, *why, now) if why else entry
+    return entry
 
 
 def _vanished(world: World, entry: NodeResult, now: datetime) -> NodeResult:
@@ -122,12 +148,36 @@ def _vanished(world: World, entry: NodeResult, now: datetime) -> NodeResult:
     )
 
 
+def _line(
+    world: World, looks: Sequence[_Look], entries: Sequence[NodeResult], settings: Settings
+) -> _Line:
+    snapshot = world.snapshot
+    assert snapshot.status.start_time is not None
+    limits = (snapshot.spec.nodes.parallelism, settings.limits.parallelism)
+    limit = min((one for one in limits if one), default=len(looks))
+    free = max(0, limit - sum(isinstance(look.seen, Going) for look in looks))
+    ends = [
+        one.ended_at
+        for one in entries
+        if one.ended_at is not None and one.outcome is not Outcome.SKIPPED
+    ]
+    waiting = [look.entry.node for look in looks if look.waits]
+    return _Line(free, max([snapshot.status.start_time, *ends]), frozenset(waiting[:free]))
+
+
+def _waiting(
+    world: World, entry: NodeResult, line: _Line, settings: Settings, now: datetime
+) -> NodeResult:
+    """The entry of a node without an agent: it waits on, or it is skipped."""
+    why = _never(world, entry.node, line, settings, now)
+    return skipped(entry.node, *why, now) if why else entry
+
+
 def _never(
-    world: World, node: str, settings: Settings, now: datetime
+    world: World, node: str, line: _Line, settings: Settings, now: datetime
 ) -> tuple[NodeReason, str] | None:
     """Why no agent will be started on a node that has none; None: one will."""
     snapshot = world.snapshot
-    assert snapshot.status.start_time is not None
     if stopping(snapshot):
         return NodeReason.CANCELED, "stopped before the agent started"
     if _output(snapshot, settings) is None:
@@ -135,19 +185,19 @@ def _never(
     by_pods = snapshot.spec.nodes.pods is not None
     if by_pods and world.fresh and not world.target_pods.get(node):
         return NodeReason.POD_DELETED, "no pod that spec.nodes.pods matches is left on this node"
-    return _waited_too_long(world, node, settings, now - snapshot.status.start_time)
+    return _waited_too_long(world, node, line, settings, now)
 
 
 def _waited_too_long(
-    world: World, node: str, settings: Settings, waited: timedelta
+    world: World, node: str, line: _Line, settings: Settings, now: datetime
 ) -> tuple[NodeReason, str] | None:
-    limits = settings.limits
+    limits, waited = settings.limits, now - line.since
     busy_limit = timedelta(seconds=limits.busy_seconds)
     other = world.busy.get(node_hash(node))
-    if other is not None and waited >= busy_limit:
+    if other is not None and node in line.turn and waited >= busy_limit:
         return NodeReason.NODE_BUSY, f"the agent of snapshot {other} is still on this node"
     denial = world.denied.get(node)
-    if denial is not None:
+    if denial is not None:  # it was tried, so it was its turn
         limit = busy_limit if denial.passing else timedelta(seconds=limits.start_seconds)
         if waited >= limit:
             return NodeReason.UNSCHEDULABLE, denial.message
@@ -155,9 +205,13 @@ def _waited_too_long(
 
 
 def _creations(
-    world: World, looks: Sequence[_Look], entries: Sequence[NodeResult], settings: Settings
+    world: World,
+    looks: Sequence[_Look],
+    entries: Sequence[NodeResult],
+    free: int,
+    settings: Settings,
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Pods to create now: no more at once than the spec and the administrator allow."""
+    """Pods to create now, `free` at most."""
     snapshot = world.snapshot
     output = _output(snapshot, settings)
     if output is None:
@@ -170,9 +224,6 @@ def _creations(
         and node_hash(entry.node) not in world.busy
         and entry.node not in world.denied
     ]
-    limits = (snapshot.spec.nodes.parallelism, settings.limits.parallelism)
-    limit = min((one for one in limits if one), default=len(looks))
-    free = max(0, limit - sum(isinstance(look.seen, Going) for look in looks))
     made: list[tuple[str, Mapping[str, Any]]] = []
     for node in waiting[: min(free, CREATE_AT_ONCE)]:
         uids = world.target_pods.get(node, ())

@@ -18,7 +18,7 @@ from ktrace_api.names import API_GROUP, API_VERSION, FINALIZER, KIND, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 from ktrace_api.snapshot import LabelSelector
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator.errors import AlreadyExists, Conflict, NotFound, Unavailable
+from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, NotFound, Unavailable
 from ktrace_operator.facts import AgentPod, Claim, Node, Secret, TargetPod
 from ktrace_operator.reconcile import Reconciler, SnapshotKey
 from ktrace_operator.settings import AgentSettings, Limits, OutputSettings, Settings
@@ -59,6 +59,8 @@ class ApiModel:
         self.secrets: dict[str, Secret] = {}
         self.claims: dict[str, Claim] = {}
         self.events: list[dict[str, Any]] = []
+        self.refusal: ApiError | None = None
+        """What the creation of a pod is answered with; None: it is taken."""
         self.leader: str | None = None
         """The one client that may write; None: all may."""
         self.created: Counter[tuple[str, str]] = Counter()
@@ -272,6 +274,8 @@ class ModelKube:
 
     def create_agent(self, manifest: dict[str, Any]) -> bool:
         self._write()
+        if self._model.refusal is not None:
+            raise self._model.refusal
         pod = copy.deepcopy(manifest)
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
