@@ -8,7 +8,7 @@ their metadata, from the API server's cache): what a watch did not tell within 7
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from aiohttp import web
 
@@ -39,15 +39,22 @@ class WatchCheck:
             self._told[key] = version
         self._behind.pop(key, None)
 
-    def listed(self, versions: Mapping[tuple[str, str], str]) -> set[tuple[str, str]]:
-        """Takes a list; gives the keys that the watch did not tell of (any more)."""
+    def listed(
+        self, versions: Mapping[tuple[str, str], str], namespaces: Collection[str] | None = None
+    ) -> set[tuple[str, str]]:
+        """Takes a list; gives the keys that the watch did not tell of (any more).
+
+        namespaces: those that were listed, None: all. Of the others nothing is known, so nothing
+        about them changes.
+        """
         differ = {key for key, version in versions.items() if self._told.get(key) != version}
-        gone = self._told.keys() - versions.keys()
+        gone = {key for key in self._told.keys() - versions.keys() if _within(key, namespaces)}
         now = self._clock()
         for key in differ | gone:
             self._behind.setdefault(key, (versions.get(key, ""), now))
         for key in [one for one in self._behind if one not in differ | gone]:
-            del self._behind[key]
+            if _within(key, namespaces):
+                del self._behind[key]
         for key in gone:
             del self._told[key]
         return differ | gone
@@ -56,6 +63,10 @@ class WatchCheck:
     def behind(self) -> float:
         """Seconds for which a list has known what the watch has not told."""
         return self._clock() - min((at for _, at in self._behind.values()), default=self._clock())
+
+
+def _within(key: tuple[str, str], namespaces: Collection[str] | None) -> bool:
+    return namespaces is None or key[0] in namespaces
 
 
 class Health:

@@ -4,6 +4,7 @@
 import json
 import logging
 import sys
+from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -32,3 +33,17 @@ def configure(level: str, form: Literal["json", "text"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ktrace_operator").setLevel(level.upper())
+
+
+class News:
+    """What is wrong with each thing, so that it is said when it changes and not at each look."""
+
+    def __init__(self) -> None:
+        self._wrong: dict[Hashable, str] = {}
+
+    def changed(self, about: Hashable, wrong: str | None) -> bool:
+        """Takes what is wrong now, None: nothing; says whether that is news. Safe for threads."""
+        before = self._wrong.pop(about, None)
+        if wrong is not None:
+            self._wrong[about] = wrong
+        return before != wrong

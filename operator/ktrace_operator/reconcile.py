@@ -20,6 +20,7 @@ from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied
 from ktrace_operator.events import event, steps
 from ktrace_operator.facts import AgentPod, Node
 from ktrace_operator.kube import Kube
+from ktrace_operator.logs import News
 from ktrace_operator.outputs import choose_output
 from ktrace_operator.pace import wait_to_write
 from ktrace_operator.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
@@ -63,6 +64,8 @@ class Reconciler:
         """Two snapshots must see each other's agents before they create their own."""
         self._written: dict[SnapshotKey, datetime] = {}
         """When the status was written last. Only the pace of writes depends on it."""
+        self._news = News()
+        """What was logged last of namespaces and snapshots. Nothing else depends on it."""
 
     def close(self) -> None:
         """Ends the threads; what they are at is finished."""
@@ -242,9 +245,28 @@ class Reconciler:
         return {
             pod.node_hash: f"{pod.namespace}/{pod.snapshot}"
             for namespace in self._settings.namespaces
-            for pod in self._kube.agents(namespace)
+            for pod in self._agents_in(namespace, own=snapshot.metadata.namespace)
             if pod.snapshot_uid != uid and not pod.phase_ended
         }
+
+    def _agents_in(self, namespace: str, own: str) -> list[AgentPod]:
+        """Agents' pods of a namespace; none where the operator has no rights (any more).
+
+        A namespace that is deleted takes its Role with it, which must stop no snapshot of others.
+        Should an agent of it still be there, it holds its node, and ours ends with NodeBusy. In
+        its `own` namespace nothing can be done for a snapshot without rights.
+        """
+        try:
+            pods = self._kube.agents(namespace)
+        except Denied as error:
+            if namespace == own:
+                raise
+            if self._news.changed(namespace, str(error)):
+                logger.warning("agents of %s are not seen: %s", namespace, error)
+            return []
+        if self._news.changed(namespace, None):
+            logger.info("agents of %s are seen again", namespace)
+        return pods
 
     def _give_up(
         self, key: SnapshotKey, what: "Unreadable", pods: list[AgentPod], now: datetime

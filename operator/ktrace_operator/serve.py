@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,7 @@ from ktrace_operator.errors import ApiError, LeaseLost, OperatorError
 from ktrace_operator.health import Health, WatchCheck
 from ktrace_operator.kube import AGENT_SELECTOR, Kube
 from ktrace_operator.lease import Lease
+from ktrace_operator.logs import News
 from ktrace_operator.pacing import TokenBucket
 from ktrace_operator.reconcile import Reconciler, SnapshotKey
 from ktrace_operator.settings import Settings
@@ -75,7 +76,7 @@ async def serve(settings: Settings) -> None:
             queue.run(
                 WORKERS, lambda key: loop.run_in_executor(threads, reconciler.reconcile, key)
             ),
-            _relist(settings, kube, queue, watches, threads),
+            _keep_listing(settings, kube, queue, watches, threads),
             _watch(settings, queue, watches),
         )
     finally:
@@ -114,30 +115,51 @@ def _identity() -> str:
     return socket.gethostname() if in_pod else f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
-async def _relist(
+async def _keep_listing(
     settings: Settings,
     kube: Kube,
     queue: WorkQueue[SnapshotKey],
     watches: WatchCheck,
     threads: ThreadPoolExecutor,
 ) -> None:
-    """Finds what a watch did not tell of, and pods that nobody holds any more."""
-    loop = asyncio.get_running_loop()
+    news = News()
     while True:
         await asyncio.sleep(_RELIST_SECONDS)
+        await relist(settings.namespaces, kube, queue, watches, threads, news)
+
+
+async def relist(
+    namespaces: Iterable[str],
+    kube: Kube,
+    queue: WorkQueue[SnapshotKey],
+    watches: WatchCheck,
+    threads: ThreadPoolExecutor,
+    news: News,
+) -> None:
+    """Finds what a watch did not tell of, and pods that nobody holds any more.
+
+    A namespace that cannot be listed (deleted, and its Role with it) is left out alone.
+    """
+    loop = asyncio.get_running_loop()
+    versions: dict[tuple[str, str], str] = {}
+    listed: set[str] = set()
+    for namespace in namespaces:
         try:
-            versions: dict[tuple[str, str], str] = {}
-            for namespace in settings.namespaces:
-                listed = await loop.run_in_executor(threads, kube.versions, namespace)
-                versions |= {(namespace, name): one for name, one in listed.items()}
-                for name in await loop.run_in_executor(threads, kube.traced, namespace):
-                    queue.add(SnapshotKey(namespace, name))
+            found = await loop.run_in_executor(threads, kube.versions, namespace)
+            versions |= {(namespace, name): one for name, one in found.items()}
+            listed.add(namespace)
+            traced = await loop.run_in_executor(threads, kube.traced, namespace)
         except ApiError as error:
-            logger.warning("snapshots cannot be listed: %s", error)
+            if news.changed(namespace, str(error)):
+                logger.warning("%s cannot be listed: %s", namespace, error)
             continue
-        for key in watches.listed(versions):
-            metrics.relist_corrections.inc()
-            queue.add(SnapshotKey(*key))
+        if news.changed(namespace, None):
+            logger.info("%s can be listed again", namespace)
+        for name in traced:
+            queue.add(SnapshotKey(namespace, name))
+    for key in watches.listed(versions, listed):
+        metrics.relist_corrections.inc()
+        queue.add(SnapshotKey(*key))
 
 
 async def _watch(settings: Settings, queue: WorkQueue[SnapshotKey], watches: WatchCheck) -> None:

@@ -18,7 +18,7 @@ from ktrace_api.names import API_GROUP, API_VERSION, FINALIZER, KIND, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 from ktrace_api.snapshot import LabelSelector
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, NotFound, Unavailable
+from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied, NotFound, Unavailable
 from ktrace_operator.facts import AgentPod, Claim, Node, Secret, TargetPod
 from ktrace_operator.reconcile import Reconciler, SnapshotKey
 from ktrace_operator.settings import AgentSettings, Limits, OutputSettings, Settings
@@ -59,6 +59,8 @@ class ApiModel:
         self.secrets: dict[str, Secret] = {}
         self.claims: dict[str, Claim] = {}
         self.events: list[dict[str, Any]] = []
+        self.closed: set[str] = set()
+        """Namespaces in which the operator has no rights (any more)."""
         self.refusal: ApiError | None = None
         """What the creation of a pod is answered with; None: it is taken."""
         self.leader: str | None = None
@@ -264,6 +266,8 @@ class ModelKube:
     def agents(
         self, namespace: str, snapshot: str | None = None, *, fresh: bool = True
     ) -> list[AgentPod]:
+        if namespace in self._model.closed:
+            raise Denied(f"GET pods of {namespace}: 403: forbidden", 403)
         if fresh:
             found = [AgentPod.of(pod) for pod in self._model.pods.values()]
         else:

@@ -50,6 +50,29 @@ def test_a_deaf_watch(clock: Clock, lost: str):
     assert check.behind == 0
 
 
+def test_nothing_is_known_of_a_namespace_that_was_not_listed(clock: Clock):
+    check = WatchCheck(clock)
+    other = ("team-a", "x")
+    for key in (A, B, other):
+        check.told(key, "1")
+    assert check.listed({A: "1"}, {"agents"}) == {B}, "of its own namespace one is gone"
+    clock.now += 100
+    assert check.listed({A: "1"}, {"agents"}) == set()
+    assert check.behind == 0
+    assert check.listed({A: "1", other: "1"}) == set(), "what was told of it is still known"
+
+
+def test_a_watch_that_was_behind_stays_so_until_its_namespace_is_listed(clock: Clock):
+    check = WatchCheck(clock)
+    check.told(A, "1")
+    check.listed({A: "2"}, {"agents"})
+    clock.now += 60
+    check.listed({}, set())
+    assert check.behind == 60
+    check.told(A, "2")
+    assert check.behind == 0
+
+
 def health(clock: Clock, queue: float = 0, leads: bool = True) -> tuple[Health, WatchCheck]:
     watches = WatchCheck(clock)
     return Health(lambda: queue, watches, lambda: leads, clock), watches

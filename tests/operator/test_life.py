@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lives of snapshots from start to end, by the real reconciler on the modelled API server."""
 
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from ktrace_operator.facts import AgentPod, Claim, Node, Secret, TargetPod
 from ktrace_operator.reconcile import SnapshotKey
 from ktrace_operator.settings import Limits, OutputSettings
 from tests.operator.model import (
+    NAMESPACE,
     SHA,
     START,
     ApiModel,
@@ -314,6 +316,33 @@ def test_a_busy_node_is_waited_for_but_not_for_ever(model: ApiModel, run: Run):
     busy = result(model.status(second), "node-a")
     assert (busy.outcome, busy.reason) == (Outcome.SKIPPED, NodeReason.NODE_BUSY)
     assert "first" in (busy.message or "")
+
+
+@pytest.mark.parametrize("served", [("team-a", NAMESPACE), (NAMESPACE, "team-a")], ids=str)
+def test_a_namespace_without_rights_stops_no_other(
+    model: ApiModel, run: Run, served: tuple[str, ...], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "ktrace_operator")
+    operator = run(namespaces=served)
+    model.closed = {"team-a"}
+    for name in ("one", "two"):
+        key = model.apply(name, names(f"node-{'a' if name == 'one' else 'b'}"))
+        goes_on(model, operator, key, 100)
+        assert model.status(key).phase is Phase.COMPLETED
+    said = [one.getMessage() for one in caplog.records if "team-a" in one.getMessage()]
+    assert len(said) == 1, "once, not at each look"
+    model.closed.clear()
+    goes_on(model, operator, model.apply("three", names("node-a")), 10)
+    said = [one.getMessage() for one in caplog.records if "team-a" in one.getMessage()]
+    assert len(said) == 2
+
+
+def test_a_denial_in_its_own_namespace_is_no_empty_list(model: ApiModel, run: Run):
+    operator = run()
+    key = model.apply("own", names("node-a"))
+    model.closed = {NAMESPACE}
+    with pytest.raises(Denied):
+        operator.look(key)
 
 
 def goes_on(model: ApiModel, operator: Operator, key: SnapshotKey, seconds: int, each: int = 64):
