@@ -136,6 +136,34 @@ def test_release_ends_and_lets_go_of_every_agent(
     assert asked == [("DELETE", pod), ("PATCH", pod)]
 
 
+def test_release_lets_go_in_all_namespaces_though_one_is_closed(
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server.url)))
+    metadata = {
+        "namespace": "agents",
+        "name": "pod",
+        "uid": "u",
+        "creationTimestamp": "2026-01-24T21:57:54Z",
+        "finalizers": ["ktrace.io/collect"],
+    }
+    refusal = {"kind": "Status", "reason": "Forbidden", "message": "pods is forbidden"}
+    server.answer = lambda method, path, _query: (
+        (403, refusal, {})
+        if "/team-a/" in path
+        else (200, {"items": [{"metadata": metadata}] if method == "GET" else []}, {})
+    )
+    settings = GOOD | {"lease": {"enabled": False}, "namespaces": ["team-a", "agents"]}
+    assert main(["release", "--settings", written(tmp_path, settings)]) == 1
+    assert "team-a" in capsys.readouterr().err, "what was not done is said"
+    asked = [(one[0], one[1]) for one in server.asked if one[0] != "GET"]
+    pod = "/api/v1/namespaces/agents/pods/pod"
+    assert asked == [("DELETE", pod), ("PATCH", pod)]
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
