@@ -2,10 +2,12 @@
 """What tests of the operator share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.operator.http_server import Server
+from tests.operator.model import ApiModel, Operator, Run
 
 
 @pytest.fixture
@@ -13,3 +15,24 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def model() -> ApiModel:
+    model = ApiModel()
+    for name in ("node-a", "node-b", "node-c"):
+        model.node(name, zone="one" if name == "node-a" else "two")
+    return model
+
+
+@pytest.fixture
+def run(model: ApiModel) -> Iterator[Run]:
+    made: list[Operator] = []
+
+    def make(**changes: Any) -> Operator:
+        made.append(Operator(model, f"operator-{len(made)}", **changes))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.close()

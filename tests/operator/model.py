@@ -17,7 +17,7 @@ from ktrace_api.kubeobject import ObjectMeta
 from ktrace_api.names import API_GROUP, API_VERSION, FINALIZER, KIND, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 from ktrace_api.snapshot import LabelSelector
-from ktrace_api.status import SnapshotStatus
+from ktrace_api.status import NodeResult, SnapshotStatus
 from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied, NotFound, Unavailable
 from ktrace_operator.facts import AgentPod, Claim, Node, Secret, TargetPod
 from ktrace_operator.reconcile import Reconciler, SnapshotKey
@@ -365,3 +365,33 @@ class Operator:
 
     def close(self) -> None:
         self.reconciler.close()
+
+
+Run = Callable[..., Operator]
+"""Starts a process of the operator with these settings."""
+
+
+def result(status: SnapshotStatus, node: str) -> NodeResult:
+    return next(one for one in status.results if one.node == node)
+
+
+def names(*nodes: str) -> dict[str, Any]:
+    return {"nodes": {"names": list(nodes)}}
+
+
+def later(model: ApiModel, seconds: float) -> None:
+    model.now += timedelta(seconds=seconds)
+
+
+def goes_on(model: ApiModel, operator: Operator, key: SnapshotKey, seconds: int, each: int = 64):
+    """Time passes on kubelets that work; each agent delivers after `each` seconds."""
+    for _ in range(0, seconds, 5):
+        for pod in list(model.pods.values()):
+            if pod["metadata"]["labels"]["ktrace.io/snapshot"] != key.name:
+                continue
+            if pod["status"]["phase"] == "Pending":
+                model.start(pod)
+            elif model.now >= AgentPod.of(pod).created + timedelta(seconds=each):
+                model.succeed(pod)
+        operator.settle(key)
+        later(model, 5)
