@@ -9,9 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from ktrace_api.kubeobject import ObjectMeta
 from ktrace_api.names import ConditionType
 from ktrace_api.snapshot import NodeTarget, TraceSnapshot
 from ktrace_api.status import SnapshotStatus
@@ -24,6 +21,7 @@ from ktrace_operator.logs import News
 from ktrace_operator.outputs import choose_output
 from ktrace_operator.pace import wait_to_write
 from ktrace_operator.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
+from ktrace_operator.reading import Foreign, Unreadable, read_snapshot
 from ktrace_operator.settings import Settings
 from ktrace_operator.targets import Refusal, pod_namespace, uids_by_node
 from ktrace_operator.world import RESYNC, Denial, Plan, World, abandon
@@ -89,10 +87,14 @@ class Reconciler:
         raw = self._kube.snapshot(key.namespace, key.name)
         now = self._clock().replace(microsecond=0)
         if raw is None:
+            self._news.changed(key, None)
             if self._let_go(abandon(pods)):
                 return _AGAIN
             return RESYNC if pods else None
         snapshot = read_snapshot(raw)
+        if isinstance(snapshot, Foreign):
+            return self._leave(key, snapshot, pods)
+        self._news.changed(key, None)
         if isinstance(snapshot, Unreadable):
             return self._give_up(key, snapshot, pods, now)
         world = self._world(snapshot, pods, now, fresh=fresh)
@@ -268,8 +270,17 @@ class Reconciler:
             logger.info("agents of %s are seen again", namespace)
         return pods
 
+    def _leave(self, key: SnapshotKey, what: Foreign, pods: list[AgentPod]) -> timedelta | None:
+        """Writes nothing. Agents of a snapshot that goes on are left to whoever can read it."""
+        if self._news.changed(key, what.message):
+            logger.warning("%s: left as it is, another version wrote it: %s", key, what.message)
+        rest = [pod for pod in pods if what.ended or pod.snapshot_uid != what.metadata.uid]
+        if self._let_go(abandon(rest)):
+            return _AGAIN
+        return RESYNC if pods or not what.ended else None
+
     def _give_up(
-        self, key: SnapshotKey, what: "Unreadable", pods: list[AgentPod], now: datetime
+        self, key: SnapshotKey, what: Unreadable, pods: list[AgentPod], now: datetime
     ) -> timedelta | None:
         made = give_up(what.metadata, what.status, pods, what.message, now)
         if made.status != what.status:
@@ -284,27 +295,3 @@ class _Fresh:
 
 
 _FRESH = _Fresh()
-
-
-class Unreadable(NamedTuple):
-    """An object that this operator cannot read, though the API server took it."""
-
-    metadata: ObjectMeta
-    status: SnapshotStatus
-    message: str
-
-
-def read_snapshot(raw: dict[str, Any]) -> TraceSnapshot | Unreadable:
-    """The object, strictly; Unreadable with one line that names the field."""
-    try:
-        return TraceSnapshot.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    try:
-        status = SnapshotStatus.model_validate(raw.get("status") or {})
-    except ValidationError:
-        status = SnapshotStatus()
-    return Unreadable(
-        ObjectMeta.model_validate(raw["metadata"]), status, f"{where}: {first['msg']}"
-    )
