@@ -38,6 +38,18 @@ class _Look:
         """Whether no agent was started on the node yet."""
         return self.pod is None and self.entry.outcome is Outcome.PENDING
 
+    @property
+    def takes_a_place(self) -> bool:
+        """Whether its agent counts among those at once.
+
+        One that was given up may still start: it counts until that is in the status, for only
+        then its pod is deleted.
+        """
+        if self.pod is None or self.seen is None:
+            return False
+        over = self.pod.over or self.pod.phase_ended or self.pod.deleting is not None
+        return isinstance(self.seen, Going) or not over
+
 
 @dataclass(frozen=True, slots=True)
 class _Line:
@@ -155,7 +167,7 @@ def _line(
     assert snapshot.status.start_time is not None
     limits = (snapshot.spec.nodes.parallelism, settings.limits.parallelism)
     limit = min((one for one in limits if one), default=len(looks))
-    free = max(0, limit - sum(isinstance(look.seen, Going) for look in looks))
+    free = max(0, limit - sum(look.takes_a_place for look in looks))
     ends = [
         one.ended_at
         for one in entries

@@ -9,7 +9,7 @@ import pytest
 from ktrace_api.names import NodeReason, Outcome, Phase
 from ktrace_operator.errors import Denied
 from ktrace_operator.reconcile import SnapshotKey
-from tests.operator.model import NAMESPACE, ApiModel, Run, goes_on, later, names, result
+from tests.operator.model import NAMESPACE, ApiModel, Crash, Run, goes_on, later, names, result
 
 
 def test_a_busy_node_is_waited_for_but_not_for_ever(model: ApiModel, run: Run):
@@ -136,3 +136,20 @@ def test_a_node_that_stays_busy_is_given_up_after_its_turn(model: ApiModel, run:
     assert status.phase is Phase.PARTIALLY_COMPLETED
     assert result(status, "node-a").reason is NodeReason.NODE_BUSY
     assert result(status, "node-c").reason is NodeReason.NODE_BUSY
+
+
+def test_a_node_that_is_given_up_holds_its_place_until_that_is_written(model: ApiModel, run: Run):
+    operator = run()
+    key = model.apply("one", {"nodes": {"names": ["node-a", "node-b"], "parallelism": 1}})
+    operator.settle(key)
+    later(model, 120)
+    operator.kube.crash_after = 1
+    with pytest.raises(Crash):
+        operator.settle(key)
+    late = model.pod_of("node-a")
+    assert "deletionTimestamp" not in late["metadata"]
+    assert len(model.pods) == 1, "it may still start"
+    run().settle(key)
+    assert result(model.status(key), "node-a").reason is NodeReason.START_TIMEOUT
+    assert "deletionTimestamp" in late["metadata"] or late not in model.pods.values()
+    assert model.pod_of("node-b")
