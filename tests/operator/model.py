@@ -33,7 +33,7 @@ class Crash(BaseException):
 
 
 def stamp(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
 
 
 def settings(**changes: Any) -> Settings:
@@ -119,9 +119,10 @@ class ApiModel:
     def pod_of(self, node: str) -> dict[str, Any]:
         return next(pod for pod in self.pods.values() if node_of(pod) == node)
 
-    def start(self, pod: dict[str, Any]) -> None:
+    def start(self, pod: dict[str, Any], clock: datetime | None = None) -> None:
+        """clock: what time it is on the node, None: what time it is."""
         pod["spec"]["nodeName"] = node_of(pod)
-        self._state(pod, {"running": {"startedAt": stamp(self.now)}}, "Running")
+        self._state(pod, {"running": {"startedAt": stamp(clock or self.now)}}, "Running")
 
     def wait(self, pod: dict[str, Any], reason: str) -> None:
         pod["spec"]["nodeName"] = node_of(pod)

@@ -4,7 +4,7 @@
 From any state, once kubelets work, every snapshot ends and nothing of it stays.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,13 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ktrace_api.names import NodeReason, Outcome
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator.errors import ApiError
+from ktrace_operator.errors import ApiError, Denied
 from ktrace_operator.facts import Node
 from ktrace_operator.reconcile import SnapshotKey
-from tests.operator.model import ApiModel, Crash, Operator, good_result, node_of
+from tests.operator.model import START, ApiModel, Crash, Operator, good_result, node_of
 
+DAY = timedelta(days=1)
 NODES = ("node-a", "node-b", "node-c", "node-d")
 SNAPSHOTS = ("first", "second")
+CLOCKS = (None, START - DAY, START + DAY, START.replace(year=2), START.replace(year=9999))
+"""What time it is on a node; None: it has the right one."""
 BAD_MESSAGES = ("", "no JSON", "{}", '{"version":1,"reason":"Completed"}')
 
 
@@ -135,13 +138,13 @@ class AnyOrder(RuleBasedStateMachine):
         return pods[data.draw(st.integers(0, len(pods) - 1))]
 
     @precondition(lambda self: self._starting())
-    @rule(data=st.data())
-    def kubelet_starts(self, data: st.DataObject) -> None:
-        self._start(self._one_of(data, self._starting()))
+    @rule(data=st.data(), clock=st.sampled_from(CLOCKS))
+    def kubelet_starts(self, data: st.DataObject, clock: datetime | None) -> None:
+        self._start(self._one_of(data, self._starting()), clock)
 
-    def _start(self, pod: dict[str, Any]) -> None:
+    def _start(self, pod: dict[str, Any], clock: datetime | None = None) -> None:
         self.ran.add((pod["metadata"]["labels"]["ktrace.io/snapshot-uid"], node_of(pod)))
-        self.model.start(pod)
+        self.model.start(pod, clock)
 
     @precondition(lambda self: self._starting())
     @rule(data=st.data(), reason=st.sampled_from(("ImagePullBackOff", "CreateContainerError")))
@@ -173,6 +176,10 @@ class AnyOrder(RuleBasedStateMachine):
     def somebody_deletes_a_pod(self, data: st.DataObject) -> None:
         pods = sorted(self.model.pods)
         self.model.delete_pod(self.model.pods[data.draw(st.sampled_from(pods))])
+
+    @rule(why=st.sampled_from((None, "403: denied by a policy", "403: exceeded quota: pods")))
+    def pods_are_denied(self, why: str | None) -> None:
+        self.model.refusal = Denied(why, 403) if why else None
 
     @rule(name=st.sampled_from(NODES))
     def node_goes(self, name: str) -> None:
@@ -249,6 +256,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert counts.total == len(status.results) == parts
         for one in status.results:
             assert (one.reason is None) == (not one.final)
+            for time in (one.started_at, one.ended_at):
+                assert time is None or START <= time <= self.model.now
             if one.outcome is Outcome.SUCCEEDED:
                 assert one.reason is NodeReason.COMPLETED
                 assert (uid, one.node) in self.delivered, "a success that never was"
@@ -271,7 +280,7 @@ class AnyOrder(RuleBasedStateMachine):
         """From any state, with kubelets that work and one operator, everything ends."""
         if not self.operators:
             return
-        self.model.leader = None
+        self.model.leader, self.model.refusal = None, None
         for _ in range(40):
             self.model.sync()
             for pod in list(self.model.pods.values()):
