@@ -110,6 +110,78 @@ def test_clients_that_give_up_early_leave_closed_ports():
     assert "closed its socket" in finding.title
 
 
+CLOSED, CAME, WENT = "Udp.NoPorts", "Icmp.InDestUnreachs", "Icmp.OutDestUnreachs"
+
+
+def statsd(made: Captured, to: str, count: int = 20, **facts: Any) -> Captured:
+    """Datagrams to a port where nobody listens."""
+    made.counter("snmp", CLOSED, count)
+    return made.flow("udp", to=to, port=8125, tx_calls=count, tgid=7, comm="app", **facts)
+
+
+def unreachable(made: Captured, came: int, went: int) -> Captured:
+    return made.counter("snmp", CAME, came).counter("snmp", WENT, went)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda made: unreachable(statsd(made, "127.0.0.1", 600), 600, 600),
+        lambda made: unreachable(made.counter("snmp", CLOSED, 20), 20, 20),
+        lambda made: statsd(made, "127.0.0.1"),
+        lambda made: statsd(made, CLIENT),
+        lambda made: statsd(made, CLIENT, net=NET + 1, local_ip="10.0.0.77").connect(1).flow(),
+        lambda made: made.counter("snmp", CLOSED, 600),
+        lambda made: made.counter("snmp6", "Udp6NoPorts", 20),
+        lambda made: made.counter("snmp", CLOSED, 20, netns=NET + 1),
+    ],
+    ids=[
+        "statsd",
+        "icmp",
+        "loopback",
+        "own-address",
+        "from-a-pod",
+        "too-many",
+        "ipv6",
+        "elsewhere",
+    ],
+)
+def test_closed_ports_that_others_met_do_not_excuse_a_dead_resolver(noise: Any):
+    finding = noise(deaf(20)).finding("DNS_NO_REPLY")
+    assert finding.severity == Severity.CRITICAL
+    assert finding.points_to == Cause.DNS
+
+
+def test_nothing_came_late_where_conntrack_saw_nothing_come():
+    made = deaf(20, ct_state="UNREPLIED").counter("snmp", CLOSED, 20)
+    assert made.finding("DNS_NO_REPLY").severity == Severity.CRITICAL
+
+
+def test_late_answers_of_one_client_do_not_excuse_another():
+    """Twenty closed ports, and two resolvers that owe twenty answers each."""
+    made = deaf(20).counter("snmp", CLOSED, 20)
+    deaf(20, made, to="10.0.0.3", tgid=200)
+    assert {one.severity for one in made.analyze().findings} == {Severity.CRITICAL}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        lambda made: made.counter("snmp", CAME, 40),  # a collector elsewhere is missing
+        lambda made: made.flow("udp", to=CLIENT, port=8125, tx_calls=600).flow(
+            "udp", to="10.0.0.9", local_port=8125, rx_calls=600
+        ),
+        lambda made: deaf(20, made, to="10.0.0.3", tgid=200, ct_state="UNREPLIED"),
+    ],
+    ids=["collector", "listener", "dead-resolver"],
+)
+def test_what_met_no_closed_port_here_takes_nothing_off_late_answers(others: Any):
+    made = others(deaf(20).counter("snmp", CLOSED, 20))
+    late = [one for one in made.analyze().findings if one.subject.tgid == 100]
+    assert [one.severity for one in late] == [Severity.INFO]
+    assert "closed its socket" in late[0].title
+
+
 def test_pairs_in_flight_on_one_socket_are_ambiguous():
     made = Captured()
     for number in range(6):

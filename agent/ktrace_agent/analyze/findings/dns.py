@@ -5,6 +5,7 @@
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, number, share, who
+from ktrace_agent.analyze.findings.late import Space, spaces
 from ktrace_agent.enrich import dns
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
@@ -34,8 +35,10 @@ ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 
 def find(case: Case) -> Iterator[Finding]:
     """DNS_NO_REPLY and DNS_SLOW; dns_talks.prepare() has run."""
-    for row in case.ask(_NO_REPLY):
-        yield _no_reply(case, row)
+    if unanswered := case.ask(_NO_REPLY):
+        late = spaces(case)
+        for row in unanswered:
+            yield _no_reply(case, row, gave_up=_gave_up(row, late))
     if case.coverage.sample == 1:  # a sampled answer may belong to a query that is no row
         limits = case.limits
         slow = _SLOW.format(p50=limits.dns_slow_p50_us, p90=limits.dns_slow_p90_us)
@@ -43,15 +46,20 @@ def find(case: Case) -> Iterator[Finding]:
             yield _slow(case, row)
 
 
-def _gave_up(case: Case, row: Row) -> bool:
-    """Datagrams came for sockets that were closed: the answers were late for this client.
+def _gave_up(row: Row, late: set[Space]) -> bool:
+    """The answers came after the client had closed its socket.
 
-    Not where the server is in the same namespace: then the queries themselves may be those.
+    Not where connection tracking saw none come, nor where the server is in the same namespace:
+    then the queries themselves may be what met a closed port.
     """
-    no_ports = case.delta(row["net"], "snmp", "Udp.NoPorts")
-    no_ports += case.delta(row["net"], "snmp6", "Udp6NoPorts")
-    local = str(row["remote_ip"]).startswith(("127.", "::1"))
-    return not local and row["answers_sent"] == 0 and 0 < row["unanswered"] <= no_ports
+    address = str(row["remote_ip"])
+    return (
+        row["unanswered"] > 0
+        and row["answers_sent"] == 0
+        and row["ct_state"] != "UNREPLIED"
+        and not address.startswith(("127.", "::1"))
+        and Space(row["net"], ":" in address) in late
+    )
 
 
 def _story(row: Row, errors: frozenset[str]) -> tuple[Cause, str]:
@@ -69,7 +77,7 @@ def _story(row: Row, errors: frozenset[str]) -> tuple[Cause, str]:
     return Cause.DNS, ""
 
 
-def _no_reply(case: Case, row: Row) -> Finding:
+def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     limits = case.limits
     errors = frozenset(row["errors"] or {})
     unsent = row["errored"] if errors & (_POLICY_ERRORS | _ROUTING_ERRORS) else 0
@@ -77,7 +85,6 @@ def _no_reply(case: Case, row: Row) -> Finding:
     if row["ct_state"] == "UNREPLIED" and not row["answers"]:
         failed += row["raced"]  # it did not lose a race, it never came back
     asked = max(row["queries"] + row["unsent"], failed)
-    gave_up = _gave_up(case, row)
     warn = (
         failed >= limits.min_count
         and share(failed, asked) >= limits.dns_no_reply_share

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - every part of a statement is a constant
+"""Answers that came when the client had closed its socket: what closed ports say, less the noise.
+
+The kernel counts datagrams for closed ports (Udp.NoPorts) by namespace and not by sender, so a
+late answer is believed only where nothing else can have been counted. When in doubt, a query
+without an answer is a query without an answer.
+"""
+
+from typing import NamedTuple
+
+from ktrace_agent.analyze.findings.case import Case
+
+MOST_A_QUERY = 2
+"""A late answer is one datagram a query. More than twice as many came from somewhere else too,
+and then all of them may have."""
+
+_ICMP = ("InDestUnreachs", "OutDestUnreachs")
+
+
+class Space(NamedTuple):
+    """One IP version of a network namespace: each has counters of its own."""
+
+    net: int | None
+    v6: bool
+
+
+# Queries that a late answer could belong to. Conntrack knows of the others that none came.
+_OPEN = """
+SELECT net, coalesce(contains(remote_ip, ':'), false) AS v6,
+  sum(unanswered)::BIGINT AS unanswered, sum(raced)::BIGINT AS raced
+FROM dns_clients WHERE ct_state IS DISTINCT FROM 'UNREPLIED' GROUP BY ALL
+"""
+# Datagrams to an address of a namespace, and to a port of it at which nobody received any.
+_LOOPBACK = "({0} = '::1' OR {0} LIKE '127.%')"
+_SILENT = f"""
+WITH places AS (
+  SELECT DISTINCT net, local_ip AS address FROM flows
+  WHERE local_ip NOT IN ('0.0.0.0', '::') AND NOT {_LOOPBACK.format("local_ip")}),
+heard AS (SELECT DISTINCT net, local_port AS port FROM flows WHERE proto = 'udp' AND rx_calls > 0),
+sent AS (
+  SELECT net, remote_ip AS address, remote_port AS port, sum(tx_calls::HUGEINT) AS datagrams
+  FROM flows WHERE proto = 'udp' AND tx_calls > 0 AND coalesce(rx_calls, 0) <= 0
+  GROUP BY ALL),
+met AS (
+  SELECT net, net AS sender, address, port, datagrams FROM sent WHERE {_LOOPBACK.format("address")}
+  UNION ALL
+  SELECT p.net, s.net, s.address, s.port, s.datagrams FROM sent s JOIN places p USING (address))
+SELECT net, contains(address, ':') AS v6,
+  coalesce(sum(datagrams) FILTER (WHERE net IS NOT DISTINCT FROM sender), 0) AS own,
+  coalesce(sum(datagrams) FILTER (WHERE net IS DISTINCT FROM sender), 0) AS foreign
+FROM met ANTI JOIN heard USING (net, port) GROUP BY ALL
+"""
+
+
+def spaces(case: Case) -> set[Space]:
+    """Where late answers explain every query without an answer; dns_clients is filled."""
+    silent = {_space(row): (int(row["own"]), int(row["foreign"])) for row in case.ask(_SILENT)}
+    believed = set()
+    for row in case.ask(_OPEN):
+        space = _space(row)
+        late = _late(case, space, *silent.get(space, (0, 0)))
+        unread = row["unanswered"] + row["raced"]  # who lost a race may come late as well
+        if row["unanswered"] and unread <= late <= MOST_A_QUERY * unread:
+            believed.add(space)
+    return believed
+
+
+def _space(row: dict[str, int | None]) -> Space:
+    return Space(row["net"], bool(row["v6"]))
+
+
+def _late(case: Case, space: Space, own: int, foreign: int) -> int:
+    """Datagrams for closed ports that no known sender but a resolver explains.
+
+    `own` and `foreign` were sent by the namespace itself and by others to ports that nobody
+    reads. What a namespace sends to its own closed port brings an ICMP out and in again.
+    """
+    if space.v6:
+        came = case.delta(space.net, "snmp6", "Udp6NoPorts")
+        echoed = min(case.delta(space.net, "snmp6", f"Icmp6{name}") for name in _ICMP)
+    else:
+        came = case.delta(space.net, "snmp", "Udp.NoPorts")
+        echoed = min(case.delta(space.net, "snmp", f"Icmp.{name}") for name in _ICMP)
+    return came - max(own, echoed) - foreign
