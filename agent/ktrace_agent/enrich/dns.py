@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Name resolution on this node in a few figures: the tables of dns_talks.py -> DnsSummary."""
+"""Name resolution on this node in a few figures: the tables of dns_clients.py -> DnsSummary."""
 
 from datetime import UTC
 from typing import Any, Literal

@@ -14,7 +14,7 @@ from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, tcp
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.verdict import judge, worst_first
 from ktrace_agent.enrich.dns import summarize
-from ktrace_agent.enrich.dns_talks import prepare
+from ktrace_agent.enrich.dns_clients import prepare
 from ktrace_api.finding import MAX_FINDINGS, DnsSummary, Finding, FindingId, Findings
 from ktrace_api.model import Model
 from ktrace_api.names import RowType

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Name resolution: no answer, slow answers. Reads the tables of enrich/dns_talks.py."""
+"""Name resolution: no answer, slow answers. Reads the tables of enrich/dns_clients.py."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """DNS_NO_REPLY and DNS_SLOW; dns_talks.prepare() has run."""
+    """DNS_NO_REPLY and DNS_SLOW; dns_clients.prepare() has run."""
     if unanswered := case.ask(_NO_REPLY):
         late = spaces(case)
         for row in unanswered:
