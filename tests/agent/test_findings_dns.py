@@ -98,9 +98,61 @@ def test_who_never_comes_back_from_a_race_is_silent():
     for number in range(10):
         made.query(number, 0.002, sock=number + 1)
         made.query(number + 0.0001, None, sock=number + 1, to="10.0.0.3", ct_state="UNREPLIED")
-    (finding,) = made.analyze().findings
+    found = made.analyze()
+    (finding,) = found.findings
     assert finding.severity == Severity.CRITICAL
     assert finding.subject.peer == "10.0.0.3:53"
+    assert finding.counts["unanswered"] == 10
+    assert len(finding.evidence.rows) == 8
+    (suspect,) = found.dns.suspects
+    assert suspect.peer == "10.0.0.3:53"
+    assert suspect.unanswered == found.dns.unanswered == 10
+    assert suspect.since is not None
+
+
+def lose_one(made: Captured) -> Captured:
+    """One event of 100,000 is lost, so the flows are asked."""
+    made.insert("accounting", {"type": "udp_recv", "seen": 100_000, "lost_ring": 1, "lost_map": 0})
+    return made
+
+
+def flow_race(made: Captured, second: str = "10.0.0.3", late_s: float = 0.0001, **facts: Any):
+    """Twenty sockets ask two servers at once; only the first one's answer is read."""
+    for number in range(20):
+        asked: dict[str, Any] = {
+            "port": 53,
+            "tx_calls": 2,
+            "local_port": 50000 + number,
+            "local_ip": "0.0.0.0",
+        }
+        made.flow("udp", rx_calls=2, first_ts=at(number), **asked)
+        made.flow("udp", to=second, first_ts=at(number + late_s), **{**asked, **facts})
+    return made
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"second": "fd00::3", "local_ip": "::"}], ids=["one-family", "two-families"]
+)
+def test_who_loses_a_race_is_not_silent_by_flows(facts: dict[str, Any]):
+    for made in (lose_one(Captured()), Captured(sample=10)):
+        found = flow_race(made.connect(1), **facts).analyze()
+        assert found.verdict.verdict == Cause.HEALTHY
+        assert found.dns.unanswered == 0
+        assert found.dns.suspects == ()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"ct_state": "UNREPLIED"}, {"late_s": 1.0}, {"tgid": 7}, {"local_ip": "10.0.0.9"}, {"net": 9}],
+    ids=["no-packet-back", "asked-later", "process", "address", "namespace"],
+)
+def test_who_is_silent_by_flows_and_lost_no_race(facts: dict[str, Any]):
+    found = flow_race(lose_one(Captured()), **facts).analyze()
+    (finding,) = [one for one in found.findings if one.id == "DNS_NO_REPLY"]
+    assert finding.severity == Severity.CRITICAL
+    assert finding.subject.peer == "10.0.0.3:53"
+    (suspect,) = found.dns.suspects
+    assert (suspect.unanswered, suspect.peer) == (40, "10.0.0.3:53")
 
 
 def test_clients_that_give_up_early_leave_closed_ports():

@@ -56,6 +56,12 @@ FROM dns_waiting w JOIN replies r ON r.remote_port = w.local_port
   AND (r.remote_ip = w.local_ip OR w.local_ip IN ('0.0.0.0', '::'))
 GROUP BY w.client
 """
+# Nothing ever came back to them: they lost no race.
+_SILENT = """
+UPDATE dns_overdue SET raced = false WHERE raced AND client IN (
+  SELECT client FROM dns_waiting WHERE ct_state = 'UNREPLIED'
+  EXCEPT SELECT client FROM dns_shapes WHERE answers > 0)
+"""
 _CLIENTS = """
 CREATE OR REPLACE TEMP TABLE dns_clients AS
 WITH asked AS (
@@ -104,23 +110,32 @@ unnamed AS (
   WHERE proto = 'udp' AND remote_port IS NULL GROUP BY ALL),
 counted AS (
   SELECT a.*, CASE WHEN a.last_ts > {{settled}} THEN 0
-    ELSE greatest(a.sent::HUGEINT - a.got - coalesce(u.got, 0), 0) END AS overdue
+    ELSE greatest(a.sent::HUGEINT - a.got - coalesce(u.got, 0), 0) END AS overdue,
+    overdue > 0 AND first_ts IS NOT NULL AND coalesce(bool_or(a.got > 0) OVER (
+      PARTITION BY a.net, a.tgid, a.local_port, if(local_ip IN ('0.0.0.0', '::'), '', local_ip)
+      ORDER BY epoch_us(first_ts) RANGE BETWEEN {{race_us}} PRECEDING AND {{race_us}} FOLLOWING
+      EXCLUDE CURRENT ROW), false) AS outrun
   FROM asked a LEFT JOIN unnamed u ON a.net IS NOT DISTINCT FROM u.net
     AND a.tgid IS NOT DISTINCT FROM u.tgid AND a.local_port = u.local_port),
+judged AS (
+  SELECT *, outrun AND NOT (bool_or(coalesce(ct_state = 'UNREPLIED' AND overdue > 0, false)) OVER w
+    AND sum(got) OVER w = 0) AS lost
+  FROM counted WINDOW w AS (PARTITION BY net, tgid, remote_ip)),
 shown AS (
   SELECT client, min(n, 8) AS shown FROM dns_messages WHERE asked GROUP BY ALL)
 SELECT hash(c.net, c.tgid, c.remote_ip) AS client, c.net, c.tgid, max(comm) AS comm,
   max(pod) AS pod, max(namespace) AS namespace,
   c.remote_ip, sum(sent)::BIGINT AS queries, sum(least(got, sent))::BIGINT AS answers,
-  sum(overdue)::BIGINT AS unanswered, 0::BIGINT AS raced, 0::BIGINT AS retries,
+  coalesce(sum(overdue) FILTER (WHERE NOT lost), 0)::BIGINT AS unanswered,
+  coalesce(sum(overdue) FILTER (WHERE lost), 0)::BIGINT AS raced, 0::BIGINT AS retries,
   0::BIGINT AS ambiguous, 0::BIGINT AS unsent, 0::BIGINT AS errored,
-  min(first_ts) FILTER (WHERE overdue > 0) AS since,
+  min(first_ts) FILTER (WHERE overdue > 0 AND NOT lost) AS since,
   coalesce(any_value(s.shown), []) AS open_rows, []::BIGINT[] AS error_rows,
   CASE WHEN bool_or(ct_state = 'UNREPLIED' AND overdue > 0) THEN 'UNREPLIED'
     ELSE max(ct_state) FILTER (WHERE overdue > 0) END AS ct_state,
   NULL::VARCHAR AS answered_by, 0::BIGINT AS strange_answers, 0::BIGINT AS answers_sent,
   []::BIGINT[] AS sent_rows
-FROM counted c LEFT JOIN shown s ON hash(c.net, c.tgid, c.remote_ip) = s.client
+FROM judged c LEFT JOIN shown s ON hash(c.net, c.tgid, c.remote_ip) = s.client
 GROUP BY c.net, c.tgid, c.remote_ip HAVING sum(sent) > 0
 """
 
@@ -135,10 +150,12 @@ def prepare(
     """
     pair(con, limits)
     settled = _settled(con, end, limits)
-    con.execute(_TALKS.format(settled=settled, race_us=round(limits.dns_race_s * 1e6)))
+    figures = {"settled": settled, "race_us": round(limits.dns_race_s * 1e6)}
+    con.execute(_TALKS.format(**figures))
     con.execute(_STRANGERS)
     con.execute(_WAITING)
-    con.execute(_CLIENTS if exact else _CLIENTS_BY_FLOWS.format(settled=settled))
+    con.execute(_SILENT)
+    con.execute(_CLIENTS if exact else _CLIENTS_BY_FLOWS.format(**figures))
     con.execute(_ERRORS)
 
 

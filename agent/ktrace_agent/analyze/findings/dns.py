@@ -19,7 +19,7 @@ _ROUTING_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDO
 
 _NO_REPLY = f"""
 SELECT c.*, e.errors FROM dns_clients c LEFT JOIN dns_errors e USING (client)
-WHERE unanswered + raced > 0 OR errored > 0
+WHERE unanswered > 0 OR errored > 0
 ORDER BY unanswered DESC, errored DESC, c.tgid, c.remote_ip, c.net LIMIT {_CONSIDERED}
 """
 _SLOW = f"""
@@ -82,8 +82,6 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     errors = frozenset(row["errors"] or {})
     unsent = row["errored"] if errors & (_POLICY_ERRORS | _ROUTING_ERRORS) else 0
     failed = max(row["unanswered"], unsent)
-    if row["ct_state"] == "UNREPLIED" and not row["answers"]:
-        failed += row["raced"]  # it did not lose a race, it never came back
     asked = max(row["queries"] + row["unsent"], failed)
     warn = (
         failed >= limits.min_count
