@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import duckdb
 
+from ktrace_agent.enrich.dns_clients import FAILING, WORST_FIRST
 from ktrace_agent.enrich.dns_talks import PORT, records
 from ktrace_api.finding import (
     MAX_NUMBERS,
@@ -40,11 +41,10 @@ SELECT m.*, t.* EXCLUDE (remote_ip), count(*) OVER () AS groups
 FROM met m LEFT JOIN times t ON m.remote_ip = t.remote_ip
 ORDER BY unanswered DESC, queries DESC, m.remote_ip LIMIT {limit}
 """
-_SUSPECTS = """
+_SUSPECTS = f"""
 SELECT c.*, e.errors, count(*) OVER () AS groups
 FROM dns_clients c LEFT JOIN dns_errors e USING (client)
-WHERE unanswered > 0 OR errored > 0
-ORDER BY unanswered DESC, errored DESC, c.tgid, c.remote_ip, c.net LIMIT {limit}
+WHERE {FAILING} ORDER BY {WORST_FIRST}, remote_ip, net LIMIT {MAX_SUSPECTS}
 """
 
 
@@ -66,7 +66,7 @@ def summarize(con: duckdb.DuckDBPyConnection, *, timed: bool) -> DnsSummary:
     )
     times = _RESOLVERS.format(times=timed, limit=MAX_RESOLVERS)
     resolvers = records(con, times)
-    suspects = records(con, _SUSPECTS.format(limit=MAX_SUSPECTS))
+    suspects = records(con, _SUSPECTS)
     return DnsSummary(
         **totals,
         **tcp,

@@ -15,6 +15,11 @@ import duckdb
 from ktrace_agent.enrich.dns_talks import PORT, pair
 from ktrace_api.thresholds import Thresholds
 
+FAILING = "(unanswered > 0 OR errored > 0)"
+"""Of a line of dns_clients: it got no answer, or could not ask or read."""
+WORST_FIRST = "unanswered DESC, errored DESC, since DESC NULLS LAST, tgid DESC"
+"""Among equals the latest: a process that asked a moment ago may still be there."""
+
 # Answers that came late, in a later try than their query, make up for it. Who lost a race
 # between servers that one socket asked at once was not asked alone: `raced`.
 _TALKS = """
@@ -124,7 +129,7 @@ judged AS (
 shown AS (
   SELECT client, min(n, 8) AS shown FROM dns_messages WHERE asked GROUP BY ALL)
 SELECT hash(c.net, c.tgid, c.remote_ip) AS client, c.net, c.tgid, max(comm) AS comm,
-  max(pod) AS pod, max(namespace) AS namespace,
+  max(cgroup_id) AS cgroup_id, max(pod) AS pod, max(namespace) AS namespace,
   c.remote_ip, sum(sent)::BIGINT AS queries, sum(least(got, sent))::BIGINT AS answers,
   coalesce(sum(overdue) FILTER (WHERE NOT lost), 0)::BIGINT AS unanswered,
   coalesce(sum(overdue) FILTER (WHERE lost), 0)::BIGINT AS raced, 0::BIGINT AS retries,

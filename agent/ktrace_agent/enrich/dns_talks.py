@@ -11,7 +11,7 @@ pair() makes these tables from `rows`:
 
 dns_messages  one line a datagram: n, ts, asked, failed; socket, client (a process with a server)
               and talk as numbers
-dns_who       client -> net, tgid, comm, pod, namespace, remote_ip
+dns_who       client -> net, tgid, comm, cgroup_id, pod, namespace, remote_ip
 dns_shapes    one line a talk: how many queries and answers, the first and the last of them
 dns_pairs     one line a query: talk, n, ts, answer_n (NULL: none), rtt_us, ambiguous
 dns_answers   one line an answer that belongs to a query: n, query_n, rtt_us, ambiguous
@@ -53,8 +53,8 @@ DROP TABLE dns_unnamed
 _WHO = f"""
 CREATE OR REPLACE TEMP TABLE dns_who AS
 SELECT hash(net, tgid, remote_ip) AS client, any_value(net) AS net, any_value(tgid) AS tgid,
-  any_value(comm) AS comm, any_value(pod) AS pod, any_value(namespace) AS namespace,
-  any_value(remote_ip) AS remote_ip
+  any_value(comm) AS comm, any_value(cgroup_id) AS cgroup_id,
+  any_value(pod) AS pod, any_value(namespace) AS namespace, any_value(remote_ip) AS remote_ip
 FROM rows WHERE type IN ('udp_send', 'udp_recv') AND remote_port = {PORT}
   AND local_port IS DISTINCT FROM {PORT}
 GROUP BY ALL

@@ -210,6 +210,19 @@ def who(row: Row) -> str:
     return f"{comm or 'process'} ({tgid})" if tgid is not None else str(comm)
 
 
+def names(row: Row) -> str:
+    """The process in words, with how many others share its fate (column `processes`)."""
+    others = row["processes"] - 1
+    if others <= 0:
+        return who(row)
+    return f"{who(row)} and {others} other{'s' if others > 1 else ''}"
+
+
+def verb(row: Row, one: str, several: str) -> str:
+    """The form of a verb that goes with names()."""
+    return several if row["processes"] > 1 else one
+
+
 def literal(value: int | str | None) -> str:
     """A value as SQL."""
     if value is None:
@@ -221,6 +234,16 @@ def inside(row: Row) -> str:
     """Prefix of a command that runs in the network namespace of the process."""
     tgid = row.get("tgid")
     return f"nsenter -t {tgid} -n " if tgid is not None else ""
+
+
+def enter(row: Row) -> str:
+    """Prefix of a command that runs in the network namespace of names().
+
+    Of many processes none may be left: then any process of the namespace will do.
+    """
+    if row["processes"] <= 1 or row["net"] is None:
+        return inside(row)
+    return f"nsenter -t $(lsns -nt net -o NS,PID | awk '/{row['net']}/{{print $2}}') -n "
 
 
 def grade(limits: Thresholds, failed: int, total: int, *, warn: bool) -> Severity:

@@ -4,9 +4,19 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, number, share, who
+from ktrace_agent.analyze.findings.case import (
+    Case,
+    Row,
+    enter,
+    grade,
+    names,
+    number,
+    share,
+    verb,
+)
 from ktrace_agent.analyze.findings.late import Space, spaces
 from ktrace_agent.enrich import dns
+from ktrace_agent.enrich.dns_clients import FAILING, WORST_FIRST
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -17,16 +27,46 @@ _CONSIDERED = 200
 _POLICY_ERRORS = frozenset({"EPERM", "EACCES"})
 _ROUTING_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"})
 
+_SUMS = ("queries", "answers", "unanswered", "errored", "retries", "strange_answers",
+         "answers_sent", "failed", "asked")  # fmt: skip
+_EVENTS = ("open_rows", "error_rows", "sent_rows")
+
+# Processes below the limits are judged together where they are the same program in the same
+# container: a loop around a tool makes a process for each lookup, and none asks often. Those that
+# got all they asked for are among them: of many queries some are lost.
 _NO_REPLY = f"""
-SELECT c.*, e.errors FROM dns_clients c LEFT JOIN dns_errors e USING (client)
-WHERE unanswered > 0 OR errored > 0
-ORDER BY unanswered DESC, errored DESC, c.tgid, c.remote_ip, c.net LIMIT {_CONSIDERED}
+WITH counted AS (
+  SELECT c.*, map_keys(e.errors) AS kinds,
+    coalesce(list_has_any(kinds, {sorted(_POLICY_ERRORS | _ROUTING_ERRORS)}), false) AS unsendable,
+    greatest(unanswered, if(unsendable, errored, 0)) AS failed,
+    greatest(queries + unsent, failed) AS asked,
+    failed >= {{min_count}} AND failed / greatest(asked, 1) >= {{no_reply_share}} AS apart
+  FROM dns_clients c LEFT JOIN dns_errors e USING (client)),
+pools AS (
+  SELECT *, if(apart, client, hash('pool', net, cgroup_id, comm, remote_ip)) AS pool FROM counted)
+SELECT count(*) FILTER (WHERE {FAILING}) AS processes,
+  first(tgid ORDER BY {WORST_FIRST}) AS tgid, any_value(net) AS net, any_value(comm) AS comm,
+  any_value(pod) AS pod, any_value(namespace) AS namespace, any_value(remote_ip) AS remote_ip,
+  {", ".join(f"sum({name}) AS {name}" for name in _SUMS)},
+  list_distinct(flatten(list(kinds) FILTER (WHERE kinds IS NOT NULL))) AS errors,
+  if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state)) AS ct_state,
+  max(answered_by) AS answered_by,
+  {", ".join(f"list_sort(flatten(list({name})))[:8] AS {name}" for name in _EVENTS)}
+FROM pools GROUP BY pool HAVING processes > 0
+ORDER BY unanswered DESC, errored DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 """
 _SLOW = f"""
-WITH slow AS (
-  SELECT client, count(*) AS answers, count(*) FILTER (WHERE ambiguous) AS ambiguous,
+WITH pools AS (
+  SELECT client, if(count(*) >= {{enough}}, client,
+      hash('pool', any_value(net), any_value(cgroup_id), any_value(comm), any_value(remote_ip)))
+    AS pool
+  FROM dns_pairs JOIN dns_who USING (client) WHERE answer_n IS NOT NULL GROUP BY client),
+slow AS (
+  SELECT count(*) AS answers, count(DISTINCT client) AS processes,
+    count(DISTINCT client) FILTER (WHERE rtt_us >= {{p90}}) AS late,
+    count(*) FILTER (WHERE ambiguous) AS ambiguous, arg_max(client, rtt_us) AS client,
     quantile_disc(rtt_us, [0, 0.5, 0.9, 1]) AS rtt, arg_max(answer_n, rtt_us, 10) AS slowest
-  FROM dns_pairs WHERE answer_n IS NOT NULL GROUP BY client
+  FROM dns_pairs JOIN pools USING (client) WHERE answer_n IS NOT NULL GROUP BY pool
   HAVING quantile_disc(rtt_us, 0.5) >= {{p50}} OR quantile_disc(rtt_us, 0.9) >= {{p90}})
 SELECT w.*, s.* EXCLUDE (client) FROM slow s JOIN dns_who w USING (client)
 ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
@@ -35,13 +75,18 @@ ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 
 def find(case: Case) -> Iterator[Finding]:
     """DNS_NO_REPLY and DNS_SLOW; dns_clients.prepare() has run."""
-    if unanswered := case.ask(_NO_REPLY):
+    limits = case.limits
+    ask = _NO_REPLY.format(min_count=limits.min_count, no_reply_share=limits.dns_no_reply_share)
+    if unanswered := case.ask(ask):
         late = spaces(case)
         for row in unanswered:
             yield _no_reply(case, row, gave_up=_gave_up(row, late))
     if case.coverage.sample == 1:  # a sampled answer may belong to a query that is no row
-        limits = case.limits
-        slow = _SLOW.format(p50=limits.dns_slow_p50_us, p90=limits.dns_slow_p90_us)
+        slow = _SLOW.format(
+            p50=limits.dns_slow_p50_us,
+            p90=limits.dns_slow_p90_us,
+            enough=limits.dns_slow_min_answers,
+        )
         for row in case.ask(slow):
             yield _slow(case, row)
 
@@ -79,10 +124,8 @@ def _story(row: Row, errors: frozenset[str]) -> tuple[Cause, str]:
 
 def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     limits = case.limits
-    errors = frozenset(row["errors"] or {})
-    unsent = row["errored"] if errors & (_POLICY_ERRORS | _ROUTING_ERRORS) else 0
-    failed = max(row["unanswered"], unsent)
-    asked = max(row["queries"] + row["unsent"], failed)
+    errors = frozenset(row["errors"] or ())
+    failed, asked = row["failed"], row["asked"]
     warn = (
         failed >= limits.min_count
         and share(failed, asked) >= limits.dns_no_reply_share
@@ -93,7 +136,7 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     if gave_up:
         story = "answers came after the client had closed its socket"
     sure = row["ct_state"] == "UNREPLIED" or bool(row["answered_by"]) or bool(errors)
-    title = f"{who(row)} got no answer to {failed} of {asked} DNS queries to {peer}"
+    title = f"{names(row)} got no answer to {failed} of {asked} DNS queries to {peer}"
     return case.find(
         FindingId.DNS_NO_REPLY,
         grade(limits, failed, asked, warn=warn),
@@ -102,15 +145,15 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
         points_to=cause,
         refuted_by="Answers in a packet capture at the client's socket, or a client that closes"
         " its socket before they come (Udp.NoPorts rises).",
-        look=f"{inside(row)}dig @{row['remote_ip']} +tries=1 +time=2 . NS",
+        look=f"{enter(row)}dig @{row['remote_ip']} +tries=1 +time=2 . NS",
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
         counts={
             "queries": row["queries"],
             "answers": row["answers"],
             "unanswered": row["unanswered"],
+            "processes": row["processes"],
             "retries": row["retries"],
-            "lost_races": row["raced"],
             "errors": row["errored"],
             "answers_from_elsewhere": row["strange_answers"],
             "answers_sent_by_resolver": row["answers_sent"],
@@ -127,20 +170,30 @@ def _slow(case: Case, row: Row) -> Finding:
     limits = case.limits
     least, p50, p90, most = row["rtt"]
     peer = dns.resolver_name(row["remote_ip"])
-    warn = row["answers"] >= limits.dns_slow_min_answers
+    few = limits.dns_slow_min_answers
+    if row["processes"] > 1:  # the answers of each are one wait, as those to A and AAAA
+        often = p50 >= limits.dns_slow_p50_us or row["late"] >= limits.min_count
+        warn = row["processes"] >= few and often
+    else:
+        warn = row["answers"] >= few
     return case.find(
         FindingId.DNS_SLOW,
         Severity.WARNING if warn else Severity.INFO,
-        f"{who(row)} waits {p50 / 1000:.0f} ms (median of {row['answers']}) for DNS answers"
+        f"{names(row)} {verb(row, 'waits', 'wait')} {p50 / 1000:.0f} ms"
+        f" (median of {row['answers']}) for DNS answers"
         f" from {peer}",
         subject=row | {"peer": peer},
         points_to=Cause.DNS,
         refuted_by="A client that reads its socket late: then the answer waits there, as a packet"
         " capture or `ss -uanm` (Recv-Q) shows.",
-        look=f"{inside(row)}dig @{row['remote_ip']} . NS | grep 'Query time'",
+        look=f"{enter(row)}dig @{row['remote_ip']} . NS | grep 'Query time'",
         rests_on=_RESTS_ON,
         confidence=Confidence.MEDIUM if row["ambiguous"] < row["answers"] else Confidence.LOW,
-        counts={"answers": row["answers"], "ambiguous": row["ambiguous"]},
+        counts={
+            "answers": row["answers"],
+            "processes": row["processes"],
+            "ambiguous": row["ambiguous"],
+        },
         rows=row["slowest"],
         numbers=[
             number("median time to an answer", p50, limits.dns_slow_p50_us, "us"),
