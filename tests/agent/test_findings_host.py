@@ -77,6 +77,27 @@ def test_few_unreplied_are_no_finding_above_info():
     assert udp(123, calls=2).serious() == set()
 
 
+@pytest.mark.parametrize(
+    "group",
+    ["239.255.255.250", "224.0.0.251", "255.255.255.255", "ff02::c", "ff0e::101", "10.0.0.255",
+     "10.0.255.255"],
+)  # fmt: skip
+def test_a_group_is_no_conversation(group: str):
+    """SSDP and the like: a question to all, answers from the addresses of some."""
+    for port in (1900, 123):
+        made = udp(port, answered=True, to=group, local_ip="0.0.0.0").flow()
+        assert made.analyze().findings == ()
+
+
+@pytest.mark.parametrize("host", ["223.1.1.1", "10.0.2.255", "10.0.0.63", "fe80::1", "fd00::ff02"])
+def test_a_host_is_one(host: str):
+    assert udp(123, to=host).flow().serious() == {"CONNTRACK_UNREPLIED"}
+
+
+def test_a_translated_address_is_no_broadcast():
+    assert udp(123, to="10.0.0.255", nat="dnat").flow().serious() == {"CONNTRACK_UNREPLIED"}
+
+
 def test_receive_buffer():
     made = busy().counter("snmp", "Udp.RcvbufErrors", 500).counter("snmp", "Udp.InDatagrams", 9500)
     for number in range(5):

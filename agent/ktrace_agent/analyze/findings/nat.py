@@ -3,6 +3,7 @@
 """Connection tracking: a full table, entries that collide, flows that nobody answers."""
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal, number, share, who
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
@@ -12,11 +13,18 @@ _FILE = "stat/nf_conntrack"
 _ASKED_AND_ANSWERED = (67, 69, 88, 123, 161, 389, 443, 500, 1812, 1813, 3478, 4500)
 """UDP ports of protocols that always answer: DHCP, TFTP, Kerberos, NTP, SNMP, CLDAP, QUIC, IKE,
 RADIUS, STUN. Others (syslog, statsd, VXLAN, NetFlow) never do; DNS has findings of its own."""
+_TRANSLATED = ("dnat", "snat", "both")
+_GROUPS = r"^(22[4-9]|23\d)\.|^255\.255\.255\.255$|^ff[0-9a-f]{2}:"
+"""Multicast and broadcast: who answers does so from an address of its own (SSDP, mDNS, DHCP)."""
+_BROADCAST_BITS = 8
+"""Host bits of a network whose last address is taken for its broadcast: in a smaller one it looks
+like any other."""
 
 _UNREPLIED = f"""
 WITH udp AS (
   SELECT *, greatest(coalesce(tx_calls, 0), 0) AS sent FROM flows
-  WHERE proto = 'udp' AND remote_port IS NOT NULL AND remote_port NOT IN (53, 5353)),
+  WHERE proto = 'udp' AND remote_port IS NOT NULL AND remote_port NOT IN (53, 5353)
+    AND NOT coalesce(regexp_matches(remote_ip, '{_GROUPS}'), false)),
 replying AS (SELECT DISTINCT net, remote_port FROM udp WHERE rx_calls > 0),
 silent AS (
   SELECT * FROM udp WHERE ct_state = 'UNREPLIED' AND coalesce(rx_calls, 0) = 0 AND sent > 0)
@@ -37,7 +45,8 @@ def find(case: Case) -> Iterator[Finding]:
     for netns, failed in case.risen(_FILE, "insert_failed").items():
         yield _insert_failed(case, netns, failed)
     for row in case.ask(_UNREPLIED):
-        yield _unreplied(case, row)
+        if not _broadcast(case, row):
+            yield _unreplied(case, row)
 
 
 def _full(case: Case) -> Iterator[Finding]:
@@ -96,11 +105,32 @@ def _insert_failed(case: Case, netns: int | None, failed: int) -> Finding:
     )
 
 
+def _number(address: str | None) -> int:
+    """An IPv4 address as a number, 0 where it is none."""
+    try:
+        return int(IPv4Address(address or ""))
+    except ValueError:
+        return 0
+
+
+def _broadcast(case: Case, row: Row) -> bool:
+    """The last address of a network in which the namespace has an address itself."""
+    last = _number(row["remote_ip"])
+    host = (last ^ (last + 1)) >> 1  # the ones at its end
+    if host < 2**_BROADCAST_BITS - 1 or row["nat"] in _TRANSLATED:
+        return False
+    own = case.ask(
+        "SELECT DISTINCT local_ip FROM flows WHERE family = 'ipv4'"
+        f" AND net IS NOT DISTINCT FROM {literal(row['net'])} AND local_ip <> '0.0.0.0'"
+    )
+    return any(_number(line["local_ip"]) | host == last for line in own)
+
+
 def _unreplied(case: Case, row: Row) -> Finding:
     limits = case.limits
     sent = int(row["sent"])
     warn = bool(row["answers_expected"]) and sent >= limits.unreplied_count
-    translated = row["nat"] in ("dnat", "snat", "both")
+    translated = row["nat"] in _TRANSLATED
     shown = case.ask(
         "SELECT min(n, 10) AS shown FROM rows WHERE type = 'udp_send'"
         f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
