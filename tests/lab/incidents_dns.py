@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Incidents of name resolution."""
 
+import time
 from abc import abstractmethod
+from collections import Counter
 
 from tests.bpf.captures import Capture, Row
 from tests.bpf.workers import Job, Worker
@@ -58,6 +60,74 @@ class DnsSilent(_Dns):
         assert len(self.rows(capture, "udp_send")) == self.count
         assert not self.rows(capture, "udp_recv")
         assert len(capture.of("udp_recv", net=self.link.server.inode)) == self.count
+
+
+class DnsSilentBesideStatsd(DnsSilent):
+    tells = "the same, and metrics of that namespace go to a closed port of its own"
+
+    def arrange(self) -> None:
+        super().arrange()
+        beat = jobs.pace(jobs.datagrams("127.0.0.1", 8125), rate=20)
+        self.metrics = self.link.client.start(beat, comm="app")
+
+    def settle(self) -> None:
+        self.refused = self.link.client.snmp("Udp.NoPorts")
+        super().settle()
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"timeout": self.count}, self.tally
+        assert len(self.rows(capture, "udp_send")) == self.count
+        assert self.refused >= self.count, self.refused
+
+
+class _OneEach(_Dns):
+    """A loop around a tool: a process for each of the lookups."""
+
+    def run(self) -> None:
+        self.tally: jobs.Tally = Counter()
+        tools = []
+        for _ in range(self.count):
+            job = jobs.stub(self.host, rate=1, seconds=0.5, timeout_s=self.timeout_s)
+            tools.append(self.link.client.start(job, comm="curl"))
+            time.sleep(0.05)
+        for tool in tools:
+            self.tally.update(tool.result())
+        self.tools = {tool.tgid for tool in tools}
+        self.point_out(tools[-1].tgid)
+
+    def point_out(self, last: int) -> None:
+        self.subject = Subject(last, jobs.shown(self.host, 53))
+
+    def asked(self, capture: Capture) -> Counter[int]:
+        return Counter(row["tgid"] for row in capture.of("udp_send", net=self.link.client.inode))
+
+
+class DnsSilentOneEach(_OneEach):
+    tells = "a DNS server that never answers, and a process for each lookup"
+    expected = expect("DNS_NO_REPLY", "dns")
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host, silent=True))
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {"timeout": self.count}, self.tally
+        assert self.asked(capture) == dict.fromkeys(self.tools, 1)
+
+
+class DnsSlowOneEach(_OneEach):
+    tells = "a DNS server that answers after 700 ms, and a process for each lookup"
+    expected = expect("DNS_SLOW", "dns")
+
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host, delay_s=0.7))
+
+    def point_out(self, last: int) -> None:
+        """Whoever of them waited longest."""
+        self.subject = Subject(peer=jobs.shown(self.host, 53), netns=self.link.client.inode)
+
+    def prove(self, capture: Capture) -> None:
+        assert self.tally == {self.host: self.count}, self.tally
+        assert self.asked(capture) == dict.fromkeys(self.tools, 1)
 
 
 class DnsSlow(_Dns):
