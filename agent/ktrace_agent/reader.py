@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar, cast
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
 from isal import igzip, isal_zlib
 from pydantic import ValidationError
@@ -39,7 +39,11 @@ _TEXTS: Final = {
 }
 _MAX_BYTES = 17 * GIB
 """Of one member: more than the largest max_bytes."""
+_MAX_DIGITS = 20
+"""Of a number in an extended header: those of 64 bits."""
 _BLOCK = tarfile.BLOCKSIZE
+_EXTENDED_BYTES = 4 * _BLOCK
+"""Of an extended header: a name of 255 bytes and a size are far less."""
 _ARCHIVE, _SUMMARY = ".bundle.tgz", ".summary.json"
 _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
@@ -197,27 +201,56 @@ def _unpack(file: Path, source: _Source, stack: ExitStack) -> _Unpacked:
 
 def _headers(file: Path, stream: Any) -> Iterator[tuple[str, int]]:
     """Name and size of each member, which the caller reads; only what we write is understood."""
-    name = ""
+    extended = _Extended()
     while any(block := _exactly(stream, _BLOCK)):
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-        if not 0 <= info.size <= _MAX_BYTES:
-            raise BadBundle(f"{file} is no bundle of ktrace: a member of {info.size} bytes")
-        if info.type == tarfile.XHDTYPE and info.size <= 4 * _BLOCK:
-            name = _long_name(b"".join(_content(stream, info.size)))
-        elif info.type == tarfile.REGTYPE:
-            yield name or info.name, info.size
-            name = ""
-        else:
-            raise BadBundle(f"{file} is no bundle of ktrace: {info.name!r} is no plain file")
+        if info.type == tarfile.XHDTYPE and 0 <= info.size <= _EXTENDED_BYTES:
+            extended = _extended(b"".join(_content(stream, info.size)))
+            continue
+        name = extended.name or info.name
+        size = info.size if extended.size is None else extended.size
+        if not 0 <= size <= _MAX_BYTES:
+            raise BadBundle(f"{file} is no bundle of ktrace: a member of {size} bytes")
+        if info.type != tarfile.REGTYPE:
+            raise BadBundle(f"{file} is no bundle of ktrace: {name!r} is no plain file")
+        yield name, size
+        extended = _Extended()
 
 
-def _long_name(records: bytes) -> str:
-    """`path` of an extended header (POSIX.1-2001 pax), a line of the form `LENGTH path=NAME`."""
-    for record in records.split(b"\n"):
-        _, _, pair = record.partition(b" ")
-        if pair.startswith(b"path="):
-            return pair[5:].decode()
-    return ""
+class _Extended(NamedTuple):
+    """What an extended header says of the member behind it, where the plain one has no room."""
+
+    name: str = ""
+    """Longer than 100 bytes."""
+    size: int | None = None
+    """8 GiB and more; the plain header then holds 0."""
+
+
+def _extended(records: bytes) -> _Extended:
+    """`path` and `size` of an extended header (POSIX.1-2001 pax); raises tarfile.HeaderError.
+
+    A record is `LENGTH KEY=VALUE` and a newline, LENGTH counts all of it.
+    """
+    found = _Extended()
+    while records:
+        digits, _, _ = records.partition(b" ")
+        length = _decimal(digits)
+        key, equals, value = records[len(digits) + 1 : length - 1].partition(b"=")
+        if not equals or records[length - 1 : length] != b"\n":
+            raise tarfile.HeaderError("an extended header of another form")
+        if key == b"path":
+            found = found._replace(name=value.decode())
+        elif key == b"size":
+            found = found._replace(size=_decimal(value))
+        records = records[length:]
+    return found
+
+
+def _decimal(digits: bytes) -> int:
+    """A number of a header; no sign, no blanks, and not more digits than a number needs."""
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise tarfile.HeaderError("an extended header without a number where one belongs")
+    return int(digits)
 
 
 def _content(stream: Any, size: int) -> Iterator[bytes]:

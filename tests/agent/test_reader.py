@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ktrace_agent import archive, reader
 from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.errors import BadBundle, KtraceError, UsageError
 from ktrace_agent.reader import opened
-from ktrace_api.capture import CaptureConfig
+from ktrace_api.capture import GIB, CaptureConfig
 from ktrace_api.node import NodeInfo
 
 from .conftest import Make, make_events, make_flows
@@ -178,6 +179,56 @@ def test_a_size_beyond_all_bounds_is_refused(tmp_path: Path):
     file = tmp_path / "bomb.tgz"
     file.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT)))
     assert "a member of 1152921504606846976 bytes" in refused(file)
+
+
+def first_member(header: bytes) -> tuple[str, int]:
+    return next(reader._headers(Path("a.tgz"), io.BytesIO(header)))
+
+
+@pytest.mark.parametrize("size", [0, 8 * GIB - 1, 8 * GIB, 16 * GIB])
+@pytest.mark.parametrize("node", ["etcd-1", "n" * 200])
+def test_rows_of_any_size_that_may_be_asked_for_are_found(size: int, node: str):
+    """A plain header of tar has room for a size below 8 GiB; all else stands before it."""
+    name = f"ktrace.{node}.20260124T215754Z.events.jsonl"
+    header = archive._member(name, size, 1_769_291_874).tobuf(tarfile.DEFAULT_FORMAT)
+    assert first_member(header) == (name, size)
+    assert (len(header) > tarfile.BLOCKSIZE) == (size >= 8 * GIB or len(name) > 100)
+
+
+def test_the_size_before_a_header_is_the_one_that_counts(sealed: Sealed, tmp_path: Path):
+    """As whole archives, small enough to be written: the plain size is 0 or the same."""
+    parts = members(sealed.bundle)
+    with tarfile.open(tmp_path / "sized.tgz", "w:gz") as tar:
+        for name, text in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 0, {"size": str(len(text))}
+            assert tar.fileobj is not None
+            tar.fileobj.write(info.tobuf(tarfile.PAX_FORMAT))
+            tar.fileobj.write(text + bytes(-len(text) % tarfile.BLOCKSIZE))
+    with opened(tmp_path / "sized.tgz") as found:
+        assert found.summary == sealed.summary
+
+
+@pytest.mark.parametrize("size", ["", "-1", "+1", " 1", "1e3", "0x10", "1_0", "\u00b2", "9" * 21])
+def test_a_size_that_is_no_number_is_damage(sealed: Sealed, tmp_path: Path, size: str):
+    file = packed(tmp_path / "size.tgz", members(sealed.bundle), pax_headers={"size": size})
+    assert "damaged within its first member" in refused(file)
+
+
+@pytest.mark.parametrize("size", [17 * GIB + 1, 2**63])
+def test_no_extended_header_leads_beyond_the_bounds(sealed: Sealed, tmp_path: Path, size: int):
+    facts = {"pax_headers": {"size": str(size)}}
+    file = packed(tmp_path / "size.tgz", members(sealed.bundle), **facts)
+    assert f"a member of {size} bytes" in refused(file)
+
+
+@pytest.mark.parametrize("records", [b"9 size=1", b"0 size=1\n", b"99 size=1\n", b"9 size:1\n"])
+def test_an_extended_header_of_another_form_is_damage(records: bytes, tmp_path: Path):
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    file = tmp_path / "form.tgz"
+    file.write_bytes(gzip.compress(info.tobuf() + records.ljust(tarfile.BLOCKSIZE, b"\0")))
+    assert "damaged within its first member" in refused(file)
 
 
 def test_nothing_is_left_in_the_temporary_folder(
