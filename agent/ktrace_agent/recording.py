@@ -8,9 +8,11 @@ numpy and DuckDB come in (records.py) once they are detached.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from ktrace_api.names import RowType
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,14 @@ class Clock:
 
     offset_start_ns: int
     offset_end_ns: int
+
+
+def wall_clock(boot_ns: int, offset_ns: int) -> datetime:
+    """A time of CLOCK_BOOTTIME as rows show it: by the offset at the start, whatever came after.
+
+    So a step of the wall clock during a capture moves no row out of it.
+    """
+    return _EPOCH + timedelta(microseconds=(boot_ns + offset_ns) // 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,9 @@ class Recording:
     """cgroup id -> path as far as it is known, `/parent/leaf`."""
     clock: Clock
     started: datetime
+    """All programs were attached; as wall_clock() has it."""
     ended: datetime
+    """The wait was over. On the clock of the rows, so never before `started`."""
     ended_by: str
     """`duration`, `signal` or `error`."""
     spool_lost: Mapping[RowType, int]

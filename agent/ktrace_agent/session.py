@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -21,7 +20,7 @@ from ktrace_agent.enrich import conntrack_watch, identity
 from ktrace_agent.kernel import Collector
 from ktrace_agent.netns import run_in_netns
 from ktrace_agent.probes import Choice
-from ktrace_agent.recording import Clock, HookCounters, Recording
+from ktrace_agent.recording import Clock, HookCounters, Recording, wall_clock
 from ktrace_agent.spool import EVENT_BYTES, Spool
 from ktrace_agent.witness import witness
 from ktrace_api.capture import CaptureConfig
@@ -145,13 +144,13 @@ def record(
         stack.enter_context(watches)
         spool.start()
         collector.attach()
-        started = datetime.now(UTC)
+        started = wall_clock(_boot_ns(), offset)
         before = host.snapshot()
         collector.iterate("prime_owners")
         stock_start = _stock(collector)
         observer.ready()
         ended_by = _wait(config, collector, spool, observer, stop)
-        ended = datetime.now(UTC)
+        ended = wall_clock(_boot_ns(), offset)
         after = host.snapshot()
         observer.sealing("detaching the programs")
         collector.detach()
@@ -177,6 +176,10 @@ def record(
             witness=witness(before, after),
         )
         return Recorded(recording, collector.choices, before, after)
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Watches:

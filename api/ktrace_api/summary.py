@@ -197,7 +197,10 @@ class Summary(Model):
     schema_version: Literal[1] = SCHEMA_VERSION
     node: str
     started: datetime
+    """When all programs were attached, by the wall clock."""
     ended: datetime
+    """`started` and the time that passed: on the clock of the rows, wherever the wall clock was set
+    meanwhile."""
     ended_by: str
     """`duration`, `signal` or `error`."""
     window_s: Annotated[float, Field(ge=0)]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order and the times of one capture, with a kernel side that only says that it was asked."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+
+from ktrace_agent import host, session
+from ktrace_agent.bundle import seal
+from ktrace_agent.recording import Clock, HookCounters, Overflow
+from ktrace_agent.session import Live, Recorded
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.finding import Cause
+from ktrace_api.names import RowType
+from ktrace_api.node import NodeInfo
+
+from .conftest import make_events
+
+WINDOW_S = 0.3
+
+
+class _Collector:
+    """Programs that write nothing."""
+
+    ring_fd = -1
+    choices: ClassVar[tuple[Any, ...]] = ()
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.attach = self.detach = self.close = lambda: None
+
+    def iterate(self, _: str) -> bytes:
+        return b""
+
+    def counters(self, **_: Any) -> dict[RowType, HookCounters]:
+        return {row: HookCounters() for row in RowType}
+
+    def flows(self) -> tuple[bytes, bytes]:
+        return b"", b""
+
+    def overflow(self) -> Overflow:
+        return Overflow()
+
+    def cgroups(self) -> dict[int, str]:
+        return {}
+
+
+class _Spool:
+    """A spool that nothing comes to."""
+
+    records = 0
+    lost: ClassVar[dict[RowType, int]] = {}
+
+    def __init__(self, _: int, folder: Path) -> None:
+        self.fd = os.open(folder / "spool", os.O_RDWR | os.O_CREAT)
+        self.start = self.finish = lambda: None
+
+    def append(self, records: bytes) -> int:
+        return len(records)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class _Watches:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        pass
+
+
+class _Moments:
+    """An observer that takes the time on CLOCK_BOOTTIME, as the kernel side does for its rows."""
+
+    def __init__(self) -> None:
+        self.boot_ns: list[int] = []
+
+    def ready(self) -> None:
+        self.boot_ns.append(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+    def tick(self, live: Live) -> None:
+        self.ready()
+
+    def sealing(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def recorded(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    config: CaptureConfig,
+    tmp_path: Path,
+) -> Iterator[tuple[Recorded, list[int]]]:
+    """A capture whose wall clock is set by `request.param` s meanwhile, and moments within it."""
+    now = host.clock_offset_ns()
+    # The clock of this machine stays as it is: it is the one after the step.
+    readings = [now - round(request.param * 1e9), now]
+    monkeypatch.setattr(host, "clock_offset_ns", lambda: readings.pop(0))
+    monkeypatch.setattr(session, "Collector", _Collector)
+    monkeypatch.setattr(session, "Spool", _Spool)
+    short = config.model_copy(update={"duration": timedelta(seconds=WINDOW_S)})
+    moments = _Moments()
+    watches: Any = _Watches()
+    made = session.record(
+        short, tmp_path, cgroup_v1=False, observer=moments, stop=threading.Event(), watches=watches
+    )
+    assert moments.boot_ns
+    yield made, moments.boot_ns
+    os.close(made.recording.spool_fd)
+
+
+def wall(boot_ns: int, clock: Clock) -> datetime:
+    """When a row of that time happened, as tables.py places it."""
+    return datetime.fromtimestamp((boot_ns + clock.offset_start_ns) / 1e9, UTC)
+
+
+@pytest.mark.parametrize("recorded", [0.0, -120.0, 120.0, 0.1, -0.1], indirect=True)
+def test_rows_lie_between_start_and_end_whatever_the_wall_clock_does(
+    recorded: tuple[Recorded, list[int]],
+):
+    recording, moments = recorded[0].recording, recorded[1]
+    slack = timedelta(microseconds=2)
+    assert recording.started - slack <= wall(moments[0], recording.clock)
+    assert wall(moments[-1], recording.clock) <= recording.ended + slack
+    assert WINDOW_S <= (recording.ended - recording.started).total_seconds() < 60
+
+
+@pytest.mark.parametrize("recorded", [-120.0], indirect=True)
+def test_queries_are_dead_also_when_the_clock_was_set_back(
+    recorded: tuple[Recorded, list[int]], config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
+):
+    recording, (first, *_) = recorded[0].recording, recorded[1]
+    query = {"type": 1, "remote_port": 53, "bytes": 40}
+    # A capture of a minute, of which twenty queries fill the beginning.
+    recording.ended += timedelta(seconds=60)
+    events = make_events(
+        [query | {"ts": first + n * 10**9, "sock": n + 1, "local_port": 50000 + n}
+         for n in range(20)]
+    )  # fmt: skip
+    os.write(recording.spool_fd, events.tobytes())
+    recording.witness = None  # what else this machine did is not in the spool
+    sent = HookCounters(seen=20, written=20)
+    recording.counters = {**recording.counters, RowType.UDP_SEND: sent}
+    summary = seal(recording, config, node_info, tmp_path / "out").summary
+    assert summary.window_s > 60
+    (finding,) = summary.findings
+    assert (finding.id, finding.counts["unanswered"]) == ("DNS_NO_REPLY", 20)
+    assert summary.verdict.verdict == Cause.DNS
+    assert any("The wall clock was set by -120.0 s" in note for note in summary.notes)
