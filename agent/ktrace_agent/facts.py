@@ -53,6 +53,8 @@ def _counters(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
             yield from changes(one.netns, one.counters)
     for tracked in node.conntrack.netns if node.conntrack else ():
         yield from changes(tracked.netns, {"ctnetlink": tracked.counters})
+        if tracked.peak:
+            yield tracked.netns, "ctnetlink", "peak", tracked.peak, tracked.peak, 0
 
 
 def _capture(summary: Summary, node: NodeInfo) -> tuple[Any, ...]:

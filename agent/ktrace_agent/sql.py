@@ -17,6 +17,7 @@ flows       traffic of a process by tuple, exact also when rows were sampled or 
 sockets     TCP sockets that existed when the capture began (moment 'start') and ended ('end')
             age_us: how long the socket is in its state
 counters    changed counters of the host (netns NULL) and of namespaces; unchanged ones are absent
+            file ctnetlink: what connection tracking said; peak: the highest count of all looks
 sysctls     what the node is set to
 accounting  where the events of a hook went: seen is the sum of the others but bytes and unseen
 capture     one line: what was asked for and what became of it

@@ -36,11 +36,11 @@ WORDS = {
     "owner_source": ["process", "listener", "accept", "inventory", "none"],
     "family": ["ipv4", "ipv6"],
     "file": ["snmp", "snmp6", "netstat", "stat/nf_conntrack", "softnet_stat", "pressure/cpu",
-             "pressure/memory", "conntrack/max", "sockstat"],
+             "pressure/memory", "conntrack/max", "sockstat", "ctnetlink"],
     "name": ["Udp.RcvbufErrors", "Udp.InDatagrams", "Udp6RcvbufErrors", "Udp.NoPorts", "drop",
              "entries", "insert_failed", "early_drop", "dropped", "processed", "some.total",
              "full.total", "value", "TCP.tw", "TcpExt.ListenOverflows", "Icmp.InDestUnreachs",
-             "Tcp.EstabResets", "Tcp.RetransSegs", "TcpExt.TCPDSACKRecv",
+             "Tcp.EstabResets", "Tcp.RetransSegs", "peak", "count", "max", "TcpExt.TCPDSACKRecv",
              "net.ipv4.ip_local_port_range"],
     "hook": ["connect", "tcp_state", "socket_send"],
 }  # fmt: skip

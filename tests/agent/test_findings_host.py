@@ -45,6 +45,72 @@ def test_a_full_table_explains_what_fails():
     assert set(verdict.findings) == {"CONNTRACK_FULL", "TCP_SYN_UNANSWERED", "DNS_NO_REPLY"}
 
 
+LIMIT, HELD = 262144, 120_000
+
+
+def drained(*, peak: float = 0, watched: bool = True, **rose: int) -> Captured:
+    """A table that has room at both ends of the capture."""
+    made = busy().counter("conntrack/max", "value", 0, netns=None, before=LIMIT)
+    made.counter(CONNTRACK, "entries", 0, before=HELD)
+    for name, count in rose.items():
+        made.counter(CONNTRACK, name, count)
+        if watched:
+            made.counter("ctnetlink", name, count)
+    if watched:
+        made.counter("ctnetlink", "max", 0, before=LIMIT).counter(
+            "ctnetlink", "count", 0, before=HELD
+        )
+    return made.counter("ctnetlink", "peak", 0, before=peak) if peak else made
+
+
+@pytest.mark.parametrize(
+    ("table", "severity", "words"),
+    [
+        ({"early_drop": 800, "drop": 5000}, Severity.CRITICAL, "800 entries thrown out"),
+        ({"early_drop": 1}, Severity.CRITICAL, "1 entries thrown out"),
+        ({"early_drop": 1, "watched": False}, Severity.CRITICAL, "1 entries thrown out"),
+        ({"peak": LIMIT}, Severity.WARNING, f"{LIMIT} of {LIMIT} entries"),
+        ({"peak": LIMIT * 0.96, "drop": 9}, Severity.CRITICAL, "251658 of 262144 entries"),
+        ({"peak": LIMIT, "drop": 9, "early_drop": 9}, Severity.CRITICAL, f"{LIMIT} of {LIMIT}"),
+    ],
+)
+def test_a_table_that_was_full_in_between(table: dict[str, Any], severity: Severity, words: str):
+    finding = drained(**table).finding("CONNTRACK_FULL")
+    assert finding.severity == severity
+    assert f"was full: {words}" in finding.title
+    assert finding.subject.netns == NET
+
+
+def test_a_table_that_was_full_in_between_explains_what_fails():
+    made = drained(early_drop=800, drop=5000)
+    for number in range(20):
+        made.connect(10 + number, "abandoned", us=1_600_000, local_port=41000 + number)
+    verdict = made.analyze().verdict
+    assert verdict.verdict == Cause.NAT
+    assert set(verdict.findings) == {"CONNTRACK_FULL", "TCP_SYN_UNANSWERED"}
+
+
+def test_drops_alone_do_not_make_a_table_full():
+    """Entries that clash are counted as dropped, too."""
+    assert drained(peak=LIMIT * 0.9, drop=5000).analyze().findings == ()
+    assert busy().counter(CONNTRACK, "drop", 50).analyze().findings == ()
+
+
+def test_what_was_not_asked_at_the_start_did_not_rise():
+    """It may be older than the capture: then its statistics are, too."""
+    made = busy().counter("conntrack/max", "value", 0, netns=None, before=LIMIT)
+    made.counter("ctnetlink", "max", LIMIT).counter("ctnetlink", "count", HELD)
+    assert made.counter("ctnetlink", "early_drop", 500).analyze().findings == ()
+
+
+def test_a_namespace_may_have_a_limit_of_its_own():
+    made = busy().counter("conntrack/max", "value", 0, netns=None, before=LIMIT)
+    made.counter("ctnetlink", "max", 0, before=1000).counter("ctnetlink", "count", 990, before=9)
+    assert made.finding("CONNTRACK_FULL").title.startswith(
+        "The connection tracking table is full: 999 of 1000 entries"
+    )
+
+
 def test_insert_failed():
     assert busy().counter(CONNTRACK, "insert_failed", 10).serious() == {"CONNTRACK_INSERT_FAILED"}
     assert busy().counter(CONNTRACK, "insert_failed", 1).serious() == set()

@@ -9,7 +9,8 @@ from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 
 _CONSIDERED = 50
-_FILE = "stat/nf_conntrack"
+_FILE, _ASKED = "stat/nf_conntrack", "ctnetlink"
+"""Files of counters: of /proc, and what the looks by netlink were told."""
 _ASKED_AND_ANSWERED = (67, 69, 88, 123, 161, 389, 443, 500, 1812, 1813, 3478, 4500)
 """UDP ports of protocols that always answer: DHCP, TFTP, Kerberos, NTP, SNMP, CLDAP, QUIC, IKE,
 RADIUS, STUN. Others (syslog, statsd, VXLAN, NetFlow) never do; DNS has findings of its own."""
@@ -50,41 +51,60 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _full(case: Case) -> Iterator[Finding]:
-    """Each namespace has a table of its own, the limit is one for all."""
+    """Each namespace has a table of its own."""
     limits = case.limits
-    maximum = case.counter(None, "conntrack/max", "value")
-    most = maximum.after if maximum else 0.0
-    tables = case.ask(
-        f"SELECT netns, max(greatest(before, after)) AS entries FROM counters"
-        f" WHERE file = '{_FILE}' AND name = 'entries' AND isfinite(after) GROUP BY netns"
-    )
-    entries = {row["netns"]: row["entries"] or 0.0 for row in tables}
-    dropping = case.risen(_FILE, "drop", "early_drop")
-    for netns in sorted({*entries, *dropping}, key=lambda inode: inode or 0):
-        held, dropped = entries.get(netns, 0.0), dropping.get(netns, 0)
+    tables = case.ask(f"SELECT DISTINCT netns FROM counters WHERE file IN ('{_FILE}', '{_ASKED}')")
+    for netns in sorted((row["netns"] for row in tables), key=lambda inode: inode or 0):
+        held, left, most = _entries(case, netns)
         filled = share(held, most)
-        full = filled >= limits.conntrack_full_share
-        if not full and not (dropped and not most):
+        dropped, thrown_out = _rose(case, netns, "drop"), _rose(case, netns, "early_drop")
+        seen_full = filled >= limits.conntrack_full_share
+        # The kernel throws entries out for new ones only where the table has no room for another.
+        if not seen_full and not thrown_out:
             continue
+        still = share(left, most) >= limits.conntrack_full_share
+        shown = f"{held:.0f} of {most:.0f} entries"
         yield case.find(
             FindingId.CONNTRACK_FULL,
-            Severity.CRITICAL if full and dropped else Severity.WARNING,
-            f"The connection tracking table is full: {held:.0f} of {most:.0f} entries,"
+            Severity.CRITICAL if dropped or thrown_out else Severity.WARNING,
+            f"The connection tracking table {'is' if still else 'was'} full:"
+            f" {shown if seen_full else f'{thrown_out} entries thrown out for new ones'},"
             f" {dropped} packets of new connections dropped",
             subject={"net": netns},
             points_to=Cause.NAT,
-            refuted_by="A count well below nf_conntrack_max in the namespace where the drops are"
-            " counted.",
+            refuted_by="A count that stays well below nf_conntrack_max in that namespace while drop"
+            " and early_drop stand still.",
             look="sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max;"
             " conntrack -S; dmesg | grep 'table full'",
-            confidence=Confidence.HIGH if dropped else Confidence.MEDIUM,
-            counts={"entries": int(held), "dropped": dropped},
+            confidence=Confidence.HIGH if dropped or thrown_out else Confidence.MEDIUM,
+            counts={"entries": int(held), "dropped": dropped, "early_drop": thrown_out},
             numbers=[
-                number("filled", filled, limits.conntrack_full_share, "share"),
-                number("entries", held, most, "entries"),
+                number("filled at most", filled, limits.conntrack_full_share, "share"),
+                number("entries at most", held, most, "entries"),
                 number("packets dropped", dropped, 0, "packets"),
+                number("entries thrown out (early_drop)", thrown_out, 0, "entries"),
             ],
         )
+
+
+def _entries(case: Case, netns: int | None) -> tuple[float, float, float]:
+    """Entries that a table held at most and in the end, and its limit; 0: not known."""
+    sizes = (case.counter(netns, _FILE, "entries"), case.counter(netns, _ASKED, "count"))
+    peak = case.counter(netns, _ASKED, "peak")
+    held = [max(one.before, one.after) for one in (*sizes, peak) if one]
+    left = [one.after for one in sizes if one]
+    limit = case.counter(netns, _ASKED, "max") or case.counter(None, "conntrack/max", "value")
+    return max(held, default=0.0), max(left, default=0.0), limit.after if limit else 0.0
+
+
+def _rose(case: Case, netns: int | None, name: str) -> int:
+    """A statistic of connection tracking, which two sources tell."""
+    rises = [case.delta(netns, _FILE, name)]
+    limit = case.counter(netns, _ASKED, "max")
+    # Where the first look could not ask, all begins at 0: that is no rise of this capture.
+    if limit and limit.before > 0:
+        rises.append(case.delta(netns, _ASKED, name))
+    return max(rises)
 
 
 def _insert_failed(case: Case, netns: int | None, failed: int) -> Finding:
