@@ -65,9 +65,11 @@ def seal(
     out_dir: Path,
     progress: Callable[[str], None] = _quiet,
     names: Names | None = None,
+    changes: facts.Changes | None = None,
 ) -> Sealed:
     """Write the bundle of a recording into `out_dir` (made where it is missing).
 
+    `changes` is all that the counters did, for the findings: node_info has room for a part.
     Recording and names are forgotten once they are loaded: their room in memory and on the disk
     is the bundle's. Rows beyond config.max_bytes are cut and counted as capped, rows that the disk
     has no room for as lost_ring. Raises SinkFailed where not even a bundle without rows can be
@@ -84,7 +86,7 @@ def seal(
             time_answers(tables.con, config.thresholds, sure=not recording.lost(*_UDP))
         with disk_errors(out_dir):
             rows = RowFile(tables, stack.enter_context(create(out_dir)))
-        work = _Work(tables, rows, recording, config, node_info, out_dir, missed)
+        work = _Work(tables, rows, recording, config, node_info, changes, out_dir, missed)
         progress(f"writing {tables.rows} rows")
         rows.write(work.room, out_dir)
         give_back()
@@ -108,10 +110,11 @@ class _Work:
         recording: Recording,
         config: CaptureConfig,
         node_info: NodeInfo,
+        changes: facts.Changes | None,
         out_dir: Path,
         missed: Mapping[RowType, int],
     ) -> None:
-        self._missed = missed
+        self._missed, self._changes = missed, changes
         self._tables, self._rows, self._recording = tables, rows, recording
         self._config, self._node_info, self._out_dir = config, node_info, out_dir
         self._node_json = node_info.to_bytes()
@@ -185,7 +188,7 @@ class _Work:
             )
 
         summary = counted(SUMMARY_MAX_BYTES)
-        facts.load(self._tables.con, summary, self._node_info)
+        facts.load(self._tables.con, summary, self._node_info, self._changes)
         found = conclusions.draw(self._tables.con, self._config.thresholds)
         give_back()
         concluded = found.apply(summary)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two snapshots of the host's counters, within a fixed size.
+"""What changed between two snapshots of the host's counters: all of it, and what node.json holds.
 
-A pure function of the snapshots. What is zero in difference is left out; when there is more
-than fits, counters that tell of trouble go before those of traffic, and those before the rest.
+Pure functions of the snapshots. Findings judge by all that changed (compare). Where that is more
+than node.json has room for, counters that tell of trouble go before those of traffic, and those
+before the rest (fit).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ktrace_agent import host
 from ktrace_agent.host import Files, Missing, Raw, Snapshot
-from ktrace_agent.procfs import PER_HOST, PER_NETNS, Counters, Number
+from ktrace_agent.procfs import HELD_AGAINST, PER_HOST, PER_NETNS, Counters, Number
 
 MAX_NETNS = 64
-"""Namespaces that a report holds at most."""
+"""Namespaces that fit() keeps at most; compare() takes as many as a snapshot reads."""
 MAX_BYTES = 64 * 1024
-"""Size of a report as JSON at most, also when it is indented by two blanks."""
+"""Size of what fit() keeps as JSON at most, also when it is indented by two blanks."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -37,7 +39,8 @@ _TROUBLE = _names(
     Ip6InNoRoutes Ip6OutNoRoutes Ip6ReasmFails Icmp6InDestUnreachs Icmp6OutDestUnreachs
     insert_failed drop early_drop invalid search_restart dropped time_squeeze
     """
-)
+).union(*HELD_AGAINST.values())
+"""And what they are held against: a reset that the namespace made itself is no trouble."""
 _TRAFFIC = _names(
     """
     Tcp.ActiveOpens Tcp.PassiveOpens Tcp.CurrEstab Tcp.InSegs Tcp.OutSegs
@@ -93,9 +96,9 @@ class Report:
     netns: tuple[NetnsReport, ...]
     """The agent's own namespace first, then those with events."""
     netns_left_out: int
-    """Namespaces with events beyond MAX_NETNS."""
+    """Namespaces with events beyond the most that are kept."""
     counters_left_out: int
-    """Changes that found no room in MAX_BYTES."""
+    """Changes that found no room: none before fit()."""
     missing: Mapping[str, Missing]
     """Files of the host without figures."""
 
@@ -110,35 +113,39 @@ class _Candidate(NamedTuple):
 
 
 def compare(before: Snapshot, after: Snapshot, events: Iterable[int]) -> Report:
-    """What changed in the host, in the agent's own namespace and in those of `events`.
+    """All that changed in the host, in the agent's own namespace and in those of `events`.
 
-    `events` are inodes, the ones that matter most first.
+    `events` are inodes, the ones that matter most first. What is zero in difference is left out
+    unless it is a gauge or of procfs.HELD_AGAINST.
     """
     wanted = list(dict.fromkeys([*([after.own] if after.own else []), *events]))
     missing: dict[str, Missing] = {}
-    found: list[_Candidate] = []
+    changed: FileChanges = {}
     for file, (_, parse) in PER_HOST.items():
         old, new = before.host.get(file, Missing.ABSENT), after.host.get(file, Missing.ABSENT)
         if isinstance(new, Missing) or isinstance(old, Missing):
             missing[file] = new if isinstance(new, Missing) else Missing.UNREADABLE
-            continue
-        found += _candidates(-1, file, parse(old), parse(new))
-    reasons: list[Missing | None] = []
-    for place, inode in enumerate(wanted[:MAX_NETNS]):
-        old_files, new_files, reason = _pair(before, after, inode)
-        reasons.append(reason)
-        found += _netns_candidates(place, old_files, new_files)
-    host, netns, left_out = _fit(found, len(reasons))
+        elif changes := _changes(file, parse(old), parse(new)):
+            changed[file] = changes
     return Report(
-        host=host,
-        netns=tuple(
-            NetnsReport(inode, counters, reason)
-            for inode, counters, reason in zip(wanted, netns, reasons, strict=False)
-        ),
-        netns_left_out=max(0, len(wanted) - MAX_NETNS),
-        counters_left_out=left_out,
+        host=changed,
+        netns=tuple(_report(before, after, inode) for inode in wanted[: host.MAX_NETNS]),
+        netns_left_out=max(0, len(wanted) - host.MAX_NETNS),
+        counters_left_out=0,
         missing=missing,
     )
+
+
+def _report(before: Snapshot, after: Snapshot, inode: int) -> NetnsReport:
+    old, new, reason = _pair(before, after, inode)
+    counters: FileChanges = {}
+    for file, parse in PER_NETNS.items():
+        first: Raw | None = old.get(file)
+        last: Raw | None = new.get(file)
+        if isinstance(first, bytes) and isinstance(last, bytes):
+            counters[file] = _changes(file, parse(first), parse(last))
+    changed = {file: changes for file, changes in counters.items() if changes}
+    return NetnsReport(inode, changed, reason)
 
 
 def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, Missing | None]:
@@ -154,32 +161,34 @@ def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, 
     return ({}, {}, old) if isinstance(old, Missing) else (old, new, None)
 
 
-def _netns_candidates(place: int, old: Files, new: Files) -> Iterator[_Candidate]:
-    for file, parse in PER_NETNS.items():
-        first: Raw | None = old.get(file)
-        last: Raw | None = new.get(file)
-        if isinstance(first, bytes) and isinstance(last, bytes):
-            yield from _candidates(place, file, parse(first), parse(last))
-
-
-def _candidates(place: int, file: str, old: Counters, new: Counters) -> Iterator[_Candidate]:
+def _changes(file: str, old: Counters, new: Counters) -> dict[str, Change]:
+    held_against = HELD_AGAINST.get(file, frozenset())
+    changes = {}
     for name, last in new.items():
         first = old.get(name, 0)  # IcmpMsg and the like appear with their first message
-        if last == first and (name not in _GAUGES or not last):
-            continue
         delta = round(last - first, 6) if isinstance(last, float) else last - first
-        rank = 0 if name in _TROUBLE else 1 if name in _TRAFFIC or place < 0 else 2
-        yield _Candidate(rank, place, file, name, Change(first, last, delta))
+        if last != first or _stands(name, last) or name in held_against:
+            changes[name] = Change(first, last, delta)
+    return changes
 
 
-def _fit(found: list[_Candidate], netns: int) -> tuple[FileChanges, list[FileChanges], int]:
-    """The best candidates that fit, by host and namespace, and how many did not."""
-    room = MAX_BYTES - netns * _NETNS_BYTES
-    host: FileChanges = {}
-    places: list[FileChanges] = [{} for _ in range(netns)]
+def _stands(name: str, value: Number) -> bool:
+    """Told although it did not change."""
+    return name in _GAUGES and bool(value)
+
+
+def fit(report: Report) -> Report:
+    """What of a report goes into node.json: MAX_NETNS namespaces, MAX_BYTES of changes."""
+    netns = report.netns[:MAX_NETNS]
+    room = MAX_BYTES - len(netns) * _NETNS_BYTES
+    on_host: FileChanges = {}
+    places: list[FileChanges] = [{} for _ in netns]
     left_out = 0
+    found = [*_candidates(-1, report.host)]
+    for place, one in enumerate(netns):
+        found += _candidates(place, one.counters)
     for candidate in sorted(found, key=lambda one: (one.rank, one.place)):
-        files = host if candidate.place < 0 else places[candidate.place]
+        files = on_host if candidate.place < 0 else places[candidate.place]
         cost = _ENTRY_BYTES + len(candidate.name) + sum(len(str(n)) for n in candidate.change)
         cost += 0 if candidate.file in files else _FILE_BYTES
         if cost > room:
@@ -187,4 +196,19 @@ def _fit(found: list[_Candidate], netns: int) -> tuple[FileChanges, list[FileCha
             continue
         room -= cost
         files.setdefault(candidate.file, {})[candidate.name] = candidate.change
-    return host, places, left_out
+    return replace(
+        report,
+        host=on_host,
+        netns=tuple(replace(one, counters=files) for one, files in zip(netns, places, strict=True)),
+        netns_left_out=report.netns_left_out + len(report.netns) - len(netns),
+        counters_left_out=report.counters_left_out + left_out,
+    )
+
+
+def _candidates(place: int, files: FileChanges) -> Iterator[_Candidate]:
+    for file, changes in files.items():
+        for name, change in changes.items():
+            if change.before == change.after and not _stands(name, change.after):
+                continue
+            rank = 0 if name in _TROUBLE else 1 if name in _TRAFFIC or place < 0 else 2
+            yield _Candidate(rank, place, file, name, change)

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 
@@ -12,13 +12,51 @@ from ktrace_agent.host import Missing
 from ktrace_agent.sql import COLUMNS
 from ktrace_api.finding import Finding
 from ktrace_api.names import UNKNOWN
-from ktrace_api.node import CounterFiles, NodeInfo
+from ktrace_api.node import NodeInfo
 from ktrace_api.summary import Summary
 
 
-def load(con: duckdb.DuckDBPyConnection, summary: Summary, node: NodeInfo) -> None:
-    """Fill counters, sysctls, accounting, capture, hooks and findings anew."""
-    _fill(con, "counters", _counters(node))
+class _Change(Protocol):
+    @property
+    def before(self) -> float: ...
+    @property
+    def after(self) -> float: ...
+    @property
+    def delta(self) -> float: ...
+
+
+_Files = Mapping[str, Mapping[str, _Change]]
+
+
+class _Netns(Protocol):
+    @property
+    def netns(self) -> int: ...
+    @property
+    def counters(self) -> _Files: ...
+    @property
+    def missing(self) -> str | None: ...
+
+
+class Changes(Protocol):
+    """What the counters did: deltas.Report has all of it, NodeInfo what found room there."""
+
+    @property
+    def host(self) -> _Files: ...
+    @property
+    def netns(self) -> Sequence[_Netns]: ...
+
+
+def load(
+    con: duckdb.DuckDBPyConnection,
+    summary: Summary,
+    node: NodeInfo,
+    changes: Changes | None = None,
+) -> None:
+    """Fill counters, sysctls, accounting, capture, hooks and findings anew.
+
+    Counters are those of `changes`; without it those of node.json.
+    """
+    _fill_columns(con, "counters", [*_counters(changes or node), *_tracked(node)])
     _fill(con, "sysctls", node.sysctls.items())
     _fill(con, "accounting", ((name, *one.model_dump().values()) for name, one in
                               summary.accounting.items()))  # fmt: skip
@@ -39,22 +77,38 @@ def _fill(con: duckdb.DuckDBPyConnection, table: str, lines: Iterable[Sequence[A
         con.executemany(f"INSERT INTO {table} VALUES ({places})", listed)
 
 
-def _counters(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
-    def changes(netns: int | None, files: CounterFiles) -> Iterator[tuple[Any, ...]]:
-        for file, names in files.items():
-            for name, change in names.items():
-                yield netns, file, name, change.before, change.after, change.delta
+def _fill_columns(
+    con: duckdb.DuckDBPyConnection, table: str, lines: Sequence[Sequence[Any]]
+) -> None:
+    """The same for many lines of numbers and words: a tenth of a second for 25,000, not ten."""
+    con.execute(f"DELETE FROM {table}")
+    if lines:
+        columns = [list(column) for column in zip(*lines, strict=True)]
+        con.execute(
+            f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns
+        )
 
-    yield from changes(None, node.host)
-    for one in node.netns:
+
+def _counters(changes: Changes) -> Iterator[tuple[Any, ...]]:
+    yield from _changed(None, changes.host)
+    for one in changes.netns:
         # Where no process lived at the start nobody knows what the counters were then: the
         # namespace may be older than the capture, and what they say is no change in it.
         if one.missing != Missing.APPEARED:
-            yield from changes(one.netns, one.counters)
+            yield from _changed(one.netns, one.counters)
+
+
+def _tracked(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
     for tracked in node.conntrack.netns if node.conntrack else ():
-        yield from changes(tracked.netns, {"ctnetlink": tracked.counters})
+        yield from _changed(tracked.netns, {"ctnetlink": tracked.counters})
         if tracked.peak:
-            yield tracked.netns, "ctnetlink", "peak", tracked.peak, tracked.peak, 0
+            yield tracked.netns, "ctnetlink", "peak", float(tracked.peak), float(tracked.peak), 0.0
+
+
+def _changed(netns: int | None, files: _Files) -> Iterator[tuple[Any, ...]]:
+    for file, names in files.items():
+        for name, one in names.items():
+            yield netns, file, name, float(one.before), float(one.after), float(one.delta)
 
 
 def _capture(summary: Summary, node: NodeInfo) -> tuple[Any, ...]:

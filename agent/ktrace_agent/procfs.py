@@ -140,6 +140,25 @@ def value(data: bytes) -> Counters:
     return {"value": int(text)} if _INTEGER.fullmatch(text) else {}
 
 
+ABORTS = (
+    "TcpExt.TCPAbortOnClose",
+    "TcpExt.TCPAbortOnData",
+    "TcpExt.TCPAbortOnLinger",
+    "TcpExt.TCPAbortOnMemory",
+    "TcpExt.TCPAbortOnTimeout",
+)
+"""Connections that the sockets of a namespace aborted themselves, in netstat."""
+DUPLICATES = "TcpExt.TCPDSACKRecv"
+"""Segments sent again that their receivers had already, in netstat."""
+
+HELD_AGAINST: dict[str, frozenset[str]] = {
+    "netstat": frozenset({*ABORTS, DUPLICATES}),
+    "snmp": frozenset({"Udp.InDatagrams"}),
+    "snmp6": frozenset({"Udp6InDatagrams"}),
+}
+"""Counters that findings hold others against, by file: what they subtract or divide by. They are
+told also where they did not change: one that is not told is not known, and never zero."""
+
 PER_NETNS: dict[str, Callable[[bytes], Counters]] = {
     "netstat": columns,
     "snmp": columns,

@@ -27,6 +27,7 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 
 if TYPE_CHECKING:
+    from ktrace_agent import deltas
     from ktrace_agent.bundle import Sealed
     from ktrace_agent.enrich.conntrack import Conntrack
     from ktrace_agent.tables import Names
@@ -89,29 +90,29 @@ def run(
         from ktrace_agent import bundle
 
         observer.sealing("asking who the containers are")
-        facts, names = _look_up(config, platform, recorded, watches)
+        facts, names, changes = _look_up(config, platform, recorded, watches)
         # Sealing shall be the last to hold them: it needs their memory.
         del watches
-        return bundle.seal(recording, config, facts, out_dir, observer.sealing, names)
+        return bundle.seal(recording, config, facts, out_dir, observer.sealing, names, changes)
     finally:
         os.close(recording.spool_fd)
 
 
 def _look_up(
     config: CaptureConfig, platform: preflight.Platform, recorded: "Recorded", watches: "Watches"
-) -> "tuple[NodeInfo, Names]":
-    """node.json, and what rows are named with."""
+) -> "tuple[NodeInfo, Names, deltas.Report]":
+    """node.json, what rows are named with, and all that the counters did."""
     from ktrace_agent import deltas, node, records
     from ktrace_agent.tables import Names
 
     recording, tracked = recorded.recording, watches.tracked
     seen_in = records.network_namespaces(recording)
-    report = deltas.compare(recorded.before, recorded.after, seen_in)
+    changes = deltas.compare(recorded.before, recorded.after, seen_in)
     identities = watches.identify(recording.cgroups)
     facts = node.describe(
-        config, platform, recorded.choices, recording, report, identities, tracked
+        config, platform, recorded.choices, recording, deltas.fit(changes), identities, tracked
     )
-    return facts, Names(identities.by_cgroup, tracked)
+    return facts, Names(identities.by_cgroup, tracked), changes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ flows       traffic of a process by tuple, exact also when rows were sampled or 
             opened: connections established or accepted; failed: connects that did not establish
 sockets     TCP sockets that existed when the capture began (moment 'start') and ended ('end')
             age_us: how long the socket is in its state
-counters    changed counters of the host (netns NULL) and of namespaces; unchanged ones are absent
+counters    changed counters of the host (netns NULL) and of namespaces, of a bundle those that
+            node.json has room for; unchanged ones are absent, but for what findings subtract
             file ctnetlink: what connection tracking said; peak: the highest count of all looks
 sysctls     what the node is set to
 accounting  where the events of a hook went: seen is the sum of the others but bytes and unseen

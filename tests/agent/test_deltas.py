@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_agent import deltas, host
-from ktrace_agent.deltas import Change, compare
+from ktrace_agent.deltas import Change, compare, fit
 from ktrace_agent.host import Files, Missing, Snapshot
 from ktrace_agent.procfs import PER_HOST, PER_NETNS
 
@@ -76,6 +76,9 @@ def test_a_namespace_is_not_called_new_when_the_first_look_was_cut_short():
 def test_the_own_namespace_comes_first_and_the_order_of_events_is_kept():
     netns: dict[int, Files | Missing] = {n: tcp(OutRsts=1) for n in range(1, 100)}
     report = compare(snap(netns, own=7), snap(netns, own=7), [9, 3, 7, 3, *range(10, 99)])
+    assert report.netns_left_out == 0
+    assert len(report.netns) == 92
+    report = fit(report)
     assert [one.netns for one in report.netns[:3]] == [7, 9, 3]
     assert len(report.netns) == deltas.MAX_NETNS
     assert report.netns_left_out == 92 - deltas.MAX_NETNS
@@ -122,7 +125,7 @@ def crowded(seed: int) -> Snapshot:
 
 
 def test_the_size_is_bounded_whatever_happened():
-    report = compare(crowded(1), crowded(2), range(4_026_531_840, 4_026_532_000))
+    report = fit(compare(crowded(1), crowded(2), range(4_026_531_840, 4_026_532_000)))
     assert report.counters_left_out > 10_000
     assert len(as_json(report)) <= deltas.MAX_BYTES
     assert len(as_json(report)) > deltas.MAX_BYTES / 2
@@ -137,16 +140,38 @@ def test_trouble_goes_before_the_rest_when_there_is_no_room():
         assert not isinstance(full, Missing)
         raw = f"TcpExt: ListenOverflows\nTcpExt: {value}\n".encode()
         one.netns[last] = {**full, "netstat": raw}
-    report = compare(before, after, range(4_026_531_840, 4_026_532_000))
+    report = fit(compare(before, after, range(4_026_531_840, 4_026_532_000)))
     found = next(one for one in report.netns if one.netns == last)
     assert found.counters == {"netstat": {"TcpExt.ListenOverflows": Change(1, 5, 4)}}
+
+
+def test_what_findings_subtract_is_told_also_where_it_stands_still():
+    """One that is not told is not known. In node.json it would only take room."""
+    raw: Files = {"netstat": b"TcpExt: TW TCPAbortOnData\nTcpExt: 7 0\n"}
+    report = compare(snap({1: raw}), snap({1: raw}), [1])
+    assert report.netns[0].counters == {"netstat": {"TcpExt.TCPAbortOnData": Change(0, 0, 0)}}
+    assert fit(report).netns[0].counters == {}
+    assert fit(report).counters_left_out == 0
+
+
+def test_what_node_json_has_no_room_for_is_compared_all_the_same():
+    events = range(4_026_531_840, 4_026_532_000)
+    report = compare(crowded(1), crowded(2), events)
+    assert [len(one.counters) for one in report.netns] == [len(PER_NETNS)] * 160
+    assert report.counters_left_out == report.netns_left_out == 0
+    assert fit(report).netns_left_out == 160 - deltas.MAX_NETNS
+
+
+def test_no_more_namespaces_are_compared_than_a_snapshot_reads():
+    report = compare(snap(own=7), snap(own=7), range(1000, 2000))
+    assert (len(report.netns), report.netns_left_out) == (host.MAX_NETNS, 1001 - host.MAX_NETNS)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_arbitrary_files_never_raise(old: bytes, new: bytes):
     before = snap({1: dict.fromkeys(PER_NETNS, old)}, dict.fromkeys(PER_HOST, old))
     after = snap({1: dict.fromkeys(PER_NETNS, new)}, dict.fromkeys(PER_HOST, new))
-    assert len(as_json(compare(before, after, [1]))) <= deltas.MAX_BYTES
+    assert len(as_json(fit(compare(before, after, [1])))) <= deltas.MAX_BYTES
 
 
 def test_this_host():

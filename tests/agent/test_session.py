@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import pytest
 
 from ktrace_agent import host, session
 from ktrace_agent.bundle import seal
-from ktrace_agent.recording import Clock, HookCounters, Overflow
+from ktrace_agent.recording import Clock, HookCounters
 from ktrace_agent.session import Live, Recorded
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Cause
@@ -21,61 +21,9 @@ from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
 
 from .conftest import make_events
+from .fake_kernel import Collector, Spool, Watches
 
 WINDOW_S = 0.3
-
-
-class _Collector:
-    """Programs that write nothing."""
-
-    ring_fd = -1
-    choices: ClassVar[tuple[Any, ...]] = ()
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.attach = self.detach = self.close = lambda: None
-
-    def iterate(self, _: str) -> bytes:
-        return b""
-
-    def counters(self, **_: Any) -> dict[RowType, HookCounters]:
-        return {row: HookCounters() for row in RowType}
-
-    def flows(self) -> tuple[bytes, bytes]:
-        return b"", b""
-
-    def overflow(self) -> Overflow:
-        return Overflow()
-
-    def cgroups(self) -> dict[int, str]:
-        return {}
-
-
-class _Spool:
-    """A spool that nothing comes to."""
-
-    records = 0
-    lost: ClassVar[dict[RowType, int]] = {}
-
-    def __init__(self, _: int, folder: Path) -> None:
-        self.fd = os.open(folder / "spool", os.O_RDWR | os.O_CREAT)
-        self.start = self.finish = lambda: None
-
-    def append(self, records: bytes) -> int:
-        return len(records)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class _Watches:
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        pass
 
 
 class _Moments:
@@ -106,11 +54,11 @@ def recorded(
     # The clock of this machine stays as it is: it is the one after the step.
     readings = [now - round(request.param * 1e9), now]
     monkeypatch.setattr(host, "clock_offset_ns", lambda: readings.pop(0))
-    monkeypatch.setattr(session, "Collector", _Collector)
-    monkeypatch.setattr(session, "Spool", _Spool)
+    monkeypatch.setattr(session, "Collector", Collector)
+    monkeypatch.setattr(session, "Spool", Spool)
     short = config.model_copy(update={"duration": timedelta(seconds=WINDOW_S)})
     moments = _Moments()
-    watches: Any = _Watches()
+    watches: Any = Watches()
     made = session.record(
         short, tmp_path, cgroup_v1=False, observer=moments, stop=threading.Event(), watches=watches
     )
