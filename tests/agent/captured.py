@@ -8,6 +8,7 @@ import duckdb
 
 from ktrace_agent import sql
 from ktrace_agent.analyze.findings import analyze
+from ktrace_agent.procfs import HELD_AGAINST
 from ktrace_api.finding import Finding, FindingId, Findings, Severity
 from ktrace_api.thresholds import Thresholds
 
@@ -41,8 +42,9 @@ PROCESS = {"comm": "shop", "tgid": 100, "net": NET}
 class Captured:
     """A capture of 60 s; rows get their numbers in the order of their times."""
 
-    def __init__(self, **changes: Any) -> None:
-        self.con = duckdb.connect()
+    def __init__(self, *, compared: bool = True, **changes: Any) -> None:
+        """`compared`: the counters of its namespaces could be read at both moments."""
+        self.con, self._compared = duckdb.connect(), compared
         for table in sql.COLUMNS:
             self.con.execute(sql.create(table))
         self._rows: list[tuple[float, dict[str, Any]]] = []
@@ -142,7 +144,22 @@ class Captured:
                 [row.get(name) for row in part for name in names],
             )
         self._rows.clear()
+        if self._compared:
+            self._stand_still()
         return analyze(self.con, thresholds or Thresholds())
+
+    def _stand_still(self) -> None:
+        """What others are held against is told in every namespace, also where it did not change."""
+        for file, names in HELD_AGAINST.items():
+            for name in names:
+                self.con.execute(
+                    "INSERT INTO counters BY NAME SELECT net AS netns, ? AS file, ? AS name,"
+                    " 0 AS before, 0 AS after, 0 AS delta FROM (SELECT net FROM rows WHERE net"
+                    " IS NOT NULL UNION SELECT netns FROM counters WHERE netns IS NOT NULL)"
+                    " WHERE net NOT IN (SELECT netns FROM counters WHERE file = ? AND name = ?"
+                    " AND netns IS NOT NULL)",
+                    [file, name, file, name],
+                )
 
     def finding(self, name: str) -> Finding:
         """The only finding of an id."""

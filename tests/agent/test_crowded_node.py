@@ -17,7 +17,7 @@ from ktrace_agent.host import Files, Missing, Snapshot
 from ktrace_agent.recording import HookCounters
 from ktrace_agent.session import Live
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.finding import Severity
+from ktrace_api.finding import Confidence, Severity
 from ktrace_api.names import RowType
 
 from .conftest import make_events, v4
@@ -150,3 +150,13 @@ def test_however_many_pods_there_are_resets_and_drops_are_found(capture: Capture
 @pytest.mark.parametrize("reason", [Missing.DENIED, Missing.TOO_MANY, Missing.VANISHED])
 def test_a_namespace_that_cannot_be_read_tells_of_no_resets(capture: Capture, reason: Missing):
     assert serious(capture(pods(3, 1), pods(3, 2, reason))) == set()
+
+
+def test_without_the_aborts_resets_are_no_finding_above_info(capture: Capture):
+    """The file of the kernel's own counts is lacking at one of both moments."""
+    half: Files = {"snmp": text(SNMP, 2), "netstat": Missing.UNREADABLE}
+    sealed = capture(pods(3, 1), pods(3, 2, half))
+    assert serious(sealed) == set()
+    (finding,) = [one for one in sealed.summary.findings if one.id == "TCP_RESETS"]
+    assert finding.confidence == Confidence.LOW
+    assert "could not be compared (TcpExt.TCPAbortOn" in finding.coverage[0]

@@ -181,6 +181,20 @@ def test_few_or_rare_drops_are_healthy():
     assert made.counter("snmp", "Udp.InDatagrams", 1_000_000).serious() == set()
 
 
+def test_drops_are_a_share_of_what_is_known():
+    """A reader that hangs takes nothing; where nobody knows what came there is no share."""
+    made = busy().counter("snmp", "Udp.RcvbufErrors", 25)
+    assert "25 datagrams (100.0%) were dropped" in made.finding("UDP_RCVBUF_DROPS").title
+    assert made.serious() == {"UDP_RCVBUF_DROPS"}
+    finding = (
+        busy(compared=False).counter("snmp", "Udp.RcvbufErrors", 25).finding("UDP_RCVBUF_DROPS")
+    )
+    assert finding.severity == Severity.INFO
+    assert "25 datagrams were dropped" in finding.title
+    assert "received" not in finding.counts
+    assert [one.unit for one in finding.evidence.numbers] == ["datagrams"]
+
+
 def test_softnet():
     made = busy().counter("softnet_stat", "dropped", 500, netns=None)
     assert made.counter("softnet_stat", "processed", 100_000, netns=None).serious() == {

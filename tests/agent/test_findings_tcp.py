@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ktrace_api.finding import Cause, Severity
+from ktrace_api.finding import Cause, Confidence, Severity
 
 from .captured import NET, SERVER, Captured, ends, serious
 
@@ -84,8 +84,10 @@ def test_probes_now_and_then_are_no_stall():
 # Resets
 
 
-def cut(count: int, role: str = "client", first: bool = True, both: bool = False) -> Captured:
-    made = Captured()
+def cut(
+    count: int, role: str = "client", first: bool = True, both: bool = False, **capture: Any
+) -> Captured:
+    made = Captured(**capture)
     for number in range(count):
         here, there = ("10.0.0.1", 40000 + number), (SERVER, 443)
         change = {"old_state": "ESTABLISHED", "new_state": "CLOSE"}
@@ -117,6 +119,34 @@ def test_resets_by_the_counters():
 
 def test_two_resets_are_no_finding_above_info():
     assert serious(cut(2, first=False, both=True).analyze()) == set()
+
+
+def test_resets_by_counters_that_cannot_be_held_against_aborts():
+    """The clients may have done it themselves."""
+    made = cut(50, compared=False).counter("snmp", "Tcp.EstabResets", 50)
+    finding = made.finding("TCP_RESETS")
+    assert (finding.severity, finding.confidence) == (Severity.INFO, Confidence.LOW)
+    assert finding.coverage == (
+        "Its namespace's counters could not be compared (TcpExt.TCPAbortOnClose, ...).",
+    )
+
+
+def test_resets_that_both_ends_show_need_no_counters():
+    finding = cut(5, first=False, both=True, compared=False).finding("TCP_RESETS")
+    assert (finding.severity, finding.confidence) == (Severity.WARNING, Confidence.HIGH)
+    assert finding.coverage == ()
+
+
+def test_loss_that_cannot_be_held_against_duplicates_is_less_certain():
+    """The receiver may have had all of it: the rows themselves are seen all the same."""
+    for compared, confidence in ((True, Confidence.HIGH), (False, Confidence.MEDIUM)):
+        made = Captured(compared=compared).flow(tx_bytes=1_000_000, opened=1)
+        for number in range(60):
+            made.retransmit(number / 10, sock=1 + number)
+        finding = made.finding("TCP_RETRANSMITS")
+        assert (finding.severity, finding.confidence) == (Severity.WARNING, confidence)
+        assert ("needless" in finding.counts) is compared
+        assert len(finding.coverage) == (0 if compared else 1)
 
 
 # CLOSE_WAIT

@@ -108,6 +108,14 @@ class Case:
         """A counter of a namespace, or of the host (None); None where it did not change."""
         return self._counters.get((netns, file, name))
 
+    def unknown(self, netns: int | None, file: str, *names: str) -> tuple[str, ...]:
+        """For find(): a sentence where not all of these are known, of procfs.HELD_AGAINST."""
+        lacking = [name for name in names if self.counter(netns, file, name) is None]
+        if not lacking:
+            return ()
+        more = ", ..." if len(lacking) > 1 else ""
+        return (f"Its namespace's counters could not be compared ({lacking[0]}{more}).",)
+
     def delta(self, netns: int | None, file: str, *names: str) -> int:
         """How much counters rose in sum."""
         found = (self.counter(netns, file, name) for name in names)
@@ -134,12 +142,14 @@ class Case:
         counts: Mapping[str, int | None] | None = None,
         rows: Iterable[int | None] | None = (),
         numbers: Sequence[Number] = (),
+        unknown: Sequence[str] = (),
     ) -> Finding:
         """A finding whose confidence is what the coverage of `rests_on` leaves of it.
 
+        Each sentence of `unknown` says what it was not held against, and costs confidence, too.
         `subject` has columns tgid, comm, pod, namespace, peer, net, as far as known.
         """
-        confidence, caveats = self._trust(confidence, rests_on)
+        confidence, caveats = self._trust(confidence, rests_on, unknown)
         return Finding(
             id=finding,
             severity=severity,
@@ -162,9 +172,9 @@ class Case:
         )
 
     def _trust(
-        self, confidence: Confidence, rests_on: Sequence[RowType]
+        self, confidence: Confidence, rests_on: Sequence[RowType], unknown: Sequence[str]
     ) -> tuple[Confidence, list[str]]:
-        coverage, caveats, steps = self.coverage, [], 0
+        coverage, caveats, steps = self.coverage, [*unknown], len(unknown)
         needed = {hook for name in rests_on for hook in HOOKS[name]}
         if absent := sorted(needed & set(coverage.hooks_missing)):
             caveats.append(f"No program served {', '.join(absent)}.")

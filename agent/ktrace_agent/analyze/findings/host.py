@@ -41,13 +41,17 @@ def _udp(case: Case, file: str, netns: int | None, drops: int) -> Finding:
     names, came = _UDP[file]
     taken = case.delta(netns, file, came)
     lost = share(drops, drops + taken)
-    warn = drops >= limits.udp_drops and lost >= limits.udp_drop_share
+    unknown = case.unknown(netns, file, came)
+    warn = drops >= limits.udp_drops and lost >= limits.udp_drop_share and not unknown
     row, alone = _reader(case, netns)
+    numbers = [number(" + ".join(names), drops, limits.udp_drops, "datagrams")]
+    if not unknown:
+        numbers.append(number("of all datagrams", lost, limits.udp_drop_share, "share"))
     return case.find(
         FindingId.UDP_RCVBUF_DROPS,
         Severity.WARNING if warn else Severity.INFO,
-        f"{drops} datagrams ({lost:.1%}) were dropped because a receive buffer was full"
-        + (f"; {who(row)} reads there" if row.get("tgid") is not None else ""),
+        f"{drops} datagrams{'' if unknown else f' ({lost:.1%})'} were dropped because a receive"
+        " buffer was full" + (f"; {who(row)} reads there" if row.get("tgid") is not None else ""),
         subject=row | {"net": netns},
         points_to=Cause.APPLICATION,
         refuted_by="No socket with a `d` counter in `ss -uanm`: then memory for all of UDP"
@@ -55,12 +59,10 @@ def _udp(case: Case, file: str, netns: int | None, drops: int) -> Finding:
         look=f"{inside(row)}ss -uanmp; {inside(row)}nstat -az UdpRcvbufErrors Udp6RcvbufErrors;"
         " sysctl net.core.rmem_max",
         confidence=Confidence.HIGH if alone else Confidence.MEDIUM,
-        counts={"dropped": drops, "received": taken},
+        counts={"dropped": drops, "received": None if unknown else taken},
         rows=row["shown"],
-        numbers=[
-            number(" + ".join(names), drops, limits.udp_drops, "datagrams"),
-            number("of all datagrams", lost, limits.udp_drop_share, "share"),
-        ],
+        numbers=numbers,
+        unknown=unknown,
     )
 
 

@@ -5,6 +5,7 @@
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings.case import Case, Row, inside, literal, number, share, who
+from ktrace_agent.procfs import ABORTS, DUPLICATES
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -12,9 +13,6 @@ _CONSIDERED = 50
 _SEGMENT_BYTES = 1448
 """Payload of a segment on a link with an MTU of 1500 and TCP timestamps."""
 _HANDSHAKES = "('SYN_SENT', 'SYN_RECV', 'NEW_SYN_RECV')"
-_ABORTS = ("TcpExt.TCPAbortOnClose", "TcpExt.TCPAbortOnData", "TcpExt.TCPAbortOnTimeout",
-           "TcpExt.TCPAbortOnMemory", "TcpExt.TCPAbortOnLinger")  # fmt: skip
-"""Connections that this side aborted itself."""
 
 # Whom a server talks to are many ports of many clients: their address alone is the peer.
 _PEER = "CASE WHEN role = 'client' THEN remote ELSE remote_ip END"
@@ -128,7 +126,9 @@ def _loss(case: Case, row: Row) -> Finding:
     segs, sent = int(row["segs"]), max(float(row["sent"]), 1.0)
     rate = min(segs / sent, 1.0)
     resent = case.delta(row["net"], "snmp", "Tcp.RetransSegs")
-    known = case.delta(row["net"], "netstat", "TcpExt.TCPDSACKRecv")
+    known = case.delta(row["net"], "netstat", DUPLICATES)
+    unknown = case.unknown(row["net"], "netstat", DUPLICATES)
+    late = number("needless", share(known, resent), limits.retransmit_needless_share, "share")
     needless = resent > 0 and known / resent >= limits.retransmit_needless_share
     lossy = segs >= limits.retransmit_count and rate >= limits.retransmit_share and not needless
     # Where the namespace's receivers had all but a few of the segments, none of its connections
@@ -158,14 +158,15 @@ def _loss(case: Case, row: Row) -> Finding:
             "segments_sent": int(sent),
             "sockets": row["sockets"],
             "stalled": stalled,
-            "needless": known,
+            "needless": None if unknown else known,
         },
         rows=row["shown"],
         numbers=[
             number("segments sent again", rate, limits.retransmit_share, "share"),
             number("segments", segs, limits.retransmit_count, "segments"),
-            number("needless", share(known, resent), limits.retransmit_needless_share, "share"),
+            *(() if unknown else (late,)),
         ],
+        unknown=unknown,
     )
 
 
@@ -173,7 +174,7 @@ def _reset(case: Case, row: Row) -> Finding | None:
     """None where the clients themselves ended their connections so, as probes like to."""
     limits = case.limits
     received = case.delta(row["net"], "snmp", "Tcp.EstabResets")
-    received -= case.delta(row["net"], "netstat", *_ABORTS)
+    received -= case.delta(row["net"], "netstat", *ABORTS)
     by_peer = min(row["by_peer"] + min(row["alone"], max(received, 0)), row["cut"])
     if not by_peer:
         return None
@@ -183,7 +184,10 @@ def _reset(case: Case, row: Row) -> Finding | None:
         f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])} AND remote = {literal(row['peer'])}"
     )[0]["opened"]
     total = max(int(opened), by_peer)
-    warn = by_peer >= limits.reset_count and share(by_peer, total) >= limits.reset_share
+    unknown = case.unknown(row["net"], "netstat", *ABORTS)
+    # Without them the rest may be what these clients did themselves.
+    sure = row["by_peer"] if unknown else by_peer
+    warn = sure >= limits.reset_count and share(sure, total) >= limits.reset_share
     return case.find(
         FindingId.TCP_RESETS,
         Severity.WARNING if warn else Severity.INFO,
@@ -202,6 +206,7 @@ def _reset(case: Case, row: Row) -> Finding | None:
             number("resets", by_peer, limits.reset_count, "connections"),
             number("of the connections opened", share(by_peer, total), limits.reset_share, "share"),
         ],
+        unknown=unknown if by_peer > row["by_peer"] else (),
     )
 
 
