@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings import connects
+from ktrace_agent.analyze.findings import connect_reasons, connects
 from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal, number, share, who
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
@@ -23,7 +23,7 @@ def find(case: Case) -> Iterator[Finding]:
         yield _unanswered(case, row)
     for row in connects.worst(case, "timeout"):
         yield _timeout(case, row)
-    scans = connects.scans(case)
+    scans = connect_reasons.scans(case)
     for row in connects.worst(case, "refused"):
         yield _refused(case, row, scan=(row["net"], row["tgid"], row["remote_ip"]) in scans)
     for row in connects.worst(case, "unreachable"):
@@ -41,7 +41,7 @@ def _unanswered(case: Case, row: Row) -> Finding:
     failed, total = row["unanswered"], row["connects"]
     longest_s = (row["longest"] or 0) / _SECOND_US
     warn = failed >= limits.min_count or longest_s >= limits.syn_long_wait_s
-    cause, words = connects.behind_nat(case, row, "unanswered", Cause.POLICY)
+    cause, words = connect_reasons.behind_nat(case, row, "unanswered", Cause.POLICY)
     answered = case.ask(
         "SELECT count(*) AS segs, min(n, 2) AS shown FROM f_retransmits WHERE synack"
         f" AND local = {literal(row['remote'])}"
@@ -78,7 +78,7 @@ def _unanswered(case: Case, row: Row) -> Finding:
 
 def _timeout(case: Case, row: Row) -> Finding:
     failed, total = row["timeout"], row["connects"]
-    cause, words = connects.behind_nat(case, row, "timeout", Cause.POLICY)
+    cause, words = connect_reasons.behind_nat(case, row, "timeout", Cause.POLICY)
     return case.find(
         FindingId.TCP_CONNECT_TIMEOUT,
         grade(case.limits, failed, total, warn=True),
@@ -101,11 +101,11 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     ended = row["last_good"] is not None and row["last_good"] > row["last_refused"]
     episodes = connects.episodes(case, row)
     recurs = episodes >= limits.refused_episodes and share(failed, total) >= limits.refused_share
-    elsewhere = connects.other_family(case, row)
+    elsewhere = connect_reasons.other_family(case, row)
     warn = failed >= limits.refused_count and not scan and not elsewhere
     warn = warn and (recurs or not ended)
-    rejected = connects.rejections(case, row) >= max(failed // 2, 1)
-    cause, words = connects.behind_nat(
+    rejected = connect_reasons.rejections(case, row) >= max(failed // 2, 1)
+    cause, words = connect_reasons.behind_nat(
         case, row, "refused", Cause.POLICY if rejected else Cause.APPLICATION
     )
     if rejected and cause == Cause.POLICY:
@@ -150,9 +150,9 @@ def _unreachable(case: Case, row: Row) -> Finding:
     rejected = (
         facts["error"] == "EHOSTUNREACH"
         and (facts["us"] or 0) < _FAST_US
-        and connects.rejections(case, row) > 0
+        and connect_reasons.rejections(case, row) > 0
     )
-    warn = failed >= limits.min_count and not connects.other_family(case, row)
+    warn = failed >= limits.min_count and not connect_reasons.other_family(case, row)
     words = ": something on the path rejects them" if rejected else ""
     return case.find(
         FindingId.TCP_CONNECT_UNREACHABLE,
@@ -170,7 +170,11 @@ def _unreachable(case: Case, row: Row) -> Finding:
         numbers=[
             number("unreachable connects", failed, limits.min_count, "connects"),
             number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
-            number("ICMP unreachable from others", connects.rejections(case, row), unit="packets"),
+            number(
+                "ICMP unreachable from others",
+                connect_reasons.rejections(case, row),
+                unit="packets",
+            ),
         ],
     )
 
