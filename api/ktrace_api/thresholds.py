@@ -48,6 +48,8 @@ class Thresholds(Model):
     """Two SYNs went unanswered: one alone could be a lost packet."""
     refused_count: Count = 3
     """A client that starts before its server is refused once or twice."""
+    pooled_share: Share = 0.05
+    """Below it single failures of many short processes are restarts and lost packets."""
     refused_share: Share = 0.05
     """Refusals between successes: below it a restart of one of many backends explains them."""
     refused_episodes: Count = 3

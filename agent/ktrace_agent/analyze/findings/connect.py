@@ -5,7 +5,8 @@
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings import connect_reasons, connects
-from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal, number, share, who
+from ktrace_agent.analyze.findings.case import Case, Row, grade, literal, number, share
+from ktrace_agent.analyze.findings.connects import enter, names, verb
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -40,7 +41,8 @@ def _unanswered(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["unanswered"], row["connects"]
     longest_s = (row["longest"] or 0) / _SECOND_US
-    warn = failed >= limits.min_count or longest_s >= limits.syn_long_wait_s
+    often = failed >= limits.min_count and connects.many(case, row, failed)
+    warn = often or longest_s >= limits.syn_long_wait_s
     cause, words = connect_reasons.behind_nat(case, row, "unanswered", Cause.POLICY)
     answered = case.ask(
         "SELECT count(*) AS segs, min(n, 2) AS shown FROM f_retransmits WHERE synack"
@@ -52,12 +54,12 @@ def _unanswered(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.TCP_SYN_UNANSWERED,
         grade(limits, failed, total, warn=warn),
-        f"{who(row)} got no answer to {failed} of {total} connects to {row['remote']}{words}",
+        f"{names(row)} got no answer to {failed} of {total} connects to {row['remote']}{words}",
         subject=row | {"peer": row["remote"]},
         points_to=cause,
         refuted_by="A SYN-ACK or RST for these ports in a packet capture at the client, or a peer"
         " that is meant to be gone.",
-        look=f"{inside(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
+        look=f"{enter(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
         " nft list ruleset; ip route get " + str(row["remote_ip"]),
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM,
@@ -65,6 +67,7 @@ def _unanswered(case: Case, row: Row) -> Finding:
             "unanswered": failed,
             "connects": total,
             "established": row["established"],
+            "processes": row["processes"],
             "synack_again": answered["segs"],
             "conntrack_unreplied": row["tracked"],
         },
@@ -82,14 +85,19 @@ def _timeout(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.TCP_CONNECT_TIMEOUT,
         grade(case.limits, failed, total, warn=True),
-        f"{failed} of {total} connects of {who(row)} to {row['remote']} timed out{words}",
+        f"{failed} of {total} connects of {names(row)} to {row['remote']} timed out{words}",
         subject=row | {"peer": row["remote"]},
         points_to=cause,
         refuted_by="An answer of the peer in a packet capture at the client.",
-        look=f"{inside(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
+        look=f"{enter(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
         f" ip route get {row['remote_ip']}",
         rests_on=_RESTS_ON,
-        counts={"timeout": failed, "connects": total, "established": row["established"]},
+        counts={
+            "timeout": failed,
+            "connects": total,
+            "established": row["established"],
+            "processes": row["processes"],
+        },
         rows=connects.events(case, row, "timeout"),
         numbers=[number("connects that ended with ETIMEDOUT", failed, 1, "connects")],
     )
@@ -98,7 +106,7 @@ def _timeout(case: Case, row: Row) -> Finding:
 def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     limits = case.limits
     failed, total = row["refused"], row["connects"]
-    ended = row["last_good"] is not None and row["last_good"] > row["last_refused"]
+    ended = connects.refusals_ended(case, row)
     episodes = connects.episodes(case, row)
     recurs = episodes >= limits.refused_episodes and share(failed, total) >= limits.refused_share
     elsewhere = connect_reasons.other_family(case, row)
@@ -118,18 +126,20 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     return case.find(
         FindingId.TCP_CONNECT_REFUSED,
         severity,
-        f"{who(row)} was refused by {row['remote']}, {failed} of {total} connects{words}",
+        f"{names(row)} {verb(row, 'was', 'were')} refused by {row['remote']},"
+        f" {failed} of {total} connects{words}",
         subject=row | {"peer": row["remote"]},
         points_to=cause,
         refuted_by="A listener at that address while the refusals went on (then something between"
         " sends the RST), or a probe that expects a closed port.",
-        look=f"{inside(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
+        look=f"{enter(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
         f" ss -ltn 'sport = :{row['remote_port']}'",
         rests_on=_RESTS_ON,
         counts={
             "refused": failed,
             "connects": total,
             "established": row["established"],
+            "processes": row["processes"],
             "episodes": episodes,
         },
         rows=connects.events(case, row, "refused"),
@@ -152,20 +162,27 @@ def _unreachable(case: Case, row: Row) -> Finding:
         and (facts["us"] or 0) < _FAST_US
         and connect_reasons.rejections(case, row) > 0
     )
-    warn = failed >= limits.min_count and not connect_reasons.other_family(case, row)
+    warn = failed >= limits.min_count and connects.many(case, row, failed)
+    warn = warn and not connect_reasons.other_family(case, row)
     words = ": something on the path rejects them" if rejected else ""
     return case.find(
         FindingId.TCP_CONNECT_UNREACHABLE,
         grade(limits, failed, total, warn=warn),
-        f"{who(row)} cannot reach {row['remote']}: {failed} of {total} connects,"
+        f"{names(row)} cannot reach {row['remote']}: {failed} of {total} connects,"
         f" {facts['error']}{words}",
         subject=row | {"peer": row["remote"]},
         points_to=Cause.POLICY if rejected else Cause.ROUTING,
         refuted_by="A route and an answering neighbour for the address, or a client that falls"
         " back to another IP version.",
-        look=f"{inside(row)}ip route get {row['remote_ip']}; ip neigh show {row['remote_ip']}",
+        look=f'{enter(row)}sh -c "ip route get {row["remote_ip"]}; ip neigh show'
+        f' {row["remote_ip"]}"',
         rests_on=_RESTS_ON,
-        counts={"unreachable": failed, "connects": total, "established": row["established"]},
+        counts={
+            "unreachable": failed,
+            "connects": total,
+            "established": row["established"],
+            "processes": row["processes"],
+        },
         rows=connects.events(case, row, "unreachable"),
         numbers=[
             number("unreachable connects", failed, limits.min_count, "connects"),
@@ -185,7 +202,7 @@ def _denied(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.CONNECT_DENIED,
         grade(limits, failed, total, warn=failed >= limits.min_count),
-        f"{who(row)} may not connect to {row['remote']}: {failed} of {total} denied",
+        f"{names(row)} may not connect to {row['remote']}: {failed} of {total} denied",
         subject=row | {"peer": row["remote"]},
         points_to=Cause.POLICY,
         refuted_by="No seccomp filter, cgroup program, LSM rule or prohibiting route that covers"
@@ -193,7 +210,7 @@ def _denied(case: Case, row: Row) -> Finding:
         look=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree;"
         f" ip route get {row['remote_ip']}",
         rests_on=_RESTS_ON,
-        counts={"denied": failed, "connects": total},
+        counts={"denied": failed, "connects": total, "processes": row["processes"]},
         rows=connects.events(case, row, "denied"),
         numbers=[number("denied connects", failed, limits.min_count, "connects")],
     )
@@ -216,18 +233,20 @@ def _no_port(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.EPHEMERAL_PORTS_EXHAUSTED,
         grade(limits, failed, total, warn=warn),
-        f"{who(row)} finds no free local port for {row['remote']}: {failed} of {total} connects",
+        f"{names(row)} {verb(row, 'finds', 'find')} no free local port for"
+        f" {row['remote']}: {failed} of {total} connects",
         subject=row | {"peer": row["remote"]},
         points_to=Cause.HOST,
         refuted_by="Free ports in ip_local_port_range towards that address, or a bind() to an"
         " address that the namespace does not have.",
-        look=f"{inside(row)}ss -tan dst {row['remote_ip']} | wc -l;"
-        f" {inside(row)}sysctl net.ipv4.ip_local_port_range",
+        look=f'{enter(row)}sh -c "ss -tan dst {row["remote_ip"]} | wc -l;'
+        ' sysctl net.ipv4.ip_local_port_range"',
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if held or row["established"] else Confidence.MEDIUM,
         counts={
             "failed": failed,
             "connects": total,
+            "processes": row["processes"],
             "sockets_to_peer": held,
             "time_wait": int(waiting.after) if waiting else None,
         },
@@ -248,16 +267,17 @@ def _slow(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.TCP_CONNECT_SLOW,
         Severity.WARNING if lossy or far else Severity.INFO,
-        f"{who(row)} waits {p50 / 1000:.0f} ms (median) for connects to {row['remote']};"
+        f"{names(row)} {verb(row, 'waits', 'wait')} {p50 / 1000:.0f} ms (median) for connects"
+        f" to {row['remote']};"
         f" {late} of {total} took a lost SYN's second",
         subject=row | {"peer": row["remote"]},
         points_to=Cause.DNS if row["remote_port"] == 53 else Cause.ROUTING,
         refuted_by="A round trip time to the peer as long as the handshakes (a far peer), or a"
         " server whose accept queue is full.",
-        look=f"{inside(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
-        f" {inside(row)}mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
+        look=f'{enter(row)}sh -c "nc -vz {row["remote_ip"]} {row["remote_port"]};'
+        f' mtr -rwc 20 -T -P {row["remote_port"]} {row["remote_ip"]}"',
         rests_on=_RESTS_ON,
-        counts={"established": total, "late": late},
+        counts={"established": total, "late": late, "processes": row["processes"]},
         rows=row["slowest"],
         numbers=[
             number("median handshake", p50, limits.connect_slow_p50_us, "us"),

@@ -2,29 +2,44 @@
 # ruff: noqa: S608 - every part of a statement is a constant or a number
 """Connects as the findings ask them: by client and outcome."""
 
-from ktrace_agent.analyze.findings.case import Case, Row
+from ktrace_agent.analyze.findings.case import Case, Row, inside, share, who
+from ktrace_api.thresholds import Thresholds
 
 _CONSIDERED = 24
 """Clients of a kind that are looked at: more of them would not find room."""
 _SECOND_US = 1_000_000
 
-# A client is a process in a namespace with one remote address.
-_CONNECTS = """
+_RAW = """
 CREATE OR REPLACE TEMP TABLE f_connects AS
-SELECT n, hash(net, tgid, remote) AS client, net, tgid, comm, pod, namespace, family, remote,
-  remote_ip, remote_port, error, nat, ct_state,
-  nullif(split_part(ct_reply, ' -> ', 1), '') AS backend,
-  measure AS us, coalesce(measure, CASE WHEN result = 'pending' THEN {window_us} END) AS waited,
-  CASE
-    WHEN result = 'established' THEN 'established'
-    WHEN result = 'denied' OR error IN ('EPERM', 'EACCES') THEN 'denied'
-    WHEN error = 'ECONNREFUSED' THEN 'refused'
-    WHEN error = 'ETIMEDOUT' THEN 'timeout'
-    WHEN error IN ('EHOSTUNREACH', 'ENETUNREACH', 'ENETDOWN', 'EHOSTDOWN') THEN 'unreachable'
-    WHEN error = 'EADDRNOTAVAIL' THEN 'no_port'
-    WHEN result IN ('pending', 'abandoned', 'interrupted') AND waited >= {wait_us} THEN 'unanswered'
-    ELSE 'other' END AS outcome
-FROM rows WHERE type = 'connect' AND n IS NOT NULL
+WITH raw AS (
+  SELECT n, ts, hash(net, tgid, remote) AS process, net, tgid, cgroup_id, comm, pod, namespace,
+    family, remote, remote_ip, remote_port, error, nat, ct_state,
+    nullif(split_part(ct_reply, ' -> ', 1), '') AS backend,
+    measure AS us, coalesce(measure, CASE WHEN result = 'pending' THEN {window_us} END) AS waited,
+    CASE
+      WHEN result = 'established' THEN 'established'
+      WHEN result = 'denied' OR error IN ('EPERM', 'EACCES') THEN 'denied'
+      WHEN error = 'ECONNREFUSED' THEN 'refused'
+      WHEN error = 'ETIMEDOUT' THEN 'timeout'
+      WHEN error IN ('EHOSTUNREACH', 'ENETUNREACH', 'ENETDOWN', 'EHOSTDOWN') THEN 'unreachable'
+      WHEN error = 'EADDRNOTAVAIL' THEN 'no_port'
+      WHEN result IN ('pending', 'abandoned', 'interrupted') AND waited >= {wait_us}
+        THEN 'unanswered'
+      ELSE 'other' END AS outcome
+  FROM rows WHERE type = 'connect' AND n IS NOT NULL),
+"""
+# A process whose failures reach a limit is a client of its own. The others are one client where
+# they are the same program in the same container with one remote address: a loop around a tool
+# makes a process for each connect, and none of them ever fails twice.
+_CONNECTS = f"""
+{_RAW}
+processes AS (
+  SELECT process, any_value(net) AS net, any_value(remote) AS remote,
+    arg_min(cgroup_id, n) AS cgroup_id, arg_min(comm, n) AS comm,
+    {{apart}} AS apart
+  FROM raw GROUP BY process)
+SELECT r.*, if(p.apart, process, hash('pool', p.net, p.cgroup_id, p.comm, p.remote)) AS client
+FROM raw r JOIN processes p USING (process)
 """
 _FAILURES = ("unanswered", "timeout", "refused", "unreachable", "denied", "no_port")
 _COUNTS = ", ".join(
@@ -32,7 +47,8 @@ _COUNTS = ", ".join(
 )
 _CLIENTS = f"""
 CREATE OR REPLACE TEMP TABLE f_clients AS
-SELECT client, any_value(net) AS net, any_value(tgid) AS tgid, any_value(comm) AS comm,
+SELECT client, count(DISTINCT process) AS pooled, any_value(net) AS net,
+  arg_max(tgid, n) AS tgid, arg_max(comm, n) AS comm, arg_max(cgroup_id, n) AS cgroup_id,
   any_value(pod) AS pod, any_value(namespace) AS namespace, any_value(remote) AS remote,
   any_value(remote_ip) AS remote_ip, any_value(remote_port) AS remote_port,
   any_value(family) AS family, max(nat) FILTER (WHERE nat IN ('dnat', 'both')) AS nat,
@@ -49,13 +65,25 @@ FROM f_clients WHERE {{0}} > 0 ORDER BY {{0}} DESC, tgid, remote, net LIMIT {_CO
 """
 _WATCHED = f"""
 CREATE OR REPLACE TEMP TABLE f_watched AS
-SELECT n, client, outcome, error, us, backend FROM f_connects WHERE client IN (
+SELECT n, ts, client, process, tgid, comm, outcome, error, us, backend FROM f_connects
+WHERE client IN (
   {" UNION ALL ".join(f"(SELECT client {_WORST.format(name)})" for name in _FAILURES)})
+"""
+# The latest process that failed stands for all: it may still be there.
+_SUBJECTS = f"""
+WITH worst AS (SELECT * {_WORST}),
+failed AS (
+  SELECT client, count(DISTINCT process) AS processes, arg_max(tgid, n) AS last_tgid,
+    arg_max(comm, n) AS last_comm
+  FROM f_watched WHERE outcome = '{{0}}' GROUP BY client)
+SELECT w.* REPLACE (last_tgid AS tgid, last_comm AS comm), processes
+FROM worst w JOIN failed USING (client) ORDER BY {{0}} DESC, w.tgid, remote, net
 """
 _SLOW = f"""
 WITH slow AS (
   SELECT client, count(*) AS good, count(*) FILTER (WHERE us >= {{wait_us}}) AS late,
-    quantile_disc(us, [0, 0.5, 0.9, 1]) AS took, arg_max(n, us, 10) AS slowest
+    quantile_disc(us, [0, 0.5, 0.9, 1]) AS took, arg_max(n, us, 10) AS slowest,
+    count(DISTINCT process) AS processes
   FROM f_connects WHERE outcome = 'established' AND us IS NOT NULL GROUP BY client
   HAVING count(*) FILTER (WHERE us >= {{wait_us}}) > 0 OR quantile_disc(us, 0.5) >= {{p50}}
   ORDER BY late DESC, good DESC LIMIT {_CONSIDERED})
@@ -68,9 +96,24 @@ def prepare(case: Case) -> None:
     """Make f_connects, f_clients and f_watched."""
     wait_us = round(case.limits.syn_wait_s * _SECOND_US)
     window_us = round(min(case.coverage.window_s, 1e9) * _SECOND_US)
-    case.con.execute(_CONNECTS.format(wait_us=wait_us, window_us=window_us))
+    apart = _apart(case.limits, wait_us)
+    case.con.execute(_CONNECTS.format(wait_us=wait_us, window_us=window_us, apart=apart))
     case.con.execute(_CLIENTS)
     case.con.execute(_WATCHED)
+
+
+def _apart(limits: Thresholds, wait_us: int) -> str:
+    """SQL of whether a process reaches a limit without the help of others."""
+    counts = dict.fromkeys(_FAILURES, limits.min_count)
+    counts |= {"refused": limits.refused_count, "no_port": limits.ephemeral_failures}
+    ways = [
+        f"count(*) FILTER (WHERE outcome = '{name}') >= {count}" for name, count in counts.items()
+    ]
+    good = "count(us) FILTER (WHERE outcome = 'established'"
+    ways.append(f"{good} AND us >= {wait_us}) >= {limits.connect_slow_count}")
+    half = f"2 * {good} AND us >= {limits.connect_slow_p50_us}) >= {good})"
+    ways.append(f"{good}) >= {limits.connect_slow_count} AND {half}")
+    return " OR ".join(ways)
 
 
 def slow(case: Case) -> list[Row]:
@@ -80,8 +123,39 @@ def slow(case: Case) -> list[Row]:
 
 
 def worst(case: Case, outcome: str) -> list[Row]:
-    """Clients with most connects that ended so."""
-    return case.ask(f"SELECT * {_WORST.format(outcome)}")
+    """Clients with most connects that ended so.
+
+    `pooled` processes are the client, `processes` of them had that outcome.
+    """
+    return case.ask(_SUBJECTS.format(outcome))
+
+
+def many(case: Case, row: Row, failed: int) -> bool:
+    """The failures are no chance: what a process has once, one of many has at any time."""
+    return row["pooled"] <= 1 or share(failed, row["connects"]) >= case.limits.pooled_share
+
+
+def names(row: Row) -> str:
+    """The process in words, with how many others share its fate."""
+    others = row["processes"] - 1
+    if others <= 0:
+        return who(row)
+    return f"{who(row)} and {others} other{'s' if others > 1 else ''}"
+
+
+def verb(row: Row, one: str, several: str) -> str:
+    """The form of a verb that goes with names()."""
+    return several if row["processes"] > 1 else one
+
+
+def enter(row: Row) -> str:
+    """Prefix of a command that runs in the network namespace of the client.
+
+    Of many processes none may be left: then any process of the namespace will do.
+    """
+    if row["processes"] <= 1 or row["net"] is None:
+        return inside(row)
+    return f"nsenter -t $(lsns -nt net -o NS,PID | awk '/{row['net']}/{{print $2}}') -n "
 
 
 def events(case: Case, row: Row, outcome: str) -> list[int]:
@@ -91,6 +165,21 @@ def events(case: Case, row: Row, outcome: str) -> list[int]:
         " ORDER BY n LIMIT 10"
     )
     return [line["n"] for line in found]
+
+
+def refusals_ended(case: Case, row: Row) -> bool:
+    """A success came after the last refusal; of many processes, after all but a few of them.
+
+    While a backend restarts, the last to know may be one of many.
+    """
+    if row["last_good"] is None:
+        return False
+    (since,) = case.ask(
+        "SELECT count(*) AS refused FROM f_watched WHERE outcome = 'refused'"
+        f" AND client = {row['client']} AND n > {row['last_good']}"
+    )
+    few = case.limits.refused_count if row["pooled"] > 1 else 1
+    return int(since["refused"]) < few
 
 
 def episodes(case: Case, row: Row) -> int:
