@@ -162,7 +162,89 @@ def test_localhost_over_the_other_ip_version():
 
 def test_rejected_by_icmp_is_policy():
     made = made_of(5, "failed", "ECONNREFUSED").counter("snmp", "Icmp.InDestUnreachs", 5)
+    finding = made.finding("TCP_CONNECT_REFUSED")
+    assert finding.points_to == Cause.POLICY
+    assert "RST" in finding.refuted_by
+
+
+def refused_with_icmp(messages: int, **changes: Any) -> Captured:
+    made = more(Captured(**changes), 12, "failed", "ECONNREFUSED")
+    return made.counter("snmp", "Icmp.InDestUnreachs", messages)
+
+
+def assert_firewall_is_only_possible(made: Captured) -> None:
+    finding = made.finding("TCP_CONNECT_REFUSED")
+    assert finding.points_to == Cause.APPLICATION
+    assert made.analyze().verdict.verdict == Cause.APPLICATION
+    assert "firewall" not in finding.title
+    assert "firewall" in finding.refuted_by
+    assert "icmp" in finding.next
+
+
+def test_icmp_for_udp_that_nobody_takes_says_nothing_of_connects():
+    """Metrics to a collector that is not installed, beside a server that is not up."""
+    made = refused_with_icmp(40).flow("udp", port=8125, tx_calls=40)
+    assert_firewall_is_only_possible(made)
+
+
+def test_icmp_for_answers_to_clients_that_left_says_nothing_of_connects():
+    made = refused_with_icmp(40).flow("udp", role="server", tx_calls=40, rx_calls=40)
+    assert_firewall_is_only_possible(made)
+
+
+def test_icmp_for_packets_that_were_too_big_says_nothing_of_connects():
+    made = refused_with_icmp(12).counter("snmp", "Tcp.RetransSegs", 12)
+    assert_firewall_is_only_possible(made)
+    made = refused_with_icmp(12).counter("snmp", "Tcp.RetransSegs", 12)
+    made.counter("netstat", "TcpExt.TCPSynRetrans", 12)
     assert made.finding("TCP_CONNECT_REFUSED").points_to == Cause.POLICY
+
+
+def test_icmp_that_another_refusal_may_have_met():
+    made = more(refused_with_icmp(12), 12, "failed", "ECONNREFUSED", tgid=200, port=80)
+    for finding in made.analyze().findings:
+        assert finding.points_to == Cause.APPLICATION
+        assert "firewall" in finding.refuted_by
+    made = more(refused_with_icmp(24), 12, "failed", "ECONNREFUSED", tgid=200, port=80)
+    assert {one.points_to for one in made.analyze().findings} == {Cause.POLICY}
+
+
+@pytest.mark.parametrize("changes", [{"ports": [443]}, {"events": ["connect", "tcp"]}])
+def test_icmp_where_udp_was_not_captured(changes: dict[str, Any]):
+    assert_firewall_is_only_possible(refused_with_icmp(12, **changes))
+
+
+def test_udp_that_is_answered_or_elsewhere_explains_no_icmp():
+    made = refused_with_icmp(12).flow("udp", port=53, tx_calls=100, rx_calls=100)
+    made.flow("udp", port=8125, tx_calls=100, net=NET + 1)
+    made.flow("udp", to="fd00::9", port=8125, tx_calls=100, family="ipv6")
+    assert made.finding("TCP_CONNECT_REFUSED").points_to == Cause.POLICY
+
+
+def test_icmp_that_met_connecting_sockets_is_not_of_udp():
+    """It came while connect() held the socket: the kernel counts that for TCP alone."""
+    made = refused_with_icmp(52).flow("udp", port=514, tx_calls=1000)
+    made.counter("netstat", "TcpExt.LockDroppedIcmps", 12)
+    assert made.finding("TCP_CONNECT_REFUSED").points_to == Cause.POLICY
+
+
+def test_nobody_else_rejects_what_goes_to_oneself():
+    made = more(refused_with_icmp(12), 12, "failed", "ECONNREFUSED", to="127.0.0.1", port=80)
+    found = {one.subject.peer: one for one in made.analyze().findings}
+    assert found["127.0.0.1:80"].points_to == Cause.APPLICATION
+    assert "firewall" not in found["127.0.0.1:80"].refuted_by
+    assert found[f"{SERVER}:443"].points_to == Cause.POLICY
+
+
+def test_icmp_of_the_other_ip_version_says_nothing():
+    made = more(Captured(), 12, "failed", "ECONNREFUSED")
+    made.counter("snmp6", "Icmp6InDestUnreachs", 40)
+    finding = made.finding("TCP_CONNECT_REFUSED")
+    assert finding.points_to == Cause.APPLICATION
+    assert "firewall" not in finding.refuted_by
+    six = made_of(12, "failed", "ECONNREFUSED", to="fd00::2")
+    six.counter("snmp6", "Icmp6InDestUnreachs", 12).counter("snmp", "Tcp.RetransSegs", 12)
+    assert six.finding("TCP_CONNECT_REFUSED").points_to == Cause.POLICY
 
 
 # Processes that live for one connect

@@ -17,6 +17,9 @@ _FAST_US = 2_000_000
 which a blocking connect() may learn with its second SYN only."""
 
 
+_SEE_ICMP = "; tcpdump -nni any 'icmp or icmp6 or tcp[13] & 4 != 0'"
+
+
 def find(case: Case) -> Iterator[Finding]:
     """All findings about connects; tcp.prepare() has run."""
     connects.prepare(case)
@@ -112,7 +115,9 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     elsewhere = connect_reasons.other_family(case, row)
     warn = failed >= limits.refused_count and not scan and not elsewhere
     warn = warn and (recurs or not ended)
-    rejected = connect_reasons.rejections(case, row) >= max(failed // 2, 1)
+    icmp = connect_reasons.icmp(case, row)
+    rejected = icmp.must_be(failed * case.coverage.sample)
+    doubtful = not rejected and icmp.may_be(failed * case.coverage.sample)
     cause, words = connect_reasons.behind_nat(
         case, row, "refused", Cause.POLICY if rejected else Cause.APPLICATION
     )
@@ -130,10 +135,9 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
         f" {failed} of {total} connects{words}",
         subject=row | {"peer": row["remote"]},
         points_to=cause,
-        refuted_by="A listener at that address while the refusals went on (then something between"
-        " sends the RST), or a probe that expects a closed port.",
+        refuted_by=_unrefused(icmp.others, rejected=rejected, doubtful=doubtful),
         look=f"{enter(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
-        f" ss -ltn 'sport = :{row['remote_port']}'",
+        f" ss -ltn 'sport = :{row['remote_port']}'" + (_SEE_ICMP if doubtful else ""),
         rests_on=_RESTS_ON,
         counts={
             "refused": failed,
@@ -150,6 +154,22 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     )
 
 
+def _unrefused(messages: int, *, rejected: bool, doubtful: bool) -> str:
+    """What would prove wrong that nobody listens, or that a firewall rejects."""
+    if rejected:
+        return "RSTs of the peer in a packet capture at the client: then nobody listens there."
+    if doubtful:
+        return (
+            "ICMP unreachable for this address in a packet capture: then a firewall rejects."
+            f" {messages} such messages came, but UDP, large packets or other connects of the"
+            " namespace explain them as well."
+        )
+    return (
+        "A listener at that address while the refusals went on (then something between sends the"
+        " RST), or a probe that expects a closed port."
+    )
+
+
 def _unreachable(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["unreachable"], row["connects"]
@@ -157,10 +177,11 @@ def _unreachable(case: Case, row: Row) -> Finding:
         "SELECT median(us) AS us, mode(error) AS error FROM f_watched"
         f" WHERE outcome = 'unreachable' AND client = {row['client']}"
     )
+    icmp = connect_reasons.icmp(case, row)
     rejected = (
         facts["error"] == "EHOSTUNREACH"
         and (facts["us"] or 0) < _FAST_US
-        and connect_reasons.rejections(case, row) > 0
+        and icmp.may_be(failed * case.coverage.sample)
     )
     warn = failed >= limits.min_count and connects.many(case, row, failed)
     warn = warn and not connect_reasons.other_family(case, row)
@@ -187,11 +208,7 @@ def _unreachable(case: Case, row: Row) -> Finding:
         numbers=[
             number("unreachable connects", failed, limits.min_count, "connects"),
             number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
-            number(
-                "ICMP unreachable from others",
-                connect_reasons.rejections(case, row),
-                unit="packets",
-            ),
+            number("ICMP unreachable from others", icmp.others, unit="packets"),
         ],
     )
 
