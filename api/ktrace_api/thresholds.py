@@ -56,6 +56,8 @@ class Thresholds(Model):
     """One or two episodes of refusals that end are restarts; from the third on it recurs."""
     scan_ports: Count = 8
     """Refused by so many ports of one address: a scan, not a client of them."""
+    scan_tries: Count = 4
+    """A scan knows after a few tries; who is refused more often wants that port."""
     connect_slow_p50_us: Count = 300_000
     """The longest terrestrial round trip; half of all handshakes took longer."""
     connect_slow_share: Share = 0.02

@@ -155,9 +155,126 @@ def test_a_scan_of_ports_is_no_finding_above_info():
     assert found.findings[-1].counts["subjects_left_out"] > 0
 
 
+def test_all_ports_of_a_dead_host_are_no_scan():
+    """A scraper with 8 targets on one machine, which is gone."""
+    made = Captured()
+    for again in range(30):
+        for port in range(8):
+            made.connect(again * 2 + port / 10, "failed", "ECONNREFUSED", port=8000 + port)
+    found = made.analyze()
+    assert serious(found) == {"TCP_CONNECT_REFUSED"}
+    assert found.verdict.verdict == Cause.APPLICATION
+    assert "scan" not in found.findings[0].title
+
+
+def scan(made: Captured, rounds: int, **facts: Any) -> Captured:
+    for again in range(rounds):
+        for port in range(40):
+            facts = {"tgid": 1000 + 40 * again + port, "comm": "nc", **facts}
+            made.connect(again * 10 + port / 10, "failed", "ECONNREFUSED", port=port, **facts)
+    return made
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_a_scan_with_a_process_for_each_port_is_healthy(rounds: int):
+    assert scan(Captured(), rounds).serious() == set()
+
+
+def test_a_scan_that_asks_some_ports_more_often_is_healthy():
+    made = scan(Captured(), 2, tgid=7)
+    for port in range(5):
+        made.connect(30 + port, "failed", "ECONNREFUSED", port=port, tgid=7, comm="nc")
+    assert made.serious() == set()
+
+
+def test_who_scans_may_also_miss_a_server():
+    made = scan(Captured(), 2, tgid=7)
+    for number in range(30):
+        made.connect(30 + number / 2, "failed", "ECONNREFUSED", port=5432, tgid=7, comm="nc")
+    told = [one for one in made.analyze().findings if one.severity != Severity.INFO]
+    assert [one.subject.peer for one in told] == [f"{SERVER}:5432"]
+
+
 def test_localhost_over_the_other_ip_version():
     made = made_of(10, "failed", "ECONNREFUSED", to="::1")
     assert more(made, 10, "established", to="127.0.0.1", family="ipv4").serious() == set()
+
+
+def refused_each_second(count: int = 50, **facts: Any) -> Captured:
+    made = Captured()
+    for number in range(count):
+        made.connect(number, "failed", "ECONNREFUSED", us=200, port=8443, **facts)
+    return made
+
+
+def test_another_backend_over_the_other_ip_version():
+    """A proxy with two backends at the same port: one works, once, the other one is gone."""
+    made = refused_each_second().connect(30, to="fd00::9", port=8443)
+    assert made.serious() == {"TCP_CONNECT_REFUSED"}
+
+
+@pytest.mark.parametrize("pause", [0.02, 0.1, 0.5])
+def test_steady_traffic_over_the_other_ip_version_is_no_second_choice(pause: float):
+    made = refused_each_second()
+    for number in range(round(50 / pause)):
+        made.connect(0.3 + number * pause, to="fd00::9", port=8443)
+    assert made.serious() == {"TCP_CONNECT_REFUSED"}
+
+
+@pytest.mark.parametrize(
+    "facts", [{"tgid": 200}, {"port": 80}, {"net": NET + 1}, {"to": "10.0.0.3", "family": "ipv4"}]
+)
+def test_a_second_choice_is_of_the_same_process_and_port(facts: dict[str, Any]):
+    made = refused_each_second()
+    for number in range(50):
+        made.connect(number + 0.001, **{"to": "fd00::9", "port": 8443, **facts})
+    assert made.serious() == {"TCP_CONNECT_REFUSED"}
+
+
+def test_a_burst_of_refusals_with_one_success_over_the_other_ip_version():
+    made = Captured()
+    for number in range(50):
+        made.connect(5 + number / 1000, "failed", "ECONNREFUSED", port=8443)
+    assert made.connect(5.06, to="fd00::9", port=8443).serious() == {"TCP_CONNECT_REFUSED"}
+
+
+def test_many_threads_that_all_fall_back_at_once():
+    made = Captured()
+    for number in range(320):
+        second = number // 16
+        made.connect(second, "failed", "ECONNREFUSED", to="::1", us=50 + number)
+        made.connect(second + 0.002 + number / 1e5, to="127.0.0.1", us=100)
+    assert made.serious() == set()
+
+
+def test_the_other_ip_version_won_the_race():
+    """The second attempt is refused while the first one is on its way."""
+    made = Captured()
+    for number in range(20):
+        made.connect(number + 0.251, "failed", "ECONNREFUSED", us=1000)
+        made.connect(number + 0.28, to="fd00::9", us=280_000)
+    assert made.serious() == set()
+
+
+def test_processes_that_connect_once_over_either_ip_version():
+    made = Captured()
+    for number in range(40):
+        facts: dict[str, Any] = {"tgid": 1000 + number, "comm": "curl"}
+        made.connect(number, "failed", "ECONNREFUSED", to="::1", **facts)
+        made.connect(number + 0.001, to="127.0.0.1", **facts)
+    assert made.serious() == set()
+
+
+def test_the_other_ip_version_in_a_sampled_capture():
+    """One event in ten is a row: pairs are torn."""
+    made = Captured(sample=10)
+    for number in range(10):
+        made.connect(number, "failed", "ECONNREFUSED", to="::1")
+        made.connect(number + 0.5, to="127.0.0.1")
+    assert made.serious() == set()
+    made = refused_each_second(10).connect(5, to="fd00::9", port=8443)
+    made.con.execute("UPDATE capture SET sample = 10")
+    assert made.serious() == {"TCP_CONNECT_REFUSED"}
 
 
 def test_rejected_by_icmp_is_policy():
@@ -396,6 +513,25 @@ def test_one_unreachable_connect_is_no_finding_above_info():
 def test_no_ipv6_where_ipv4_works_is_healthy():
     made = made_of(10, "failed", "ENETUNREACH", to="2001:db8::1")
     assert more(made, 10, "established").serious() == set()
+
+
+def test_a_node_without_ipv6_and_a_proxy_with_many_sites():
+    """Each site has an address of either version; others, which only have IPv4, are busier."""
+    made = Captured()
+    for number in range(100):
+        made.connect(number / 2, "failed", "ENETUNREACH", to=f"2001:db8::{number % 5}", us=30)
+        made.connect(number / 2 + 0.02, to=f"10.0.1.{number % 5}", us=19_000)
+    for number in range(1000):
+        made.connect(number / 20, to="10.0.2.1")
+    assert made.serious() == set()
+
+
+def test_one_site_works_and_another_cannot_be_reached_over_ipv6():
+    made = Captured()
+    for number in range(50):
+        made.connect(number, "failed", "EHOSTUNREACH", to="2001:db8::1", us=3_000_000)
+        made.connect(number + 0.5, to="10.0.1.1")
+    assert made.serious() == {"TCP_CONNECT_UNREACHABLE"}
 
 
 def test_icmp_from_others_is_policy_own_is_not():

@@ -27,9 +27,9 @@ def find(case: Case) -> Iterator[Finding]:
         yield _unanswered(case, row)
     for row in connects.worst(case, "timeout"):
         yield _timeout(case, row)
-    scans = connect_reasons.scans(case)
+    scanned = connect_reasons.scanned(case)
     for row in connects.worst(case, "refused"):
-        yield _refused(case, row, scan=(row["net"], row["tgid"], row["remote_ip"]) in scans)
+        yield _refused(case, row, scan=row["client"] in scanned)
     for row in connects.worst(case, "unreachable"):
         yield _unreachable(case, row)
     for row in connects.worst(case, "denied"):
@@ -112,9 +112,8 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     ended = connects.refusals_ended(case, row)
     episodes = connects.episodes(case, row)
     recurs = episodes >= limits.refused_episodes and share(failed, total) >= limits.refused_share
-    elsewhere = connect_reasons.other_family(case, row)
-    warn = failed >= limits.refused_count and not scan and not elsewhere
-    warn = warn and (recurs or not ended)
+    warn = failed >= limits.refused_count and not scan and (recurs or not ended)
+    warn = warn and not connect_reasons.second_choice(case, row, "refused", limits.refused_count)
     icmp = connect_reasons.icmp(case, row)
     rejected = icmp.must_be(failed * case.coverage.sample)
     doubtful = not rejected and icmp.may_be(failed * case.coverage.sample)
@@ -135,7 +134,7 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
         f" {failed} of {total} connects{words}",
         subject=row | {"peer": row["remote"]},
         points_to=cause,
-        refuted_by=_unrefused(icmp.others, rejected=rejected, doubtful=doubtful),
+        refuted_by=connect_reasons.refuted_by(icmp, rejected=rejected, doubtful=doubtful),
         look=f"{enter(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
         f" ss -ltn 'sport = :{row['remote_port']}'" + (_SEE_ICMP if doubtful else ""),
         rests_on=_RESTS_ON,
@@ -154,22 +153,6 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     )
 
 
-def _unrefused(messages: int, *, rejected: bool, doubtful: bool) -> str:
-    """What would prove wrong that nobody listens, or that a firewall rejects."""
-    if rejected:
-        return "RSTs of the peer in a packet capture at the client: then nobody listens there."
-    if doubtful:
-        return (
-            "ICMP unreachable for this address in a packet capture: then a firewall rejects."
-            f" {messages} such messages came, but UDP, large packets or other connects of the"
-            " namespace explain them as well."
-        )
-    return (
-        "A listener at that address while the refusals went on (then something between sends the"
-        " RST), or a probe that expects a closed port."
-    )
-
-
 def _unreachable(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["unreachable"], row["connects"]
@@ -184,7 +167,7 @@ def _unreachable(case: Case, row: Row) -> Finding:
         and icmp.may_be(failed * case.coverage.sample)
     )
     warn = failed >= limits.min_count and connects.many(case, row, failed)
-    warn = warn and not connect_reasons.other_family(case, row)
+    warn = warn and not connect_reasons.second_choice(case, row, "unreachable", limits.min_count)
     words = ": something on the path rejects them" if rejected else ""
     return case.find(
         FindingId.TCP_CONNECT_UNREACHABLE,

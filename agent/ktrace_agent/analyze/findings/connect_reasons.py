@@ -9,6 +9,21 @@ from dataclasses import dataclass
 
 from ktrace_agent.analyze.findings.case import Case, Row, literal
 from ktrace_api.finding import Cause
+from ktrace_api.names import RowType
+
+_LOOKED_AT = 200
+"""Failures of a client that are held against successes over the other IP version."""
+_AT_ONCE_US = 100_000
+"""Who falls back does so when it learns of the failure; the margin is for a busy process."""
+_RACE_US = 2_000_000
+"""RFC 8305 begins the next attempt 2 s after the last one at the latest."""
+_LATE_SHARE = 0.1
+"""Of the fallbacks: they come later where the CPU is short."""
+_BUSIER = 2
+"""An address with so many successes for each failure is in use anyway: it is nobody's second
+choice, though some success is always near."""
+_LONGEST_US = 10**12
+"""Longer than any handshake, and small enough to reckon with."""
 
 
 def _backends(case: Case, row: Row, outcome: str) -> str:
@@ -51,6 +66,22 @@ class Icmp:
     def must_be(self, failed: int) -> bool:
         """The same, where nothing else explains them."""
         return self.proven >= _half(failed)
+
+
+def refuted_by(icmp: Icmp, *, rejected: bool, doubtful: bool) -> str:
+    """What would prove a refusal wrong: that nobody listens, or that a firewall rejects."""
+    if rejected:
+        return "RSTs of the peer in a packet capture at the client: then nobody listens there."
+    if doubtful:
+        return (
+            "ICMP unreachable for this address in a packet capture: then a firewall rejects."
+            f" {icmp.others} such messages came, but UDP, large packets or other connects of the"
+            " namespace explain them as well."
+        )
+    return (
+        "A listener at that address while the refusals went on (then something between sends the"
+        " RST), or a probe that expects a closed port."
+    )
 
 
 def _half(failed: int) -> int:
@@ -113,23 +144,97 @@ def _failed_beside(case: Case, row: Row) -> int:
     return int(found["count"])
 
 
-def other_family(case: Case, row: Row) -> bool:
-    """The process reached the same port over the other IP version: it had a choice."""
-    if row["family"] is None or row["tgid"] is None:
+# Of the latest failures: those that a success over the other IP version made up for. Successes
+# are found by the step in which they began: there may be thousands of them a second.
+_SECOND_CHOICES = f"""
+WITH failed AS (
+  SELECT n, tgid, epoch_us(ts) AS ended FROM f_watched
+  WHERE client = {{client}} AND outcome = '{{outcome}}' AND ts IS NOT NULL
+  ORDER BY n DESC LIMIT {_LOOKED_AT}),
+span AS (SELECT min(ended) AS since, max(ended) AS until FROM failed),
+tried AS (
+  SELECT n, remote, tgid, outcome, family, epoch_us(ts) AS ended,
+    ended - least(greatest(coalesce(us, 0), 0), {_LONGEST_US}) AS began
+  FROM f_connects WHERE remote_port = {{port}} AND net IS NOT DISTINCT FROM {{net}}
+    AND tgid IN (SELECT tgid FROM failed)),
+alike AS (
+  SELECT count(*) AS failures FROM tried, span WHERE outcome IN ('refused', 'unreachable')
+    AND family = {{family}} AND ended BETWEEN since AND until),
+good AS (
+  SELECT n, remote, tgid, began FROM tried, span
+  WHERE outcome = 'established' AND family <> {{family}}
+    AND began BETWEEN since - {_RACE_US} AND until + {_AT_ONCE_US}),
+busy AS (
+  SELECT remote FROM good, alike GROUP BY remote, failures
+  HAVING count(*) > {_BUSIER} * failures),
+stepped AS (
+  SELECT *, unnest(range((ended - {_RACE_US}) // {_AT_ONCE_US},
+    (ended + {_AT_ONCE_US}) // {_AT_ONCE_US} + 1)) AS step FROM failed),
+choices AS (FROM good ANTI JOIN busy USING (remote)),
+met AS (
+  SELECT f.n AS failure, g.n AS success FROM stepped f JOIN choices g
+    ON f.tgid = g.tgid AND f.step = g.began // {_AT_ONCE_US}
+  WHERE g.n > f.n AND g.began BETWEEN f.ended - {_RACE_US} AND f.ended + {_AT_ONCE_US})
+SELECT (SELECT count(*) FROM failed) AS failed,
+  least(count(DISTINCT failure), count(DISTINCT success)) AS met FROM met
+"""
+
+
+def second_choice(case: Case, row: Row, outcome: str, limit: int) -> bool:
+    """The process had a choice: what failed over one IP version it then reached over the other.
+
+    Each failure needs a success of its own, by the same process, at the same port, that began at
+    once or was on its way (RFC 8305). Fewer than `limit` without one are no finding, nor is a
+    tenth of them: a busy process may be late.
+    """
+    if row["family"] is None or row["remote_port"] is None:
         return False
+    exact = case.coverage.lost_share((RowType.CONNECT,)) <= case.limits.lost_share
+    if case.coverage.sample > 1 or not exact:
+        return _as_many(case, row, row[outcome])
     (found,) = case.ask(
-        f"""SELECT count(*) AS count FROM f_clients WHERE established > 0
-              AND tgid = {literal(row["tgid"])}
-              AND remote_port = {literal(row["remote_port"])}
-              AND family <> {literal(row["family"])}"""
+        _SECOND_CHOICES.format(
+            client=row["client"],
+            outcome=outcome,
+            port=row["remote_port"],
+            net=literal(row["net"]),
+            family=literal(row["family"]),
+        )
     )
-    return bool(found["count"])
+    left = found["failed"] - found["met"]
+    return bool(found["failed"]) and (left < limit or left <= _LATE_SHARE * found["failed"])
 
 
-def scans(case: Case) -> set[tuple[int | None, int | None, str | None]]:
-    """Processes that were refused by many ports of one address: they ask which are open."""
+def _as_many(case: Case, row: Row, failed: int) -> bool:
+    """About as many successes over the other IP version: of torn pairs nothing else is left."""
+    (found,) = case.ask(
+        f"""SELECT count(*) AS count FROM f_connects WHERE outcome = 'established'
+              AND remote_port = {row["remote_port"]} AND family <> {literal(row["family"])}
+              AND net IS NOT DISTINCT FROM {literal(row["net"])}
+              AND (tgid = {literal(row["tgid"])} OR ({row["pooled"]} > 1
+                AND cgroup_id IS NOT DISTINCT FROM {literal(row["cgroup_id"])}
+                AND comm IS NOT DISTINCT FROM {literal(row["comm"])}))"""
+    )
+    return 2 * int(found["count"]) >= failed
+
+
+def scanned(case: Case) -> set[int]:
+    """Clients that belong to a scan: they ask which ports of an address are open.
+
+    A scan tries many ports a few times each, by one process or by one for each try. What was
+    refused more often is a service that somebody wants.
+    """
+    tries = case.limits.scan_tries
     found = case.ask(
-        f"""SELECT net, tgid, remote_ip FROM f_clients WHERE refused > 0
-            GROUP BY ALL HAVING count(DISTINCT remote_port) >= {case.limits.scan_ports}"""
+        f"""WITH ports AS (
+              SELECT client, any_value(net) AS net, any_value(remote_ip) AS ip,
+                any_value(remote_port) AS port, arg_min(tgid, n) AS tgid,
+                arg_min(cgroup_id, n) AS cgroup_id, arg_min(comm, n) AS comm,
+                count(*) AS tries
+              FROM f_connects WHERE outcome = 'refused' GROUP BY client HAVING tries <= {tries})
+            SELECT client FROM ports
+            QUALIFY greatest(count(DISTINCT port) OVER (PARTITION BY net, tgid, ip),
+                count(DISTINCT port) OVER (PARTITION BY net, cgroup_id, comm, ip))
+              >= {case.limits.scan_ports}"""
     )
-    return {(row["net"], row["tgid"], row["remote_ip"]) for row in found}
+    return {row["client"] for row in found}
