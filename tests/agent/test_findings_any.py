@@ -134,6 +134,11 @@ def healthy(draw: st.DrawFn) -> Captured:
         made.connect(rng.uniform(0, 59), us=us, local_port=40000 + number)
     for number in range(draw(st.integers(0, 2))):  # start-up: refused once or twice
         made.connect(0.1 + number / 10, "failed", "ECONNREFUSED", port=9000)
+    for number in range(waits := draw(st.integers(0, 20))):  # a loop until a server is up
+        made.connect(number, "failed", "ECONNREFUSED", port=9100, tgid=500 + number, comm="nc")
+    made.connect(waits, port=9100, tgid=500 + waits, comm="nc")
+    for port in range(draw(st.integers(0, 30))):  # a scan with a process for each port
+        made.connect(40, "failed", "ECONNREFUSED", port=20_000 + port, tgid=600 + port, comm="nc")
     for port in range(draw(st.integers(0, 30))):  # a health checker's scan
         made.connect(20 + port / 10, "failed", "ECONNREFUSED", port=10_000 + port, tgid=77)
     for _ in range(draw(st.integers(0, 5))):  # happy eyeballs

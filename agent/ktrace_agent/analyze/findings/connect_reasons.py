@@ -148,22 +148,22 @@ def _failed_beside(case: Case, row: Row) -> int:
 # are found by the step in which they began: there may be thousands of them a second.
 _SECOND_CHOICES = f"""
 WITH failed AS (
-  SELECT n, tgid, epoch_us(ts) AS ended FROM f_watched
+  SELECT n, tgid, epoch_us(ts) AS ended FROM f_connects
   WHERE client = {{client}} AND outcome = '{{outcome}}' AND ts IS NOT NULL
   ORDER BY n DESC LIMIT {_LOOKED_AT}),
-span AS (SELECT min(ended) AS since, max(ended) AS until FROM failed),
+span AS (SELECT min(n) AS first, max(n) AS last, max(ended) AS until FROM failed),
 tried AS (
   SELECT n, remote, tgid, outcome, family, epoch_us(ts) AS ended,
     ended - least(greatest(coalesce(us, 0), 0), {_LONGEST_US}) AS began
   FROM f_connects WHERE remote_port = {{port}} AND net IS NOT DISTINCT FROM {{net}}
-    AND tgid IN (SELECT tgid FROM failed)),
+    AND n >= (SELECT first FROM span) AND tgid IN (SELECT tgid FROM failed)),
 alike AS (
   SELECT count(*) AS failures FROM tried, span WHERE outcome IN ('refused', 'unreachable')
-    AND family = {{family}} AND ended BETWEEN since AND until),
+    AND family = {{family}} AND n <= last),
 good AS (
   SELECT n, remote, tgid, began FROM tried, span
   WHERE outcome = 'established' AND family <> {{family}}
-    AND began BETWEEN since - {_RACE_US} AND until + {_AT_ONCE_US}),
+    AND began <= until + {_AT_ONCE_US}),
 busy AS (
   SELECT remote FROM good, alike GROUP BY remote, failures
   HAVING count(*) > {_BUSIER} * failures),

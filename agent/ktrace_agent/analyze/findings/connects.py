@@ -11,7 +11,7 @@ _SECOND_US = 1_000_000
 
 _RAW = """
 CREATE OR REPLACE TEMP TABLE f_connects AS
-WITH raw AS (
+WITH raw AS NOT MATERIALIZED (
   SELECT n, ts, hash(net, tgid, remote) AS process, net, tgid, cgroup_id, comm, pod, namespace,
     family, remote, remote_ip, remote_port, error, nat, ct_state,
     nullif(split_part(ct_reply, ' -> ', 1), '') AS backend,
@@ -66,7 +66,7 @@ FROM f_clients WHERE {{0}} > 0 ORDER BY {{0}} DESC, tgid, remote, net LIMIT {_CO
 """
 _WATCHED = f"""
 CREATE OR REPLACE TEMP TABLE f_watched AS
-SELECT n, ts, client, process, tgid, comm, outcome, error, us, backend FROM f_connects
+SELECT n, client, process, outcome, error, us, backend FROM f_connects
 WHERE client IN (
   {" UNION ALL ".join(f"(SELECT client {_WORST.format(name)})" for name in _FAILURES)})
 """
@@ -74,11 +74,11 @@ WHERE client IN (
 _SUBJECTS = f"""
 WITH worst AS (SELECT * {_WORST}),
 failed AS (
-  SELECT client, count(DISTINCT process) AS processes, arg_max(tgid, n) AS last_tgid,
-    arg_max(comm, n) AS last_comm
+  SELECT client, count(DISTINCT process) AS processes, max(n) AS n
   FROM f_watched WHERE outcome = '{{0}}' GROUP BY client)
-SELECT w.* REPLACE (last_tgid AS tgid, last_comm AS comm), processes
-FROM worst w JOIN failed USING (client) ORDER BY {{0}} DESC, w.tgid, remote, net
+SELECT w.* REPLACE (l.tgid AS tgid, l.comm AS comm), processes
+FROM worst w JOIN failed f USING (client) JOIN f_connects l ON l.n = f.n
+ORDER BY {{0}} DESC, w.tgid, w.remote, w.net
 """
 _SLOW = f"""
 WITH slow AS (
