@@ -173,3 +173,18 @@ class Captured:
 def serious(found: Findings) -> set[FindingId]:
     """Ids above info."""
     return {one.id for one in found.findings if one.severity != Severity.INFO}
+
+
+def made_of(
+    count: int, result: str, error: str = "-", start: float = 1.0, **facts: Any
+) -> Captured:
+    """So many connects, ten a second."""
+    return more(Captured(), count, result, error, start, **facts)
+
+
+def more(
+    made: Captured, count: int, result: str, error: str = "-", start: float = 1.0, **facts: Any
+) -> Captured:
+    for number in range(count):
+        made.connect(start + number / 10, result, error, **{"local_port": 40000 + number, **facts})
+    return made

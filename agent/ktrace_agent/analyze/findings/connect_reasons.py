@@ -7,7 +7,7 @@ The tables are those of connects.prepare().
 
 from dataclasses import dataclass
 
-from ktrace_agent.analyze.findings.case import Case, Row, literal
+from ktrace_agent.analyze.findings.case import HOOKS, Case, Row, literal
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
 
@@ -75,8 +75,8 @@ def refuted_by(icmp: Icmp, *, rejected: bool, doubtful: bool) -> str:
     if doubtful:
         return (
             "ICMP unreachable for this address in a packet capture: then a firewall rejects."
-            f" {icmp.others} such messages came, but UDP, large packets or other connects of the"
-            " namespace explain them as well."
+            f" {icmp.others} such messages came, which UDP, large packets or other connects of the"
+            " namespace may have caused as well."
         )
     return (
         "A listener at that address while the refusals went on (then something between sends the"
@@ -112,12 +112,13 @@ def icmp(case: Case, row: Row) -> Icmp:
 
 
 def _udp_unseen(case: Case) -> bool:
-    """UDP of the namespace may be missing in the flows: a filter, or no room for them."""
+    """UDP of the namespace may be missing in the flows: a filter, no program, no room."""
     (found,) = case.ask(
         "SELECT count(*) AS count FROM capture WHERE len(ports) > 0 OR dns_only"
         " OR (len(events) > 0 AND NOT list_contains(events, 'udp'))"
     )
-    return bool(found["count"]) or case.coverage.overflow > 0
+    missing = set(HOOKS[RowType.UDP_SEND]) & set(case.coverage.hooks_missing)
+    return bool(found["count"]) or bool(missing) or case.coverage.overflow > 0
 
 
 def _udp_unanswered(case: Case, row: Row) -> int:
