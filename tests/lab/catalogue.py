@@ -15,6 +15,7 @@ from tests.lab import (
     incidents_flow,
     incidents_host,
     incidents_nat,
+    incidents_odd,
 )
 from tests.lab.scene import Healthy, Scene
 
@@ -45,6 +46,7 @@ def _all() -> dict[str, type[Scene]]:
     modules = (
         incidents_dns,
         incidents_connect,
+        incidents_odd,
         incidents_host,
         incidents_flow,
         incidents_nat,

@@ -2,7 +2,6 @@
 """Healthy TCP that looks odd: far, uneven, restarted, left early, translated."""
 
 import errno
-import os
 import random
 import select
 import socket
@@ -202,20 +201,20 @@ class ExecRush(Web):
     tells = "20 processes a second that live a few milliseconds and connect once"
 
     def arrange(self) -> None:
-        def job(line: Line) -> jobs.Tally:
-            tally: jobs.Tally = jobs.Tally()
-            while not line.spoken_to():
-                child = os.fork()
-                if child == 0:
-                    with suppress(OSError):
-                        os._exit(jobs.request(self.host, PORT) != "ok")
-                    os._exit(1)
-                _, status = os.waitpid(child, 0)
-                tally["ok" if status == 0 else "failed"] += 1
-                time.sleep(0.05)
-            return tally
-
+        job = jobs.one_process_each(lambda _: jobs.request(self.host, PORT), pause_s=0.05)
         self.client(self.link.client, job)
+
+
+class ScanByProcesses(Web):
+    tells = "a script tries 60 ports, a process for each try; one is open"
+
+    def arrange(self) -> None:
+        def check(number: int) -> str:
+            with suppress(ConnectionRefusedError):
+                jobs.connect(self.host, PORT - 30 + number % 60).close()
+            return "ok"
+
+        self.client(self.link.client, jobs.one_process_each(check, pause_s=0.03))
 
 
 class ServiceVip(Healthy):

@@ -132,6 +132,37 @@ def pace(
     return job
 
 
+def one_process_each(
+    action: Callable[[int], str], *, pause_s: float, times: int | None = None
+) -> Job:
+    """`action(number)` in a child, `times` times or until told, a pause after each one."""
+
+    def child(number: int) -> int:
+        try:
+            return 0 if action(number) == "ok" else 255
+        except TimeoutError:
+            return errno.ETIMEDOUT
+        except OSError as problem:
+            return problem.errno or 255
+
+    def job(line: Line) -> Tally:
+        tally: Tally = Counter()
+        for number in range(100_000 if times is None else times):
+            if line.spoken_to():
+                break
+            process = os.fork()
+            if process == 0:
+                with suppress(BaseException):
+                    os._exit(child(number))
+                os._exit(255)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            tally["ok" if code == 0 else errno.errorcode.get(code, "failed")] += 1
+            time.sleep(pause_s)
+        return tally
+
+    return job
+
+
 def stub(
     *resolvers: str, rate: float, seconds: float | None, timeout_s: float = 1.0, **how: Any
 ) -> Job:
