@@ -5,8 +5,17 @@
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings import connect_reasons, connects
-from ktrace_agent.analyze.findings.case import Case, Row, grade, literal, number, share
-from ktrace_agent.analyze.findings.connects import enter, names, verb
+from ktrace_agent.analyze.findings.case import (
+    Case,
+    Row,
+    enter,
+    grade,
+    literal,
+    names,
+    number,
+    share,
+    verb,
+)
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 

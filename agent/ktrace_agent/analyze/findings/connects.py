@@ -2,7 +2,7 @@
 # ruff: noqa: S608 - every part of a statement is a constant or a number
 """Connects as the findings ask them: by client and outcome."""
 
-from ktrace_agent.analyze.findings.case import Case, Row, inside, share, who
+from ktrace_agent.analyze.findings.case import Case, Row, share
 from ktrace_api.thresholds import Thresholds
 
 _CONSIDERED = 24
@@ -134,29 +134,6 @@ def worst(case: Case, outcome: str) -> list[Row]:
 def many(case: Case, row: Row, failed: int) -> bool:
     """The failures are no chance: what a process has once, one of many has at any time."""
     return row["pooled"] <= 1 or share(failed, row["connects"]) >= case.limits.pooled_share
-
-
-def names(row: Row) -> str:
-    """The process in words, with how many others share its fate."""
-    others = row["processes"] - 1
-    if others <= 0:
-        return who(row)
-    return f"{who(row)} and {others} other{'s' if others > 1 else ''}"
-
-
-def verb(row: Row, one: str, several: str) -> str:
-    """The form of a verb that goes with names()."""
-    return several if row["processes"] > 1 else one
-
-
-def enter(row: Row) -> str:
-    """Prefix of a command that runs in the network namespace of the client.
-
-    Of many processes none may be left: then any process of the namespace will do.
-    """
-    if row["processes"] <= 1 or row["net"] is None:
-        return inside(row)
-    return f"nsenter -t $(lsns -nt net -o NS,PID | awk '/{row['net']}/{{print $2}}') -n "
 
 
 def events(case: Case, row: Row, outcome: str) -> list[int]:
