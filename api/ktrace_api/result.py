@@ -11,13 +11,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.finding import Cause, FindingId, Severity
-from ktrace_api.model import Count, Model
+from ktrace_api.model import Model
 from ktrace_api.names import NodeReason
 
 MAX_MESSAGE_BYTES = 4096
 """What the kubelet keeps of a container's termination message."""
 MAX_FINDINGS = 12
+MAX_COUNT = 2**53
+"""The largest number in a message. These numbers go into the status, where they are int64 and where
+what was added up of several nodes must fit too; and JSON is read with doubles in many places."""
 
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -31,7 +35,7 @@ class ReportedFinding(Model):
     id: FindingId
     severity: Severity
     title: Annotated[str, Field(max_length=160)]
-    count: Annotated[int, Field(ge=1, le=2**53)] = 1
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     subject: Annotated[str, Field(max_length=200)] = "-"
     """Whom it is about in one line: namespace/pod or process, and the peer."""
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from ktrace_api.assignment import node_folder
 from ktrace_api.finding import Cause, FindingId, Severity
 from ktrace_api.names import NodeReason, Outcome
-from ktrace_api.result import AgentResult, BadResult, read
+from ktrace_api.result import MAX_COUNT, AgentResult, BadResult, read
 from ktrace_api.status import MAX_FINDINGS, FindingRollup, NodeResult
 from ktrace_operator.facts import text_of
 
@@ -26,7 +26,6 @@ _AGENTS_REASONS = frozenset(
 )
 """What an agent can know of itself; anything else it cannot claim."""
 _CLOCKS_APART = timedelta(hours=1)
-_MAX_COUNT = 2**53
 _SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 
@@ -121,7 +120,7 @@ def _of_node(result: AgentResult) -> Iterable[FindingRollup]:
 
 def _merge(before: FindingRollup, new: FindingRollup, nodes: int) -> FindingRollup:
     worse = _SEVERITIES.index(new.severity) < _SEVERITIES.index(before.severity)
-    count = min(before.count + new.count, _MAX_COUNT)
+    count = min(before.count + new.count, MAX_COUNT)
     return (new if worse else before).model_copy(update={"count": count, "nodes": nodes})
 
 
