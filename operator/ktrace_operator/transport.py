@@ -142,7 +142,7 @@ class Transport:
         metrics.requests.labels(str(answer.status), method).inc()
         if 200 <= answer.status < 300:
             return cast("dict[str, Any]", _object(content, f"{method} {path}"))
-        raise _refusal(answer.status, content, answer.headers, method, path)
+        raise _refusal(answer.status, content, answer.headers, method, path, content_type)
 
 
 class CrashTest:
@@ -175,16 +175,21 @@ def _object(content: bytes, what: str) -> object:
 
 
 def _refusal(
-    status: int, content: bytes, headers: Mapping[str, str], method: str, path: str
+    status: int,
+    content: bytes,
+    headers: Mapping[str, str],
+    method: str,
+    path: str,
+    content_type: str,
 ) -> ApiError:
-    """What an error answer (a metav1.Status) means."""
+    """What an error answer (a metav1.Status) means; `content_type` is that of the request."""
     try:
         answer = json.loads(content)
         message, reason = str(answer["message"]), str(answer.get("reason", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         message, reason = http.HTTPStatus(status).phrase if status in _KNOWN else "", ""
     retry_after = headers.get("Retry-After", "")
-    kind = _kind(status, reason, method)
+    kind = _kind(status, reason, method, content_type)
     seconds = float(retry_after) if retry_after.isdecimal() else None
     return kind(f"{method} {path}: {status}: {message}", status, seconds)
 
@@ -192,11 +197,11 @@ def _refusal(
 _KNOWN = frozenset(int(one) for one in http.HTTPStatus)
 
 
-def _kind(status: int, reason: str, method: str) -> type[ApiError]:
+def _kind(status: int, reason: str, method: str, content_type: str) -> type[ApiError]:
     if status == 409:
         return AlreadyExists if reason == "AlreadyExists" else Conflict
-    if status == 422 and method == "PATCH":
-        return Conflict  # the test of a JSON patch did not hold
+    if status == 422 and content_type == JSON_PATCH:
+        return Conflict  # a test did not hold; any other patch that is not valid never will be
     if status == 403 and reason == "" and method == "GET":
         return Unavailable  # a proxy in between: an API server says why
     exact: dict[int, type[ApiError]] = {404: NotFound, 410: Expired, 429: Throttled}

@@ -135,6 +135,14 @@ def test_a_status_is_written_only_over_what_was_read(server: Server, kube: Kube)
         kube.write_status(META, SnapshotStatus())
 
 
+def test_a_status_that_is_not_valid_is_denied_and_no_conflict(server: Server, kube: Kube):
+    text = 'status.results[0].events: Invalid value: "number"'
+    server.answer = lambda *_: refusal(422, "Invalid", text)
+    with pytest.raises(ApiError, match=r"results\[0\]\.events") as caught:
+        kube.write_status(META, SnapshotStatus())
+    assert type(caught.value) is Denied, "to read it again would change nothing"
+
+
 def test_only_our_finalizer_goes_and_only_if_nothing_changed(server: Server, kube: Kube):
     kube.release(POD)
     _, _, _, patch, headers = server.asked[0]
