@@ -154,6 +154,7 @@ class Api:
 
 _PLURALS = {
     "NetworkPolicy": "networkpolicies",
+    "RuntimeClass": "runtimeclasses",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
 }
 

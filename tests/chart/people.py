@@ -17,6 +17,8 @@ SNAPSHOTS = f"/apis/ktrace.io/v1alpha1/namespaces/{AGENTS}/tracesnapshots"
 ALL: dict[str, Any] = {"selector": {}}
 LABELLED = {"matchLabels": {"app": "web"}}
 """Nodes and pods that a snapshot names."""
+RUNTIME = "another"
+"""A RuntimeClass that the cluster has."""
 
 ALICE = User("alice")
 """Bound to ktrace-edit in the agents' namespace, and to view in the shop's: the usual author."""
@@ -29,6 +31,8 @@ MALLORY = User("mallory")
 ROOT = User("root")
 """cluster-admin: RBAC stops nothing, the policies must."""
 OPERATOR = User.account(NAMESPACE, "ktrace-operator")
+RELEASE = User(User.account(NAMESPACE, "ktrace-release").name, ("system:masters",))
+"""Of the hook before an uninstall, whose roles come and go with it: here RBAC stops it nowhere."""
 AGENT = User.account(AGENTS, "ktrace-agent")
 
 _numbers = itertools.count(1)
@@ -87,7 +91,13 @@ def _binding(user: User, role: str, namespace: str | None) -> Thing:
 
 
 def objects() -> list[Thing]:
-    """What everybody may do."""
+    """What everybody may do, and what else the cluster has."""
+    runtime = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": RUNTIME},
+        "handler": RUNTIME,
+    }
     one_node = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
@@ -102,6 +112,7 @@ def objects() -> list[Thing]:
         ],
     }
     return [
+        runtime,
         one_node,
         _binding(ALICE, "ktrace-edit", AGENTS),
         _binding(ALICE, "view", SHOP),
