@@ -9,16 +9,18 @@ import fnmatch
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import yaml
 from pydantic import Field, ValidationError
 
-from ktrace_api.kubeobject import DNS_LABEL, KubeModel, SnapshotDuration
+from ktrace_api.kubeobject import DNS_LABEL, PORT_OF_URL, KubeModel, SnapshotDuration
 from ktrace_api.snapshot import MAX_NODES, Output
 
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
+ALLOWED_ENDPOINT = rf"^https?://[a-z0-9*]([a-z0-9.*-]*[a-z0-9*])?{PORT_OF_URL}$"
+"""A pattern of endpoints: in the chart's schema too."""
 
 
 class SettingsError(ValueError):
@@ -69,7 +71,9 @@ class Limits(KubeModel):
 class S3Policy(KubeModel):
     """Where authors may send bundles."""
 
-    allowed_endpoints: tuple[str, ...] = ()
+    allowed_endpoints: tuple[
+        Annotated[str, Field(max_length=253, pattern=ALLOWED_ENDPOINT)], ...
+    ] = ()
     """URLs, scheme and port included; `*` stands for one part of a host name. An empty endpoint
     (AWS itself) is always allowed. The default output need not be listed."""
     allowed_buckets: tuple[str, ...] = ("*",)
@@ -128,15 +132,22 @@ def load(path: Path) -> Settings:
 
 
 def endpoint_allowed(endpoint: str, allowed: tuple[str, ...]) -> bool:
-    """Whether an S3 endpoint is in the list: same scheme and port, host part by part."""
+    """Whether an S3 endpoint is in the list: same scheme and port, host part by part.
+
+    What is no URL, in the list or as an endpoint, matches nothing.
+    """
     if not endpoint:
         return True
     return any(_same_server(endpoint, pattern) for pattern in allowed)
 
 
 def _same_server(endpoint: str, pattern: str) -> bool:
-    mine, theirs = urlsplit(endpoint), urlsplit(pattern)
-    if mine.scheme != theirs.scheme or _port(endpoint) != _port(pattern):
+    try:
+        mine, theirs = urlsplit(endpoint), urlsplit(pattern)
+        same = mine.scheme == theirs.scheme and _port(mine) == _port(theirs)
+    except ValueError:
+        return False
+    if not same:
         return False
     host, wanted = (mine.hostname or "").split("."), (theirs.hostname or "").split(".")
     return len(host) == len(wanted) and all(
@@ -144,6 +155,8 @@ def _same_server(endpoint: str, pattern: str) -> bool:
     )
 
 
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
+def _port(url: SplitResult) -> int:
+    """ValueError where it is none."""
+    if url.port is not None:
+        return url.port
+    return 443 if url.scheme == "https" else 80

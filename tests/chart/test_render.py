@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
+from ktrace_api.crd import definition
 from ktrace_api.snapshot import Output
 from ktrace_operator.kube import RIGHTS, Right
-from ktrace_operator.settings import AgentSettings, Limits, S3Policy, Settings, load
+from ktrace_operator.settings import (
+    ALLOWED_ENDPOINT,
+    AgentSettings,
+    Limits,
+    S3Policy,
+    Settings,
+    load,
+)
 from tests.chart.helm import CHART, NAMESPACE, ROOT, Refused, Thing, lint, of_kind, render
-from tests.chart.scenarios import SCENARIOS
+from tests.chart.scenarios import S3, SCENARIOS
 
 pytestmark = pytest.mark.world("chart")
 
@@ -311,6 +319,16 @@ def test_services_and_policies_select_the_operator_and_no_agent():
         ({"limits": {"maxNodes": 1001}}, "maxNodes"),
         ({"limits": {"uploadSeconds": 0}}, "uploadSeconds"),
         ({"output": {"default": {"s3": {"bucket": "B"}}}}, "default"),
+        ({"output": {"default": {"s3": S3 | {"prefix": "ktrace/"}}}}, "prefix"),
+        ({"output": {"default": {"s3": S3 | {"prefix": "a//b"}}}}, "prefix"),
+        ({"output": {"default": {"s3": S3 | {"region": "EU Central"}}}}, "region"),
+        ({"output": {"default": {"s3": S3 | {"credentialsSecret": "other/keys"}}}}, "Secret"),
+        ({"output": {"default": {"s3": S3 | {"kmsKeyId": "a b"}}}}, "kmsKeyId"),
+        ({"output": {"default": {"s3": S3 | {"endpoint": "https://a:70000"}}}}, "endpoint"),
+        ({"output": {"default": {"pvc": {"claimName": "Claim"}}}}, "claimName"),
+        ({"output": {"default": {"pvc": {"claimName": "a", "subPath": "/a"}}}}, "subPath"),
+        ({"output": {"s3": {"allowedEndpoints": ["https://a:70000"]}}}, "allowedEndpoints"),
+        ({"output": {"s3": {"allowedEndpoints": ["https://a:0"]}}}, "allowedEndpoints"),
         (
             {"output": {"default": {"s3": {"bucket": "abc"}, "pvc": {"claimName": "x"}}}},
             "default",
@@ -330,6 +348,34 @@ def test_services_and_policies_select_the_operator_and_no_agent():
 def test_bad_values_are_refused_by_name(values: dict[str, Any], named: str):
     with pytest.raises(Refused, match=re.escape(named)):
         render(values)
+
+
+def values_schema(*path: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+    for name in path:
+        schema = schema["properties"][name]
+    return schema
+
+
+KEYWORDS = {"type", "pattern", "minLength", "maxLength", "required", "enum"}
+
+
+@pytest.mark.parametrize(("form", "number"), [("s3", 1), ("pvc", 2)])
+def test_the_default_output_is_held_to_the_rules_of_the_crd(form: str, number: int):
+    chart = values_schema("output", "default")["oneOf"][number]["properties"][form]
+    [version] = definition()["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    crd = spec["properties"]["output"]["properties"][form]
+    assert chart["properties"].keys() == crd["properties"].keys()
+    assert chart["required"] == crd["required"]
+    for name, field in crd["properties"].items():
+        rules = {key: value for key, value in field.items() if key in KEYWORDS}
+        assert chart["properties"][name] == rules, name
+
+
+def test_what_the_chart_says_of_settings_the_operator_says_too():
+    endpoints = values_schema("output", "s3", "allowedEndpoints")["items"]
+    assert endpoints["pattern"] == ALLOWED_ENDPOINT
 
 
 def leaves(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:

@@ -36,6 +36,14 @@ def written(folder: Path, content: object) -> str:
         (GOOD | {"limits": {"maxDuration": "for ever"}}, "limits.maxDuration"),
         (GOOD | {"colour": "blue"}, "colour"),
         (GOOD | {"output": {"default": {"s3": {"bucket": "b b"}}}}, "output.default.s3.bucket"),
+        (
+            GOOD | {"output": {"s3": {"allowedEndpoints": ["https://s3.example.com:70000"]}}},
+            "output.s3.allowedEndpoints.0",
+        ),
+        (
+            GOOD | {"output": {"s3": {"allowedEndpoints": ["https://[::1"]}}},
+            "output.s3.allowedEndpoints.0",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line_that_names_the_field(
@@ -93,6 +101,11 @@ def test_settings_have_defaults_and_camel_case(tmp_path: Path):
         ("https://a.b.s3.example", ("https://*.s3.example",), False),
         ("http://169.254.169.254", ("https://*.s3.example",), False),
         ("https://s3.example.evil", ("https://s3.example",), False),
+        ("https://s3.example:70000", ("https://s3.example",), False),
+        ("https://s3.example", ("https://s3.example:70000", "https://s3.example"), True),
+        ("https://s3.example:0", ("https://s3.example",), False),
+        ("https://[::1", ("https://[::1",), False),
+        ("https://s3.example", ("https://[::1", "https://s3.example"), True),
     ],
 )
 def test_endpoints(endpoint: str, allowed: tuple[str, ...], good: bool):

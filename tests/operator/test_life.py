@@ -152,6 +152,17 @@ def test_what_is_refused_ends_at_once(
     assert not model.created
 
 
+def test_an_endpoint_that_is_none_is_named(model: ApiModel, run: Run):
+    output = {"output": {"s3": {"bucket": "bundles", "endpoint": "https://s3.example:70000"}}}
+    allowed = OutputSettings.model_validate({"s3": {"allowedEndpoints": ["https://s3.example"]}})
+    key = model.apply("named", names("node-a") | output)
+    assert run(output=allowed).settle(key) is None
+    accepted = model.status(key).condition(ConditionType.ACCEPTED)
+    assert accepted is not None
+    assert (accepted.status, accepted.reason) == ("False", ConditionReason.INVALID_SPEC)
+    assert accepted.message.startswith("spec.output.s3.endpoint: ")
+
+
 def test_a_secret_that_comes_late(model: ApiModel, run: Run):
     operator = run()
     output = {"output": {"s3": {"bucket": "bundles", "credentialsSecret": "keys"}}}
