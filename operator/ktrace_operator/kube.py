@@ -25,13 +25,13 @@ from ktrace_api.snapshot import LabelSelector
 from ktrace_api.status import SnapshotStatus
 from ktrace_operator.errors import AlreadyExists, Conflict, Expired, NotFound
 from ktrace_operator.facts import AgentPod, Claim, Node, Raw, Secret, TargetPod
+from ktrace_operator.pacing import WRITE_SECONDS
 from ktrace_operator.transport import (
     JSON,
     JSON_PATCH,
     MERGE_PATCH,
     METADATA_LIST,
     METADATA_ONLY,
-    WRITE_SECONDS,
     Transport,
 )
 

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the operator may write: one bucket for all snapshots together."""
+"""How fast the operator may write, all snapshots together, and how long one write may take."""
 
 import threading
 import time
 from collections.abc import Callable
+
+CONNECT_SECONDS, WRITE_SECONDS = 3.0, 5.0
+LONGEST_WRITE_SECONDS = CONNECT_SECONDS + WRITE_SECONDS
+"""A write is sent only where the Lease is ours for so long, so that it ends before the Lease can be
+another's (lease.py). A Lease that never has so much left lets nothing be written (settings.py)."""
 
 
 class TokenBucket:

@@ -8,14 +8,15 @@ The chart renders one YAML file (keys in camelCase) from its values and mounts i
 import fnmatch
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.kubeobject import DNS_LABEL, PORT_OF_URL, KubeModel, SnapshotDuration
 from ktrace_api.snapshot import MAX_NODES, Output
+from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
 
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
@@ -95,7 +96,15 @@ class LeaseSettings(KubeModel):
     name: str = "ktrace-operator"
     namespace: Namespace = "ktrace"
     duration_seconds: Seconds = 15
+    """At least as long as from one renewal to the next, and a write right before that."""
     renew_seconds: Seconds = 5
+
+    @model_validator(mode="after")
+    def _long_enough_to_write(self) -> Self:
+        longest = int(LONGEST_WRITE_SECONDS)
+        if self.duration_seconds < (least := self.renew_seconds + longest):
+            raise ValueError(f"durationSeconds must be at least {least}, renewSeconds + {longest}")
+        return self
 
 
 class Settings(KubeModel):

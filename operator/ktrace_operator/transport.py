@@ -28,7 +28,12 @@ from ktrace_operator.errors import (
     Unavailable,
     UsageError,
 )
-from ktrace_operator.pacing import TokenBucket
+from ktrace_operator.pacing import (
+    CONNECT_SECONDS,
+    LONGEST_WRITE_SECONDS,
+    WRITE_SECONDS,
+    TokenBucket,
+)
 from ktrace_operator.tls import open_client
 
 JSON = "application/json"
@@ -38,8 +43,7 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """Accept header: the API server leaves everything but the metadata out."""
 METADATA_LIST = METADATA_ONLY.replace("PartialObjectMetadata", "PartialObjectMetadataList")
 
-CONNECT_SECONDS, READ_SECONDS, WRITE_SECONDS = 3.0, 30.0, 5.0
-"""A write ends before a Lease that was good when it began can be another's (lease.py)."""
+READ_SECONDS = 30.0
 CRASH_VARIABLE = "KTRACE_OPERATOR_CRASH_AFTER"
 CRASH_STATUS = 86
 
@@ -95,7 +99,7 @@ class Transport:
     ) -> dict[str, Any]:
         """POST, PUT, PATCH or DELETE, paced, and only while this replica leads."""
         self._bucket.take()
-        self._may_write(CONNECT_SECONDS + WRITE_SECONDS)
+        self._may_write(LONGEST_WRITE_SECONDS)
         return self.write_unfenced(method, path, body, content_type)
 
     def write_unfenced(

@@ -14,6 +14,7 @@ import yaml
 from ktrace_api.crd import definition
 from ktrace_api.snapshot import Output
 from ktrace_operator.kube import RIGHTS, Right
+from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
 from ktrace_operator.settings import (
     ALLOWED_ENDPOINT,
     AgentSettings,
@@ -318,6 +319,12 @@ def test_services_and_policies_select_the_operator_and_no_agent():
         ({"limits": {"maxDuration": "11m"}}, "maxDuration"),
         ({"limits": {"maxNodes": 1001}}, "maxNodes"),
         ({"limits": {"uploadSeconds": 0}}, "uploadSeconds"),
+        ({"operator": {"lease": {"durationSeconds": 8}}}, "durationSeconds"),
+        ({"operator": {"lease": {"durationSeconds": 12}}}, "operator.lease.durationSeconds"),
+        (
+            {"operator": {"lease": {"durationSeconds": 30, "renewSeconds": 30}}},
+            "at least 38, renewSeconds + 8",
+        ),
         ({"output": {"default": {"s3": {"bucket": "B"}}}}, "default"),
         ({"output": {"default": {"s3": S3 | {"prefix": "ktrace/"}}}}, "prefix"),
         ({"output": {"default": {"s3": S3 | {"prefix": "a//b"}}}}, "prefix"),
@@ -350,6 +357,14 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], named: str):
         render(values)
 
 
+@pytest.mark.parametrize("renew", [1, 5, 60])
+def test_a_lease_that_is_as_short_as_may_be(renew: int, tmp_path: Path):
+    shortest = renew + int(LONGEST_WRITE_SECONDS)
+    lease = {"renewSeconds": renew, "durationSeconds": shortest}
+    settings = settings_of(render({"operator": {"lease": lease}}), tmp_path)
+    assert settings.lease.duration_seconds == shortest
+
+
 def values_schema(*path: str) -> dict[str, Any]:
     schema: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
     for name in path:
@@ -374,6 +389,10 @@ def test_the_default_output_is_held_to_the_rules_of_the_crd(form: str, number: i
 
 
 def test_what_the_chart_says_of_settings_the_operator_says_too():
+    lease = values_schema("operator", "lease")["properties"]
+    assert lease["durationSeconds"]["minimum"] == (
+        lease["renewSeconds"]["minimum"] + LONGEST_WRITE_SECONDS
+    )
     endpoints = values_schema("output", "s3", "allowedEndpoints")["items"]
     assert endpoints["pattern"] == ALLOWED_ENDPOINT
 

@@ -36,6 +36,9 @@ def written(folder: Path, content: object) -> str:
         (GOOD | {"limits": {"maxDuration": "for ever"}}, "limits.maxDuration"),
         (GOOD | {"colour": "blue"}, "colour"),
         (GOOD | {"output": {"default": {"s3": {"bucket": "b b"}}}}, "output.default.s3.bucket"),
+        (GOOD | {"lease": {"durationSeconds": 8}}, "lease: Value error, durationSeconds"),
+        (GOOD | {"lease": {"durationSeconds": 12}}, "at least 13, renewSeconds + 8"),
+        (GOOD | {"lease": {"durationSeconds": 30, "renewSeconds": 30}}, "durationSeconds"),
         (
             GOOD | {"output": {"s3": {"allowedEndpoints": ["https://s3.example.com:70000"]}}},
             "output.s3.allowedEndpoints.0",

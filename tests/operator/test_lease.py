@@ -7,6 +7,7 @@ import pytest
 
 from ktrace_operator.errors import ApiError, Conflict, Unavailable
 from ktrace_operator.lease import Lease
+from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
 from ktrace_operator.settings import LeaseSettings
 
 SETTINGS = LeaseSettings(duration_seconds=15, renew_seconds=5)
@@ -143,12 +144,24 @@ def test_a_replica_that_ends_gives_the_lease_back(cluster: Cluster):
 
 
 def test_the_lease_ends_with_the_api_server_gone(cluster: Cluster):
-    settings = LeaseSettings(duration_seconds=1, renew_seconds=1)
+    # Shorter than any that an administrator can set, so that the test need not wait.
+    settings = LeaseSettings().model_copy(update={"duration_seconds": 1, "renew_seconds": 1})
     lease = Lease(cluster, settings, "one")  # type: ignore[arg-type]
     lease.acquire()
     cluster.fails = Unavailable("down")
     lease.keep()
     assert not lease.held
+
+
+def test_a_lease_that_is_as_short_as_may_be_lets_writes_through(cluster: Cluster):
+    shortest = LeaseSettings(renew_seconds=5, duration_seconds=13)
+    now = [1000.0]
+    lease = Lease(cluster, shortest, "one", clock=lambda: now[0])  # type: ignore[arg-type]
+    lease.try_once()
+    now[0] += shortest.renew_seconds
+    lease.may_write(LONGEST_WRITE_SECONDS)
+    with pytest.raises(ValueError, match="at least 13"):
+        LeaseSettings(renew_seconds=5, duration_seconds=12)
 
 
 def test_without_a_lease_everybody_may_write(cluster: Cluster):

@@ -67,6 +67,11 @@ app.kubernetes.io/component: operator
 
 {{- /* What the operator reads: ktrace_operator.settings.Settings. */ -}}
 {{- define "ktrace.settings" -}}
+{{- $lease := .Values.operator.lease }}
+{{- $shortest := add $lease.renewSeconds 8 | int }}{{/* LONGEST_WRITE_SECONDS */}}
+{{- if lt (int $lease.durationSeconds) $shortest }}
+{{- fail (printf "operator.lease.durationSeconds is %d: it must be at least %d, renewSeconds + 8, or nothing can ever be written" (int $lease.durationSeconds) $shortest) }}
+{{- end }}
 namespaces: {{ (include "ktrace.served" . | fromJson).names | toJson }}
 podTargets: {{ .Values.podTargets.namespaces | toJson }}
 agent:
