@@ -130,10 +130,11 @@ def test_an_agent_stays_what_it_is(
     refused(answer, "ValidatingAdmissionPolicy 'ktrace-")
 
 
-def test_agents_are_let_go_and_collected(api: Api, running_agent: Thing):
+@pytest.mark.parametrize("user", [OPERATOR, ROOT], ids=["operator", "administrator"])
+def test_agents_are_let_go_and_collected(api: Api, running_agent: Thing, user: User):
     path = f"{PODS}/{running_agent['metadata']['name']}"
     assert api.patch(path, {"metadata": {"ownerReferences": None}}, user=ROOT).ok
-    assert api.patch(path, {"metadata": {"finalizers": None}}, user=OPERATOR).ok
+    assert api.patch(path, {"metadata": {"finalizers": None}}, user=user).ok
     assert api.delete(path).ok
 
 
