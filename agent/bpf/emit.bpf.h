@@ -183,13 +183,24 @@ static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8
 	return flow;
 }
 
+/* A socket's role is that of all its flows: who connected may not be who talks, and
+ * what joins rows to flows asks for it. */
+static __always_inline void kt_flow_role(struct kt_flow *flow, const struct kt_sock *s)
+{
+	if (s && s->role != KT_ROLE_UNKNOWN)
+		flow->role = s->role;
+}
+
+/* `s` is the socket's entry, NULL where it has none (UDP). */
 static __always_inline void kt_flow_data(const struct kt_tuple *t, __u8 proto,
-					 const struct kt_owner *owner, __u64 now, __u64 bytes,
-					 bool sent)
+					 const struct kt_sock *s, const struct kt_owner *owner,
+					 __u64 now, __u64 bytes, bool sent)
 {
 	struct kt_flow *flow = kt_flow_of(t, proto, owner, now);
 	struct kt_overflow *o;
 
+	if (flow)
+		kt_flow_role(flow, s);
 	if (flow && sent) {
 		kt_add(flow->tx_bytes, bytes);
 		kt_add(flow->tx_calls, 1);

@@ -32,28 +32,39 @@ static __always_inline struct kt_call *kt_connect_call(const struct sock *sk)
 	return call;
 }
 
+/* What the flow says of a connect that ended. It sums up what passed the filters,
+ * whether or not such rows are wanted. */
+static __always_inline void kt_count_connect(const struct kt_tuple *t, const struct kt_owner *owner,
+					     __u64 now, __u8 result)
+{
+	struct kt_flow *flow = kt_flow_of(t, IPPROTO_TCP, owner, now);
+
+	if (!flow)
+		return;
+	flow->role = KT_ROLE_CLIENT;
+	if (result == KT_RESULT_ESTABLISHED)
+		kt_add(flow->opened, 1);
+	else
+		kt_add(flow->failed, 1);
+}
+
 /* One `connect` row, and the flow's count of how connects ended. */
 static __always_inline void kt_emit_connect(const struct kt_tuple *t, const struct kt_owner *owner,
 					    __u64 cookie, __u64 started, __u64 now, __u8 result,
 					    __s32 error)
 {
 	struct kt_counters *c;
-	struct kt_flow *flow;
 	struct kt_event *e;
 
-	if (!kt_wants(KT_CONNECT))
+	if (!kt_wants(KT_CONNECT)) {
+		if (kt_wanted(owner) && kt_port_match(t))
+			kt_count_connect(t, owner, now, result);
 		return;
+	}
 	c = kt_admit(KT_CONNECT, t, kt_wanted(owner), 0);
 	if (!c)
 		return;
-	flow = kt_flow_of(t, IPPROTO_TCP, owner, now);
-	if (flow) {
-		flow->role = KT_ROLE_CLIENT;
-		if (result == KT_RESULT_ESTABLISHED)
-			kt_add(flow->opened, 1);
-		else
-			kt_add(flow->failed, 1);
-	}
+	kt_count_connect(t, owner, now, result);
 	e = kt_reserve(KT_CONNECT, c, t, now);
 	if (!e)
 		return;
@@ -372,8 +383,10 @@ static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct 
 	if (!c)
 		return;
 	flow = kt_flow_of(t, IPPROTO_TCP, s ? &s->owner : &kt_nobody, now);
-	if (flow)
+	if (flow) {
 		kt_add(flow->retrans_segs, segs);
+		kt_flow_role(flow, s);
+	}
 	e = kt_reserve(KT_RETRANSMIT, c, t, now);
 	if (!e)
 		return;

@@ -59,7 +59,7 @@ static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __
 		return;
 	kt_read_current(&owner, KT_OWNER_PROCESS);
 	if (ret >= 0 && !(flags & MSG_ERRQUEUE) && !(type == KT_UDP_RECV && flags & MSG_PEEK))
-		kt_flow_data(t, IPPROTO_UDP, &owner, ts, ret, type == KT_UDP_SEND);
+		kt_flow_data(t, IPPROTO_UDP, NULL, &owner, ts, ret, type == KT_UDP_SEND);
 	e = kt_reserve(type, c, t, ts);
 	if (!e)
 		return;
@@ -199,11 +199,11 @@ static __always_inline void kt_tcp_data(struct sock *sk, int bytes, bool sent)
 	if (!kt_current_wanted())
 		return;
 	if (s && s->owner.tgid == bpf_get_current_pid_tgid() >> 32) {
-		kt_flow_data(&t, IPPROTO_TCP, &s->owner, bpf_ktime_get_boot_ns(), bytes, sent);
+		kt_flow_data(&t, IPPROTO_TCP, s, &s->owner, bpf_ktime_get_boot_ns(), bytes, sent);
 		return;
 	}
 	kt_read_current(&owner, KT_OWNER_PROCESS);
-	kt_flow_data(&t, IPPROTO_TCP, &owner, bpf_ktime_get_boot_ns(), bytes, sent);
+	kt_flow_data(&t, IPPROTO_TCP, s, &owner, bpf_ktime_get_boot_ns(), bytes, sent);
 }
 
 SEC("tp_btf/sock_send_length")

@@ -154,7 +154,7 @@ HOOKS: tuple[Hook, ...] = (
         "connect",
         "connects that fail at once or are denied, and the time before the SYN",
         (tuple(_enter_exit("connect")),),
-        frozenset({EventKind.CONNECT}),
+        _TCP,
     ),
     Hook(
         "connect_icmp",

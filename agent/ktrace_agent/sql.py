@@ -14,6 +14,7 @@ rows        one line an event, n = 0, 1, ... in the order of time and of events.
             flow: the conversation; both of its ends have the same, NULL where that is not certain
 flows       traffic of a process by tuple, exact also when rows were sampled or capped
             opened: connections established or accepted; failed: connects that did not establish
+            role: the socket's, also where another process than the one that opened it talks
 sockets     TCP sockets that existed when the capture began (moment 'start') and ended ('end')
             age_us: how long the socket is in its state
 counters    changed counters of the host (netns NULL) and of namespaces, of a bundle those that

@@ -71,6 +71,13 @@ def test_only_hooks_of_the_wanted_events_are_chosen():
     assert "tcp_retransmit" not in programs(Kernel(), events=[EventKind.TCP, EventKind.CONNECT])
 
 
+@pytest.mark.parametrize("kind", [EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT])
+def test_what_flows_count_is_served_whatever_rows_are_wanted(kind: EventKind):
+    assert {"connect", "accept", "socket_send", "socket_recv"} <= set(
+        programs(Kernel(), events=[kind])
+    )
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_every_program_of_a_hook_has_a_target(hook: Hook):
     assert {name for names in hook.candidates for name in names} <= set(TARGETS)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,10 @@ from typing import Any, Self
 
 import duckdb
 
+from ktrace_api.assignment import Assignment, SnapshotRef, VolumeTarget
+from ktrace_api.capture import CaptureConfig
 from ktrace_api.row import EVENT
+from ktrace_api.snapshot import PvcOutput
 from ktrace_api.summary import Summary
 from tests.bpf.ftrace import hidden_tasks
 from tests.bpf.workers import PATIENCE_S, wait_until
@@ -30,9 +33,27 @@ PARTS = ("written", "filtered", "sampled", "capped", "lost_ring", "lost_map")
 Row = dict[str, Any]
 
 
+def assigned(folder: Path, node: str, config: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    """Where the agent puts its bundle, and the environment that asks it for one."""
+    target = VolumeTarget(
+        output=PvcOutput(claim_name="bundles"), mount=str(folder), folder=f"out/node={node}"
+    )
+    assignment = Assignment(
+        snapshot=SnapshotRef(namespace="ops", name="test", uid="6f2c7a0e-1111"),
+        capture=CaptureConfig.model_validate({"node": node, **config}),
+        target=target,
+    )
+    return folder / target.folder, {
+        "KTRACE_CAPTURE": assignment.model_dump_json(),
+        "KTRACE_TERMINATION_LOG": str(folder / "termination-log"),
+        "KTRACE_WORK_DIR": str(folder / "work"),
+    }
+
+
 class Capture:
     """`ktrace` from its start to the sealed bundle.
 
+    It is asked by flags, or as the operator asks with `config`, the fields of a CaptureConfig.
     As a context manager: inside, all programs are attached; at the end SIGINT seals the
     bundle, and what is true of every bundle is checked.
     """
@@ -45,6 +66,7 @@ class Capture:
         env: dict[str, str] | None = None,
         lossy: bool = False,
         duration: str = "120s",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -59,6 +81,10 @@ class Capture:
             *flags,
         ]
         self._env = {**os.environ, **(env or {})}
+        if config is not None:
+            self.command = [*prefix, str(KTRACE)]
+            self.out, asked = assigned(folder, "test-node", {"duration": duration, **config})
+            self._env |= asked
         self._lossy = lossy
         self.rows: list[Row] = []
 
@@ -186,6 +212,10 @@ class Capture:
                 FROM flows WHERE tgid IS NOT NULL GROUP BY tgid""",
         )
         return {line["tgid"]: line for line in lines}
+
+    def flows(self, tgid: int) -> list[Row]:
+        """Flows of a process."""
+        return self._ask("flows", f"SELECT * FROM flows WHERE tgid = {tgid}")
 
     def stock(self, moment: str) -> dict[int, dict[str, int]]:
         """TCP sockets of each process at the `start` or the `end`, by state."""
