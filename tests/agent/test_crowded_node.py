@@ -20,7 +20,7 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Confidence, Severity
 from ktrace_api.names import RowType
 
-from .conftest import make_events, v4
+from .conftest import make_events, make_flows, v4
 from .fake_kernel import Collector, Spool, Watches
 
 FIRST = 4026532000
@@ -115,6 +115,8 @@ def capture(monkeypatch: pytest.MonkeyPatch, config: CaptureConfig, tmp_path: Pa
         monkeypatch.setattr(host, "snapshot", lambda: looks.pop(0))
         monkeypatch.setattr(session, "Collector", Collector)
         monkeypatch.setattr(Collector, "counters", lambda *_, **__: rows)
+        opened = make_flows([{"ns_net": FIRST + count - 1, "role": 1, "opened": CUT}])
+        monkeypatch.setattr(Collector, "flows", lambda _: opened)
         monkeypatch.setattr(session, "Spool", Spool)
         monkeypatch.setattr(Spool, "events", cut_connections(count))
         monkeypatch.setattr(session, "Watches", Watches)

@@ -81,6 +81,36 @@ def test_probes_now_and_then_are_no_stall():
     assert serious(made.flow(tx_bytes=10_000_000, opened=1).analyze()) == set()
 
 
+def test_without_a_flow_there_is_no_share():
+    """Rows of a client whose flow has no role, as where another process opened it."""
+    made = Captured()
+    for number in range(12):
+        made.retransmit(number * 4)
+    made.flow(tx_bytes=10_000_000_000, tx_calls=1_000_000, role=None)
+    finding = made.finding("TCP_RETRANSMITS")
+    assert finding.severity == Severity.INFO
+    assert finding.title == f"shop (100) sent 12 segments to {SERVER}:443 again"
+    assert "segments_sent" not in finding.counts
+    assert made.analyze().verdict.verdict == Cause.HEALTHY
+
+
+def test_a_flow_without_traffic_gives_no_share():
+    """The kernel makes it for the resend itself: what was sent went by unseen."""
+    made = Captured()
+    for number in range(12):
+        made.retransmit(number * 4)
+    assert serious(made.flow(retrans_segs=12).analyze()) == set()
+
+
+def test_without_a_share_a_stall_is_one():
+    made = Captured()
+    for second in (1.0, 1.2, 1.6, 2.4, 4.0):
+        made.retransmit(second, sock=5)
+    finding = made.finding("TCP_RETRANSMITS")
+    assert finding.severity == Severity.WARNING
+    assert finding.title.endswith("again; 1 connections get nothing acknowledged")
+
+
 # Resets
 
 
@@ -115,6 +145,118 @@ def test_clients_that_abort_themselves_are_healthy():
 def test_resets_by_the_counters():
     made = cut(5).counter("snmp", "Tcp.EstabResets", 5)
     assert made.serious() == {"TCP_RESETS"}
+
+
+def aborts(port: int, count: int = 30) -> Captured:
+    """A proxy that probes a backend: connect, and close with a RST."""
+    return add_aborts(Captured(), port, count)
+
+
+def add_aborts(made: Captured, port: int, count: int) -> Captured:
+    add_cuts(made, port, count)
+    return made.flow(opened=count, port=port)
+
+
+def add_cuts(made: Captured, port: int, count: int, tgid: int = 100) -> None:
+    for number in range(count):
+        made.row(1 + number, "tcp_state", role="client", tgid=tgid, sock=port * 100 + number,
+                 old_state="ESTABLISHED", new_state="CLOSE",
+                 **ends("10.0.0.1", 40000 + number, SERVER, port))  # fmt: skip
+
+
+def add_probes(made: Captured, count: int, role: str | None = "server") -> Captured:
+    """Probes of this side's own listener that close with a RST."""
+    for number in range(count):
+        made.row(2 + number, "tcp_state", role=role, sock=90 + number,
+                 old_state="ESTABLISHED", new_state="CLOSE",
+                 **ends("10.0.0.1", 8404, "10.0.0.254", 30000 + number))  # fmt: skip
+    return made
+
+
+def counted(made: Captured, resets: int, aborted: int) -> Captured:
+    made.counter("snmp", "Tcp.EstabResets", resets)
+    return made.counter("netstat", "TcpExt.TCPAbortOnData", aborted)
+
+
+@pytest.mark.parametrize("role", ["server", None])
+def test_resets_that_a_server_received_are_not_its_clients(role: str | None) -> None:
+    """Tcp.EstabResets counts both: of 36 cuts 30 are probes of its own, 6 of its listener."""
+    made = add_probes(aborts(80), 6, role)
+    assert counted(made, 36, 30).analyze().findings == ()
+
+
+def test_nor_where_one_in_two_is_a_row():
+    made = Captured(sample=2)
+    add_aborts(made, 80, 15)
+    assert counted(add_probes(made, 3), 36, 30).analyze().findings == ()
+
+
+def test_nor_where_a_filter_hides_the_server():
+    made = Captured(ports=[80])
+    assert counted(add_aborts(made, 80, 30), 36, 30).analyze().findings == ()
+
+
+def test_behind_a_filter_resets_are_found_as_well():
+    made = Captured(ports=[80])
+    finding = counted(add_aborts(made, 80, 30), 36, 6).finding("TCP_RESETS")
+    assert (finding.severity, finding.counts["resets"]) == (Severity.WARNING, 24)
+
+
+def test_a_reset_is_one_of_one_peer():
+    """Six of 60 cuts were received: no peer can have sent six, and each of ten sent one at most."""
+    made = Captured()
+    for port in range(8000, 8010):
+        add_aborts(made, port, 6)
+    assert counted(made, 60, 54).analyze().verdict.verdict == Cause.HEALTHY
+
+
+def test_resets_of_several_peers_by_the_counters():
+    made = Captured()
+    for port in (8000, 8001):
+        add_aborts(made, port, 6)
+    findings = counted(made, 12, 0).analyze().findings
+    assert [(one.subject.peer, one.severity) for one in findings] == [
+        (f"{SERVER}:8000", Severity.WARNING), (f"{SERVER}:8001", Severity.WARNING)
+    ]  # fmt: skip
+    assert [one.counts["resets"] for one in findings] == [6, 6]
+
+
+def test_resets_that_are_known_are_taken_off_the_rest():
+    """Five by a peer whose end was seen first; what it aborted itself elsewhere is no reset."""
+    made = cut(5, first=False, both=True)
+    add_aborts(made, 80, 30)
+    findings = counted(made, 40, 35).analyze().findings
+    assert [one.subject.peer for one in findings] == [f"{SERVER}:443"]
+
+
+def test_a_server_that_aborts_by_itself_took_no_reset_of_a_client():
+    """All on one node: its own ends were first, so the counters' resets are the clients'."""
+    made = Captured()
+    change = {"old_state": "ESTABLISHED", "new_state": "CLOSE"}
+    for number in range(5):
+        here, there = (SERVER, 50000 + number), ("10.0.0.1", 9000)
+        made.row(1, "tcp_state", role="server", sock=50 + number, **change, **ends(*there, *here))
+        made.row(1.001, "tcp_state", role="client", net=7, tgid=9, sock=70 + number, **change,
+                 **ends(*here, *there))  # fmt: skip
+    add_aborts(made, 443, 5)
+    findings = counted(made, 10, 5).analyze().findings
+    assert {one.subject.peer for one in findings} == {f"{SERVER}:443", "10.0.0.1:9000"}
+
+
+def test_who_did_not_open_them_is_measured_by_who_did():
+    """A child that talks on connections of its parent: 4 of 2,000, not all."""
+    made = Captured().flow(opened=2000)
+    add_cuts(made, 443, 4, tgid=200)
+    finding = counted(made, 4, 0).finding("TCP_RESETS")
+    assert finding.severity == Severity.INFO
+
+
+def test_resets_without_a_count_of_connections_have_no_share():
+    made = Captured().flow(role=None, tx_bytes=100)
+    add_cuts(made, 443, 4)
+    finding = counted(made, 4, 0).finding("TCP_RESETS")
+    assert finding.severity == Severity.INFO
+    assert "opened" not in finding.counts
 
 
 def test_two_resets_are_no_finding_above_info():

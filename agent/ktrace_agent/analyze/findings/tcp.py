@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Connections that exist: segments sent again, resets, ends that nobody closes, full backlogs."""
+"""Connections that exist: segments sent again, ends that nobody closes, full backlogs."""
 
 from collections.abc import Iterator
 
+from ktrace_agent.analyze.findings import resets
 from ktrace_agent.analyze.findings.case import Case, Row, inside, literal, number, share, who
-from ktrace_agent.procfs import ABORTS, DUPLICATES
-from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+from ktrace_agent.procfs import DUPLICATES
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Number, Severity
 from ktrace_api.names import RowType
 
 _CONSIDERED = 50
@@ -50,30 +51,12 @@ sent AS (
       + 3.0 * greatest(coalesce(opened, 0), 0)) AS segs
   FROM flows WHERE proto = 'tcp' GROUP BY ALL),
 stalled AS (SELECT net, tgid, peer, count(*) AS stalls FROM f_stalls GROUP BY ALL)
-SELECT a.*, coalesce(s.segs, 0) AS sent, coalesce(t.stalls, 0) AS stalls
+SELECT a.*, s.segs AS sent, coalesce(t.stalls, 0) AS stalls
 FROM again a LEFT JOIN sent s ON a.net IS NOT DISTINCT FROM s.net
     AND a.tgid IS NOT DISTINCT FROM s.tgid AND a.peer IS NOT DISTINCT FROM s.peer
   LEFT JOIN stalled t ON a.net IS NOT DISTINCT FROM t.net
     AND a.tgid IS NOT DISTINCT FROM t.tgid AND a.peer IS NOT DISTINCT FROM t.peer
 ORDER BY stalls DESC, a.segs DESC, a.tgid, a.peer, a.net LIMIT {_CONSIDERED}
-"""
-# A connection that left ESTABLISHED or CLOSE_WAIT at once was aborted by one of its ends. Where
-# both are on this node, the end that went first did it.
-_RESETS = f"""
-WITH cut AS (
-  SELECT n, net, tgid, comm, pod, namespace, local, remote, remote_ip FROM rows
-  WHERE type = 'tcp_state' AND old_state IN ('ESTABLISHED', 'CLOSE_WAIT') AND new_state = 'CLOSE'
-    AND role = 'client' AND n IS NOT NULL),
-ends AS (SELECT local, remote, min(n) AS n FROM rows
-  WHERE type = 'tcp_state' AND old_state IN ('ESTABLISHED', 'CLOSE_WAIT') AND new_state = 'CLOSE'
-    AND role IS DISTINCT FROM 'client' GROUP BY ALL),
-told AS (
-  SELECT c.*, e.n IS NOT NULL AS both_seen, e.n < c.n AS by_peer FROM cut c
-  LEFT JOIN ends e ON c.local = e.remote AND c.remote = e.local)
-SELECT net, tgid, remote AS peer, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
-  max(remote_ip) AS remote_ip, count(*) AS cut, count(*) FILTER (WHERE by_peer) AS by_peer,
-  count(*) FILTER (WHERE NOT both_seen) AS alone, min(n, 10) AS shown
-FROM told GROUP BY ALL ORDER BY cut DESC, tgid, peer, net LIMIT {_CONSIDERED}
 """
 _CLOSE_WAIT = f"""
 WITH ends AS (
@@ -109,9 +92,7 @@ def find(case: Case) -> Iterator[Finding]:
     """TCP_RETRANSMITS, TCP_RESETS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW; prepare() has run."""
     for row in case.ask(_LOSS.format(sample=case.coverage.sample)):
         yield _loss(case, row)
-    for row in case.ask(_RESETS):
-        if (finding := _reset(case, row)) is not None:
-            yield finding
+    yield from resets.find(case)
     age_us = round(case.limits.close_wait_age_s * 1e6)
     for row in case.ask(_CLOSE_WAIT.format(age_us=age_us)):
         yield _close_wait(case, row)
@@ -121,30 +102,40 @@ def find(case: Case) -> Iterator[Finding]:
         yield _overflow(case, netns, drops)
 
 
+def _loss_severity(case: Case, segs: int, rate: float | None) -> Severity:
+    limits = case.limits
+    if rate is None or segs < limits.retransmit_count or rate < limits.retransmit_share:
+        return Severity.INFO
+    worse = rate >= limits.retransmit_critical_share and segs >= 10 * limits.retransmit_count
+    return Severity.CRITICAL if worse else Severity.WARNING
+
+
 def _loss(case: Case, row: Row) -> Finding:
     limits = case.limits
-    segs, sent = int(row["segs"]), max(float(row["sent"]), 1.0)
-    rate = min(segs / sent, 1.0)
+    segs, sent = int(row["segs"]), float(row["sent"] or 0)
+    # Where no flow tells what was sent there is no share, and 12 segments may be 12 of millions.
+    rate = min(segs / sent, 1.0) if sent > 0 else None
     resent = case.delta(row["net"], "snmp", "Tcp.RetransSegs")
     known = case.delta(row["net"], "netstat", DUPLICATES)
     unknown = case.unknown(row["net"], "netstat", DUPLICATES)
     late = number("needless", share(known, resent), limits.retransmit_needless_share, "share")
     needless = resent > 0 and known / resent >= limits.retransmit_needless_share
-    lossy = segs >= limits.retransmit_count and rate >= limits.retransmit_share and not needless
     # Where the namespace's receivers had all but a few of the segments, none of its connections
     # can have lost a whole run of them.
     acknowledged = resent > 0 and resent - known < limits.stall_retransmits
     stalled = 0 if acknowledged else row["stalls"]
-    severity = Severity.WARNING if lossy or stalled else Severity.INFO
-    worse = rate >= limits.retransmit_critical_share and segs >= 10 * limits.retransmit_count
-    if lossy and worse:
-        severity = Severity.CRITICAL
+    severity = Severity.INFO if needless else _loss_severity(case, segs, rate)
+    if stalled and severity == Severity.INFO:
+        severity = Severity.WARNING
+    part, shares = "", list[Number]()
+    if rate is not None:
+        part = f", {rate:.1%} of about {sent:.0f}"
+        shares = [number("segments sent again", rate, limits.retransmit_share, "share")]
     stalls = f"; {stalled} connections get nothing acknowledged" if stalled else ""
     return case.find(
         FindingId.TCP_RETRANSMITS,
         severity,
-        f"{who(row)} sent {segs} segments to {row['peer']} again, {rate:.1%} of about"
-        f" {sent:.0f}{stalls}",
+        f"{who(row)} sent {segs} segments to {row['peer']} again{part}{stalls}",
         subject=row,
         points_to=Cause.ROUTING,
         refuted_by="Duplicates reported by the receiver (TcpExt.TCPDSACKRecv rises as much): the"
@@ -155,58 +146,18 @@ def _loss(case: Case, row: Row) -> Finding:
         confidence=Confidence.HIGH if stalled or segs >= 50 else Confidence.MEDIUM,
         counts={
             "segments_again": segs,
-            "segments_sent": int(sent),
+            "segments_sent": int(sent) if rate is not None else None,
             "sockets": row["sockets"],
             "stalled": stalled,
             "needless": None if unknown else known,
         },
         rows=row["shown"],
         numbers=[
-            number("segments sent again", rate, limits.retransmit_share, "share"),
+            *shares,
             number("segments", segs, limits.retransmit_count, "segments"),
             *(() if unknown else (late,)),
         ],
         unknown=unknown,
-    )
-
-
-def _reset(case: Case, row: Row) -> Finding | None:
-    """None where the clients themselves ended their connections so, as probes like to."""
-    limits = case.limits
-    received = case.delta(row["net"], "snmp", "Tcp.EstabResets")
-    received -= case.delta(row["net"], "netstat", *ABORTS)
-    by_peer = min(row["by_peer"] + min(row["alone"], max(received, 0)), row["cut"])
-    if not by_peer:
-        return None
-    opened = case.ask(
-        f"SELECT coalesce(sum(opened), 0) AS opened FROM flows WHERE proto = 'tcp'"
-        f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
-        f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])} AND remote = {literal(row['peer'])}"
-    )[0]["opened"]
-    total = max(int(opened), by_peer)
-    unknown = case.unknown(row["net"], "netstat", *ABORTS)
-    # Without them the rest may be what these clients did themselves.
-    sure = row["by_peer"] if unknown else by_peer
-    warn = sure >= limits.reset_count and share(sure, total) >= limits.reset_share
-    return case.find(
-        FindingId.TCP_RESETS,
-        Severity.WARNING if warn else Severity.INFO,
-        f"{by_peer} connections of {who(row)} to {row['peer']} were reset in mid-stream",
-        subject=row,
-        points_to=Cause.APPLICATION,
-        refuted_by="A client that aborts its connections itself (SO_LINGER 0, unread data): then"
-        " TcpExt.TCPAbortOn* rises in its namespace.",
-        look=f"{inside(row)}tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host"
-        f" {row['remote_ip']}'",
-        rests_on=(RowType.TCP_STATE,),
-        confidence=Confidence.HIGH if row["by_peer"] >= limits.reset_count else Confidence.MEDIUM,
-        counts={"resets": by_peer, "cut": row["cut"], "opened": total},
-        rows=row["shown"],
-        numbers=[
-            number("resets", by_peer, limits.reset_count, "connections"),
-            number("of the connections opened", share(by_peer, total), limits.reset_share, "share"),
-        ],
-        unknown=unknown if by_peer > row["by_peer"] else (),
     )
 
 
