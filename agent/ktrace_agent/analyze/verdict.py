@@ -4,9 +4,14 @@
 Each finding says what it points to. Some are the consequence of others (a full table of
 connection tracking leaves connects unanswered): those do not vote. Of the rest the worst decides;
 among equals the one that names its cause most directly.
+
+A cause explains no more than it can have cost: every connect, query or segment that failed lost
+one packet at least (an unanswered connect mostly two, its SYNs), and the counter of the cause has
+each packet once.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from ktrace_api.finding import (
     SENTENCE_CHARS,
@@ -17,6 +22,7 @@ from ktrace_api.finding import (
     Severity,
     Verdict,
 )
+from ktrace_api.names import UNKNOWN
 
 _ID = FindingId
 
@@ -46,7 +52,28 @@ EXPLAINS: dict[FindingId, frozenset[FindingId]] = {
     _ID.EPHEMERAL_PORTS_EXHAUSTED: frozenset(),
     _ID.TCP_RETRANSMITS: frozenset({_ID.TCP_CONNECT_SLOW}),
 }
-"""Finding -> what follows from it. A full backlog explains only what ended at its port."""
+"""Finding -> what may follow from it; _may_follow() and _consequences() say what does."""
+
+_COSTS: Mapping[FindingId, str] = {
+    _ID.CONNTRACK_FULL: "dropped",
+    _ID.CONNTRACK_INSERT_FAILED: "insert_failed",
+    _ID.LISTEN_OVERFLOW: "overflows",
+}
+"""Cause -> its count of packets that it cost. Loss of segments has none of SYNs."""
+
+_LOST: Mapping[FindingId, tuple[str, ...]] = {
+    _ID.TCP_SYN_UNANSWERED: ("unanswered",),
+    _ID.TCP_CONNECT_TIMEOUT: ("timeout",),
+    _ID.TCP_CONNECT_SLOW: ("late",),
+    _ID.TCP_RETRANSMITS: ("segments_again",),
+    _ID.DNS_NO_REPLY: ("unanswered", "errors"),
+    _ID.DNS_SLOW: ("answers",),
+    _ID.CONNTRACK_UNREPLIED: ("datagrams",),
+}
+"""What may follow -> its counts, the largest of which is what failed."""
+
+_LEADS = 2
+"""A cause that cost less than half of what failed is not what broke it, however direct."""
 
 _DIRECTNESS = (
     _ID.CONNTRACK_FULL,
@@ -93,9 +120,11 @@ def judge(findings: Sequence[Finding], rows: int) -> Verdict:
     serious = [one for one in findings if one.severity != Severity.INFO]
     partial = [one for one in serious if one.id == _ID.CAPTURE_INCOMPLETE]
     voting = [one for one in serious if one.id != _ID.CAPTURE_INCOMPLETE]
-    roots = worst_first([one for one in voting if not _explained(one, voting)])
+    follows = {id(cause): _consequences(cause, voting) for cause in voting}
+    explained = {id(one) for those in follows.values() for one in those}
+    roots = _leading([one for one in voting if id(one) not in explained])
     if roots:
-        return _verdict(roots[0], roots, voting)
+        return _verdict(roots, follows)
     if partial:
         return _say(Cause.UNKNOWN, partial, f"Nothing was found, but: {partial[0].title}")
     if not rows:
@@ -103,29 +132,75 @@ def judge(findings: Sequence[Finding], rows: int) -> Verdict:
     return _say(Cause.HEALTHY, [], f"Nothing above info in {rows} rows.")
 
 
-def _explained(one: Finding, others: Sequence[Finding]) -> bool:
-    return any(_follows(one, cause) for cause in others if cause is not one)
+def _consequences(cause: Finding, others: Sequence[Finding]) -> list[Finding]:
+    """What follows from a cause, the smallest first, as far as what it cost goes."""
+    found = sorted((one for one in others if _may_follow(one, cause)), key=_lost)
+    if cause.id not in _COSTS:
+        return found
+    left = float(_cost(cause))
+    for place, one in enumerate(found):
+        left -= _lost(one)
+        if left < 0:
+            return found[:place]
+    return found
 
 
-def _follows(one: Finding, cause: Finding) -> bool:
+def _may_follow(one: Finding, cause: Finding) -> bool:
+    """Whether the one is of a kind that the other causes, and at a place where it can.
+
+    The table of a node serves many namespaces, so any may be meant. But a mere warning explains
+    something critical only where both are tied to the same place: a port or a namespace.
+    """
     if one.id not in EXPLAINS.get(cause.id, frozenset()):
         return False
+    (host, port), (cause_host, cause_port) = _ends(one), _ends(cause)
     if cause.id == _ID.TCP_RETRANSMITS:
-        return one.subject.peer.rpartition(":")[0] in (cause.subject.peer, _address(cause))
-    if cause.id != _ID.LISTEN_OVERFLOW:
-        return True
-    port = cause.subject.peer.rpartition(":")[2]
-    return port in ("-", "") or one.subject.peer.rpartition(":")[2] in (port, "-")
+        return host == cause_host != ""
+    if cause.id == _ID.LISTEN_OVERFLOW:
+        return port == cause_port != ""
+    worse = _SEVERITIES.index(one.severity) < _SEVERITIES.index(cause.severity)
+    return not worse or one.subject.netns == cause.subject.netns != UNKNOWN
 
 
-def _address(one: Finding) -> str:
-    return one.subject.peer.rpartition(":")[0]
+def _ends(one: Finding) -> tuple[str, str]:
+    """Address without brackets and port of the peer, "" where it is not known or not one."""
+    peer = one.subject.peer
+    host, _, port = peer.rpartition(":")
+    if host and (":" not in host or host.endswith("]")):
+        return host.strip("[]"), port
+    return ("" if peer == UNKNOWN else peer), ""
 
 
-def _verdict(first: Finding, roots: Sequence[Finding], voting: Sequence[Finding]) -> Verdict:
-    """What the worst root says; everything that it explains or that agrees carries it too."""
+def _cost(cause: Finding) -> int:
+    return cause.counts.get(_COSTS[cause.id], 0)
+
+
+def _lost(one: Finding) -> float:
+    """Packets that it lost at least; without a count nothing is large enough."""
+    known = [one.counts[name] for name in _LOST.get(one.id, ()) if name in one.counts]
+    return max(known, default=math.inf)
+
+
+def _leading(roots: Sequence[Finding]) -> list[Finding]:
+    """Worst first; behind its equals what is too small to have caused one of them."""
+
+    def outweighed(cause: Finding) -> bool:
+        return cause.id in _COSTS and any(
+            _lost(one) > _LEADS * _cost(cause)
+            for one in roots
+            if one.id in EXPLAINS[cause.id] and one.severity == cause.severity
+        )
+
+    return sorted(
+        worst_first(roots), key=lambda one: (_SEVERITIES.index(one.severity), outweighed(one))
+    )
+
+
+def _verdict(roots: Sequence[Finding], follows: Mapping[int, Sequence[Finding]]) -> Verdict:
+    """What the leading root says; everything that it explains or that agrees carries it too."""
+    first = roots[0]
     carrying = [one for one in roots if one.points_to == first.points_to]
-    carrying += [one for one in voting if any(_follows(one, root) for root in carrying)]
+    carrying += [one for root in carrying for one in follows[id(root)]]
     others = sorted({one.points_to for one in roots} - {first.points_to})
     why = first.title
     if others:
