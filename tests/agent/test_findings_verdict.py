@@ -76,6 +76,13 @@ def test_nor_does_it_lead_where_both_are_as_bad(made: Captured) -> None:
     assert also(verdict)
 
 
+def test_a_row_of_a_sampled_capture_stands_for_several():
+    made = unanswered(10, 10, Captured(sample=10))
+    assert clashes(made, 40).analyze().verdict.verdict == Cause.POLICY
+    made = unanswered(10, 10, Captured(sample=10))
+    assert clashes(made, 100).analyze().verdict.verdict == Cause.NAT
+
+
 def test_a_listener_that_nobody_can_name_explains_nothing():
     verdict = overflows(unanswered(100), 300).analyze().verdict
     assert (verdict.verdict, also(verdict)) == (Cause.POLICY, "application")

@@ -72,6 +72,9 @@ _LOST: Mapping[FindingId, tuple[str, ...]] = {
 }
 """What may follow -> its counts, the largest of which is what failed."""
 
+_COUNTED = frozenset({_ID.TCP_RETRANSMITS, _ID.CONNTRACK_UNREPLIED})
+"""Those whose counts speak of all that was sent; the others count rows, one event in `sample`."""
+
 _LEADS = 2
 """A cause that cost less than half of what failed is not what broke it, however direct."""
 
@@ -115,14 +118,14 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     )
 
 
-def judge(findings: Sequence[Finding], rows: int) -> Verdict:
-    """The verdict on findings of a capture with so many rows."""
+def judge(findings: Sequence[Finding], rows: int, sample: int = 1) -> Verdict:
+    """The verdict on findings of a capture with so many rows, one for `sample` events."""
     serious = [one for one in findings if one.severity != Severity.INFO]
     partial = [one for one in serious if one.id == _ID.CAPTURE_INCOMPLETE]
     voting = [one for one in serious if one.id != _ID.CAPTURE_INCOMPLETE]
-    follows = {id(cause): _consequences(cause, voting) for cause in voting}
+    follows = {id(cause): _consequences(cause, voting, sample) for cause in voting}
     explained = {id(one) for those in follows.values() for one in those}
-    roots = _leading([one for one in voting if id(one) not in explained])
+    roots = _leading([one for one in voting if id(one) not in explained], sample)
     if roots:
         return _verdict(roots, follows)
     if partial:
@@ -132,14 +135,15 @@ def judge(findings: Sequence[Finding], rows: int) -> Verdict:
     return _say(Cause.HEALTHY, [], f"Nothing above info in {rows} rows.")
 
 
-def _consequences(cause: Finding, others: Sequence[Finding]) -> list[Finding]:
+def _consequences(cause: Finding, others: Sequence[Finding], sample: int) -> list[Finding]:
     """What follows from a cause, the smallest first, as far as what it cost goes."""
-    found = sorted((one for one in others if _may_follow(one, cause)), key=_lost)
+    found = [one for one in others if _may_follow(one, cause)]
+    found.sort(key=lambda one: _lost(one, sample))
     if cause.id not in _COSTS:
         return found
     left = float(_cost(cause))
     for place, one in enumerate(found):
-        left -= _lost(one)
+        left -= _lost(one, sample)
         if left < 0:
             return found[:place]
     return found
@@ -175,18 +179,18 @@ def _cost(cause: Finding) -> int:
     return cause.counts.get(_COSTS[cause.id], 0)
 
 
-def _lost(one: Finding) -> float:
+def _lost(one: Finding, sample: int) -> float:
     """Packets that it lost at least; without a count nothing is large enough."""
     known = [one.counts[name] for name in _LOST.get(one.id, ()) if name in one.counts]
-    return max(known, default=math.inf)
+    return max(known, default=math.inf) * (1 if one.id in _COUNTED else sample)
 
 
-def _leading(roots: Sequence[Finding]) -> list[Finding]:
+def _leading(roots: Sequence[Finding], sample: int) -> list[Finding]:
     """Worst first; behind its equals what is too small to have caused one of them."""
 
     def outweighed(cause: Finding) -> bool:
         return cause.id in _COSTS and any(
-            _lost(one) > _LEADS * _cost(cause)
+            _lost(one, sample) > _LEADS * _cost(cause)
             for one in roots
             if one.id in EXPLAINS[cause.id] and one.severity == cause.severity
         )

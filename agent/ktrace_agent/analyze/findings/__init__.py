@@ -60,7 +60,7 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
     return Findings(
         findings=tuple(shown),
         findings_left_out=len(found) - len(shown),
-        verdict=judge(found, coverage.rows),
+        verdict=judge(found, coverage.rows, coverage.sample),
         dns=_shorten(summary),
     )
 
