@@ -27,6 +27,7 @@ from ctypes import (
     sizeof,
 )
 from functools import cache
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ _NR_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _BATCH = 1024
+ITERATOR_READ = 1 << 14
+"""Bytes to ask an iterator for at a time, half of the kernel's buffer of eight pages.
+
+bpf_seq_read runs the program for the next object while it has less than was asked for. What does
+not fit the buffer any more it takes back, and runs the program for that object again later: a
+program that counts what it writes would count it twice.
+"""
 
 
 class BpfError(OSError):
@@ -363,8 +371,19 @@ def read_iterator(link: Link) -> bytes:
     """Run an attached iterator once, in the caller's network namespace; what it wrote."""
     fd = _check("bpf_iter_create", library().bpf_iter_create(link.fd))
     with os.fdopen(fd, "rb", buffering=0) as stream:
-        # A read returns at most what one pass over the seq_file buffer gave; b"" is the end.
-        return b"".join(iter(lambda: stream.read(1 << 16), b""))
+        return read_all(stream)
+
+
+def read_all(stream: RawIOBase) -> bytes:
+    """What an iterator writes until its end, which is b"".
+
+    None stands for EAGAIN: a million objects went by and nothing was written (bpf_seq_read,
+    e679654a704e, v5.9). The next read goes on where this one ended.
+    """
+    parts = []
+    while (part := stream.read(ITERATOR_READ)) != b"":
+        parts.append(part or b"")
+    return b"".join(parts)
 
 
 class KernelTypes:

@@ -50,6 +50,13 @@ class Namespace:
     def nft(self, rules: str) -> None:
         self.run("nft", "-f", "-", stdin=rules)
 
+    def mute(self, *ports: int) -> None:
+        """Let no segment to these ports arrive."""
+        self.nft(
+            "table inet mute {\n chain input {\n  type filter hook input priority 0;\n"
+            f"  tcp dport {{ {', '.join(map(str, ports))} }} drop\n }}\n}}\n"
+        )
+
     def sysctl(self, name: str, value: str) -> None:
         path = f"/proc/sys/{name.replace('.', '/')}"
         self.run("sh", "-c", f"echo {value} > {path}")
