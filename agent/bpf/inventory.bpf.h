@@ -44,6 +44,8 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		kt_listener_add(sk, &t);
 		s->role = KT_ROLE_SERVER;
 	} else if (state == TCP_SYN_SENT && s->connect == KT_CONNECT_NONE) {
+		kt_read_tuple(false, sk, &t);
+		kt_keep_asked(s, &t);
 		s->connect = KT_CONNECT_PENDING;
 		s->role = KT_ROLE_CLIENT;
 	}
@@ -89,6 +91,36 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
+/*
+ * The tuple of a connect that was pending when the programs were detached. Nobody
+ * says any more when a socket goes, and its memory is the next one's at once
+ * (SLAB_TYPESAFE_BY_RCU): only a cookie that is still the same, looked at after the
+ * rest, proves whose local side it is.
+ */
+static __always_inline void kt_read_pending(const struct sock *sk, const struct kt_sock *s,
+					    struct kt_tuple *t)
+{
+	bool same;
+
+	kt_read_tuple(false, sk, t);
+	same = s->cookie == (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	/* One from before us may have no cookie, as others may. */
+	if (!s->cookie)
+		same = same && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT &&
+		       t->rport == s->asked_port && t->ns_net == s->asked_net &&
+		       kt_same_addr(t->remote, s->asked);
+	if (!same) {
+		__builtin_memset(t, 0, sizeof(*t));
+		if (s->asked_family == 4)
+			kt_set_v4(t->local, 0);
+	}
+	__builtin_memcpy(t->remote, s->asked, 16);
+	t->rport = s->asked_port;
+	t->family = s->asked_family;
+	t->ns_net = s->asked_net;
+	t->peer_source = KT_PEER_SOCKET;
+}
+
 /* Over `socks`, when nothing is attached any more. */
 SEC("iter/bpf_map_elem")
 int list_pending(struct bpf_iter__bpf_map_elem *ctx)
@@ -101,9 +133,9 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 
 	if (!key || !value || value->connect != KT_CONNECT_PENDING)
 		return 0;
-	kt_read_tuple(false, (struct sock *)*key, &t);
 	if (!kt_wants(KT_CONNECT))
 		return 0;
+	kt_read_pending((struct sock *)*key, value, &t);
 	c = kt_admit(KT_CONNECT, &t, kt_wanted(&value->owner), 0);
 	if (!c || !kt_keep(KT_CONNECT, c))
 		return 0;

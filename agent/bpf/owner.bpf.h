@@ -51,6 +51,14 @@ static __always_inline struct kt_sock *kt_sock_live(const struct sock *sk, __u64
 	return s && kt_is_stale(s, cookie) ? NULL : s;
 }
 
+static __always_inline void kt_keep_asked(struct kt_sock *s, const struct kt_tuple *t)
+{
+	__builtin_memcpy(s->asked, t->remote, 16);
+	s->asked_port = t->rport;
+	s->asked_family = t->family;
+	s->asked_net = t->ns_net;
+}
+
 static __always_inline void kt_listener_key_of(const struct kt_tuple *t, const __u8 addr[16],
 					       struct kt_listener_key *key)
 {

@@ -54,6 +54,14 @@ static __always_inline bool kt_is_any6(const __u8 addr[16])
 	return !half[0] && !half[1];
 }
 
+static __always_inline bool kt_same_addr(const __u8 a[16], const __u8 b[16])
+{
+	const __u32 *left = (const __u32 *)a, *right = (const __u32 *)b;
+
+	return left[0] == right[0] && left[1] == right[1] && left[2] == right[2] &&
+	       left[3] == right[3];
+}
+
 /* IPv6 sockets that speak to an IPv4 peer are shown as IPv4, with :: as 0.0.0.0. */
 static __always_inline void kt_normalize(struct kt_tuple *t)
 {

@@ -135,6 +135,7 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	s->connect_ts = call ? call->ts : now;
 	s->connect_ret = 0;
 	s->connect_icmp = 0;
+	kt_keep_asked(s, t);
 }
 
 static __always_inline bool kt_in_handshake(int state)

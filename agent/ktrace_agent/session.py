@@ -2,8 +2,8 @@
 """One capture from start to end: the only file that knows the order.
 
 preflight -> load -> watches -> spool -> attach -> counters -> inventory -> wait -> counters ->
-detach -> drain -> last looks -> inventory -> names -> node facts -> seal. A failure anywhere
-ends all that was begun.
+detach -> drain -> open connects -> inventory -> last looks -> names -> node facts -> seal. A
+failure anywhere ends all that was begun.
 """
 
 import os
@@ -156,9 +156,10 @@ def record(
         observer.sealing("detaching the programs")
         collector.detach()
         spool.finish()
+        # At once: nothing tells any more which of these sockets are closed meanwhile.
+        counters = _with_pending(collector, spool)
         stock_end = _stock(collector)
         watches.stop()
-        counters = _with_pending(collector, spool)
         keys, values = collector.flows()
         recording = Recording(
             spool_fd=os.dup(spool.fd),

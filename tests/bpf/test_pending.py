@@ -2,11 +2,16 @@
 """Connects without an answer at the end: each is told once, with the peer that it asked."""
 
 import errno
+import os
 import resource
 import socket
 
+import numpy as np
 import pytest
 
+from ktrace_agent.kernel import Collector
+from ktrace_agent.records import EVENT, address_text
+from ktrace_api.capture import CaptureConfig
 from tests.bpf import syscalls
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace
@@ -15,15 +20,16 @@ from tests.bpf.workers import Job, Line
 
 pytestmark = pytest.mark.world("bpf")
 
-SILENT = ("127.0.0.9", 7701)
+SILENT, OTHER = ("127.0.0.9", 7701), ("127.0.0.2", 7702)
 MANY = 1009
 """More than four times what the kernel's buffer of an iterator holds."""
+FEW = 211
 
 
 @pytest.fixture(scope="module")
 def mute(alone: Namespace) -> Namespace:
-    """A namespace in which a port never answers."""
-    alone.mute(SILENT[1])
+    """A namespace in which these ports never answer."""
+    alone.mute(SILENT[1], OTHER[1])
     return alone
 
 
@@ -60,3 +66,42 @@ def test_each_is_counted_once(capture: Begin, mute: Namespace, flags: tuple[str,
     assert local <= set(ports)
     expected = MANY / 7 if flags else MANY
     assert abs(len(rows) - expected) < (2 if flags else 1)
+
+
+def swapping(line: Line) -> None:
+    """Ask, and when told close all of them and ask another in their memory."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    held = ask(SILENT, FEW)
+    line.say([sock.getsockname()[1] for sock in held])
+    if closed := line.hear():
+        for sock in held:
+            sock.close()
+        held = ask(OTHER, FEW * 2)
+    line.say(closed)
+    line.hear()
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_a_socket_that_is_gone_has_its_own_peer(mute: Namespace, closed: bool) -> None:
+    """Its memory may be the next socket's by the time it is listed."""
+    collector = Collector(CaptureConfig(node="test", ports=(SILENT[1],)), cgroup_v1=False)
+    try:
+        collector.attach()
+        collector.iterate("prime_owners")
+        worker = mute.start(swapping)
+        ports = worker.hear()
+        collector.detach()
+        worker.say(closed)
+        assert worker.hear() == closed
+        rows = np.frombuffer(collector.iterate("list_pending"), EVENT)
+        rows = rows[rows["tgid"] == worker.tgid]
+    finally:
+        collector.close()
+    worker.kill()
+    hosts = [address_text(bytes(address)) for address in rows["remote_addr"]]
+    peers = set(zip(hosts, rows["remote_port"].tolist(), strict=True))
+    assert peers == {SILENT}
+    assert len(rows) == FEW
+    assert set(rows["ns_net"]) == {mute.inode}
+    local = set(rows["local_port"].tolist())
+    assert local == set(ports) if not closed else local <= {0, *ports}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sockets and calls say is read before anything else is waited for: they go on meanwhile."""
+
+import os
+import threading
+from datetime import timedelta
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+
+from ktrace_agent import session
+from ktrace_agent.recording import HookCounters
+from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import RowType
+
+
+def test_open_calls_and_connects_are_read_at_once(
+    monkeypatch: pytest.MonkeyPatch, config: CaptureConfig, tmp_path: Path
+):
+    with (tmp_path / "spool").open("wb") as file:
+        world = MagicMock()
+        world.collector.iterate.return_value = b""
+        world.collector.counters.return_value = {row: HookCounters() for row in RowType}
+        world.collector.flows.return_value = (b"", b"")
+        world.spool.fd, world.spool.lost, world.spool.records = file.fileno(), {}, 0
+        world.spool.append.return_value = 0
+        monkeypatch.setattr(session, "Collector", lambda *_, **__: world.collector)
+        monkeypatch.setattr(session, "Spool", lambda *_: world.spool)
+        monkeypatch.setattr(session, "_stock", world.stock)
+        made = session.record(
+            config.model_copy(update={"duration": timedelta(milliseconds=1)}),
+            tmp_path,
+            cgroup_v1=False,
+            observer=MagicMock(),
+            stop=threading.Event(),
+            watches=world.watches,
+        )
+    os.close(made.recording.spool_fd)
+    steps = [f"{name}{args}" for name, args, _ in world.mock_calls if "__" not in name]
+    last = steps[steps.index("collector.detach()") :]
+    assert last[:4] == [
+        "collector.detach()",
+        "spool.finish()",
+        "collector.iterate('list_pending',)",
+        "spool.append(b'',)",
+    ]
+    assert last.index("stock" + str((world.collector,))) > 3
+    assert last.index("watches.stop()") > 3
