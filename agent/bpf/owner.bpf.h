@@ -102,7 +102,7 @@ static __always_inline struct kt_sock *kt_listener_of(const struct kt_tuple *t)
 
 	kt_listener_key_of(t, t->local, &key);
 	l = bpf_map_lookup_elem(&listeners, &key);
-	if (!l) {
+	if (!l && t->family == 4) { /* no 0.0.0.0 takes IPv6 */
 		kt_set_v4(key.addr, 0);
 		l = bpf_map_lookup_elem(&listeners, &key);
 	}
