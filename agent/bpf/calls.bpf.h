@@ -66,14 +66,17 @@ int enter_connect(struct kt_sys_enter *ctx)
 }
 
 /* A connect() that ended without the state machine: no route, no port, denied.
- * The address is the call's; a failed attempt clears the socket's. */
-static __always_inline void kt_connect_failed(struct sock *sk, __u64 name, __u64 namelen,
-					      __u64 started, __u8 result, int error)
+ * The address is the call's; a failed attempt clears the socket's. Only one that
+ * `began`, that is went into SYN_SENT, had a port. */
+static __always_inline void kt_connect_failed(struct sock *sk, bool began, __u64 name,
+					      __u64 namelen, __u64 started, __u8 result, int error)
 {
 	struct kt_owner owner;
 	struct kt_tuple t;
 
-	kt_read_tuple(false, sk, &t);
+	kt_read_common(false, &sk->__sk_common, &t);
+	if (began)
+		kt_read_last_port(sk, &t);
 	kt_read_user_peer(name, namelen, &t);
 	kt_read_current(&owner, KT_OWNER_PROCESS);
 	kt_emit_connect(&t, &owner, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), started,
@@ -85,12 +88,19 @@ static __always_inline void kt_connect_failed(struct sock *sk, __u64 name, __u64
 static __always_inline void kt_connect_returned(const struct kt_call *call, struct kt_sock *s,
 						long ret)
 {
+	struct sock *sk = (struct sock *)call->sk;
 	struct kt_tuple t;
 
 	s->connect_ret = ret;
 	if (ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || kt_is_restart(-ret))
 		return;
-	kt_read_tuple(false, (struct sock *)call->sk, &t);
+	/* TCP_FASTOPEN_CONNECT: yes, but the SYN goes out with the first data. How long
+	 * those take is the process's time, so the outcome has no duration. */
+	if (!ret && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT) {
+		s->connect_ts = 0;
+		return;
+	}
+	kt_read_tuple(false, sk, &t);
 	if (ret) /* a failed attempt clears the socket's address */
 		kt_read_user_peer(call->name, call->namelen, &t);
 	s->connect = KT_CONNECT_DONE;
@@ -120,13 +130,13 @@ static __always_inline void kt_connect_unpaired(long ret)
 	if (s && s->connect != KT_CONNECT_NONE)
 		return;
 	if (kt_calls_full) {
-		kt_read_tuple(false, sk, &t);
+		kt_read_common(false, &sk->__sk_common, &t);
 		kt_read_user_peer(BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), &t);
 		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, kt_current_wanted(), 0)))
 			kt_add(c->lost_map, 1);
 		return;
 	}
-	kt_connect_failed(sk, BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), 0,
+	kt_connect_failed(sk, false, BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), 0,
 			  KT_RESULT_DENIED, -ret);
 }
 
@@ -148,7 +158,8 @@ int exit_connect(struct kt_sys_exit *ctx)
 		if (s && s->connect == KT_CONNECT_PENDING)
 			kt_connect_returned(call, s, ret);
 	} else if (ret < 0 && ret != -EINPROGRESS) {
-		kt_connect_failed(sk, call->name, call->namelen, call->ts, KT_RESULT_FAILED, -ret);
+		kt_connect_failed(sk, call->syn_sent, call->name, call->namelen, call->ts,
+				  KT_RESULT_FAILED, -ret);
 		s = kt_sock_get(sk);
 		if (s)
 			s->connect = KT_CONNECT_DONE;

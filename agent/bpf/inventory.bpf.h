@@ -95,14 +95,15 @@ int list_sockets(struct bpf_iter__tcp *ctx)
  * The tuple of a connect that was pending when the programs were detached. Nobody
  * says any more when a socket goes, and its memory is the next one's at once
  * (SLAB_TYPESAFE_BY_RCU): only a cookie that is still the same, looked at after the
- * rest, proves whose local side it is.
+ * rest, proves whose local side it is. False where it sent no SYN at all.
  */
-static __always_inline void kt_read_pending(const struct sock *sk, const struct kt_sock *s,
+static __always_inline bool kt_read_pending(const struct sock *sk, const struct kt_sock *s,
 					    struct kt_tuple *t)
 {
-	bool same;
+	bool same, asked;
 
 	kt_read_tuple(false, sk, t);
+	asked = kt_syn_went_out(sk);
 	same = s->cookie == (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	/* One from before us may have no cookie, as others may. */
 	if (!s->cookie)
@@ -119,6 +120,7 @@ static __always_inline void kt_read_pending(const struct sock *sk, const struct 
 	t->family = s->asked_family;
 	t->ns_net = s->asked_net;
 	t->peer_source = KT_PEER_SOCKET;
+	return asked || !same;
 }
 
 /* Over `socks`, when nothing is attached any more. */
@@ -133,9 +135,8 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 
 	if (!key || !value || value->connect != KT_CONNECT_PENDING)
 		return 0;
-	if (!kt_wants(KT_CONNECT))
+	if (!kt_wants(KT_CONNECT) || !kt_read_pending((struct sock *)*key, value, &t))
 		return 0;
-	kt_read_pending((struct sock *)*key, value, &t);
 	c = kt_admit(KT_CONNECT, &t, kt_wanted(&value->owner), 0);
 	if (!c || !kt_keep(KT_CONNECT, c))
 		return 0;

@@ -41,7 +41,8 @@ struct kt_sock {
 	struct kt_owner owner;
 	__u64 cookie;
 	__u64 state_ts;	   /* when the state was entered; 0 = before us */
-	__u64 connect_ts;  /* when connect() was called; 0 = before us */
+	__u64 connect_ts;  /* when connect() was called; 0 = before us, or its
+			    * SYN went out only later */
 	__s32 connect_ret; /* what that call returned */
 	__u8 connect;	   /* enum kt_connect */
 	__u8 role;

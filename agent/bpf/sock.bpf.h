@@ -136,13 +136,21 @@ static __always_inline void kt_read_common(bool typed, const struct sock_common 
 	kt_normalize(t);
 }
 
+/*
+ * skc_num is given back before the change to CLOSE is told (tcp_set_state ->
+ * inet_put_port); inet_sport stays. It stays also while the socket begins to connect
+ * anew and has no port yet, so it is asked only where an attempt got one.
+ */
+static __always_inline void kt_read_last_port(const struct sock *sk, struct kt_tuple *t)
+{
+	if (!t->lport)
+		t->lport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+}
+
 static __always_inline void kt_read_tuple(bool typed, const struct sock *sk, struct kt_tuple *t)
 {
 	kt_read_common(typed, &sk->__sk_common, t);
-	/* skc_num is given back before the change to CLOSE is told
-	 * (tcp_set_state -> inet_put_port); inet_sport stays. */
-	if (!t->lport)
-		t->lport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	kt_read_last_port(sk, t);
 }
 
 /* Put the address that a call names into the tuple. False where user memory

@@ -138,6 +138,12 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	kt_keep_asked(s, t);
 }
 
+/* Whether the attempt asked anybody: the SYN of TCP_FASTOPEN_CONNECT waits for data. */
+static __always_inline bool kt_syn_went_out(const struct sock *sk)
+{
+	return BPF_CORE_READ((const struct tcp_sock *)sk, segs_out);
+}
+
 static __always_inline bool kt_in_handshake(int state)
 {
 	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
@@ -161,6 +167,10 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 			/* The call that began it gives up (no route, no port):
 			 * what it returns is the reason. */
 			call->deferred = 1;
+			return;
+		}
+		if (!error && !kt_syn_went_out(sk)) {
+			s->connect = KT_CONNECT_DONE;
 			return;
 		}
 		if (!error && s->connect_icmp) {
@@ -264,7 +274,9 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 	struct kt_tuple t;
 	struct kt_sock *s;
 
-	kt_read_tuple(true, sk, &t);
+	kt_read_common(true, &sk->__sk_common, &t);
+	if (new == TCP_CLOSE)
+		kt_read_last_port(sk, &t);
 	s = kt_state_entry(sk, &t, old, new);
 	if (s)
 		kt_check_change(s, &t, old);

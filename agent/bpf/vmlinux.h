@@ -267,6 +267,10 @@ struct udp_sock {
 	int pending;
 };
 
+struct tcp_sock {
+	u32 segs_out;
+};
+
 struct request_sock {
 	struct sock_common __req_common;
 };
