@@ -186,6 +186,18 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 	kt_emit_connect(t, &s->owner, s->cookie, began, now, result, error);
 }
 
+/*
+ * Before v6.15 a child is told before its peer and its cookie are stored: what stands
+ * there is its listener's (inet_csk_clone_lock). 0 then; the next change has its own.
+ */
+static __always_inline __u64 kt_state_cookie(struct sock *sk, const struct kt_tuple *t, int old,
+					     int new)
+{
+	if (old == TCP_LISTEN && new == TCP_SYN_RECV && !t->rport)
+		return 0;
+	return bpf_get_socket_cookie(sk);
+}
+
 static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const struct kt_tuple *t,
 						      int old, int new)
 {
@@ -206,7 +218,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		*s = kt_zero_sock;
 	}
 	if (!s->cookie)
-		s->cookie = bpf_get_socket_cookie(sk);
+		s->cookie = kt_state_cookie(sk, t, old, new);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
 		kt_read_current(&s->owner, KT_OWNER_PROCESS);
 	else if (old == TCP_LISTEN && new == TCP_SYN_RECV)
@@ -244,7 +256,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 		if (s->state_ts && kt_told_state(s) == old)
 			e->duration = now - s->state_ts;
 	} else {
-		e->sock = bpf_get_socket_cookie(sk);
+		e->sock = kt_state_cookie(sk, t, old, new);
 		if (new == TCP_SYN_SENT || new == TCP_LISTEN) {
 			struct kt_owner current;
 
