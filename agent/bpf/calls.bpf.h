@@ -23,13 +23,29 @@ static __always_inline void kt_call_end(void)
 	bpf_map_delete_elem(&calls, &thread);
 }
 
+static __noinline void kt_emit_left(const struct kt_call *call);
+
+/* The thread's last call returned unseen: it may have left a datagram. Not inlined,
+ * since it is rare and every call begins here. */
+static __noinline void kt_call_left(void)
+{
+	struct kt_call *call = kt_call_get();
+
+	if (!call)
+		return;
+	if (call->held)
+		kt_emit_left(call);
+	__builtin_memset(call, 0, sizeof(*call));
+}
+
 static __always_inline struct kt_call *kt_call_begin(__u8 kind, struct sock *sk, __u64 name,
 						     __u32 flags)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct kt_call *call;
 
-	bpf_map_update_elem(&calls, &thread, &kt_zero_call, BPF_ANY);
+	if (bpf_map_update_elem(&calls, &thread, &kt_zero_call, BPF_NOEXIST) == -EEXIST)
+		kt_call_left();
 	call = bpf_map_lookup_elem(&calls, &thread);
 	if (!call) {
 		struct kt_overflow *o = kt_overflow();

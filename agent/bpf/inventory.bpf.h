@@ -153,4 +153,22 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
+/* Over `calls`, when nothing is attached any more: datagrams of calls that still run
+ * (recvmmsg waits until its array is full). Into the ring, before its last drain. */
+SEC("iter/bpf_map_elem")
+int list_held(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u64 *key = ctx->key;
+	struct kt_call *call;
+	__u64 thread;
+
+	if (!key)
+		return 0;
+	thread = *key;
+	call = bpf_map_lookup_elem(&calls, &thread);
+	if (call && call->held)
+		kt_emit_left(call);
+	return 0;
+}
+
 #endif

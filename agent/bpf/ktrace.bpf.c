@@ -10,6 +10,7 @@
 #include <bpf/bpf_tracing.h>
 
 #define E2BIG 7
+#define EEXIST 17
 #ifndef NULL
 #define NULL ((void *)0)
 #endif

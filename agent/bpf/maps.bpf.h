@@ -83,6 +83,7 @@ struct kt_call {
 	__u64 held_name; /* recv: where the kernel will put it */
 	__u64 held_namelen;
 	struct kt_event event; /* recv: the datagram whose address is due */
+	struct kt_owner owner; /* recv: who got it */
 };
 
 struct kt_listener_key {

@@ -48,22 +48,18 @@ static __always_inline struct kt_call *kt_udp_call(struct sock *sk, __u8 first, 
 	return call;
 }
 
-static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __u64 ts,
-					__u64 cookie, int ret, __u32 flags)
+static __always_inline void kt_emit_udp_of(__u32 type, struct kt_counters *c,
+					   const struct kt_tuple *t, const struct kt_owner *owner,
+					   __u64 ts, __u64 cookie, int ret, __u32 flags)
 {
-	struct kt_counters *c = kt_admit(type, t, kt_current_wanted(), ret > 0 ? ret : 0);
-	struct kt_owner owner;
 	struct kt_event *e;
 
-	if (!c)
-		return;
-	kt_read_current(&owner, KT_OWNER_PROCESS);
 	if (ret >= 0 && !(flags & MSG_ERRQUEUE) && !(type == KT_UDP_RECV && flags & MSG_PEEK))
-		kt_flow_data(t, IPPROTO_UDP, NULL, &owner, ts, ret, type == KT_UDP_SEND);
+		kt_flow_data(t, IPPROTO_UDP, NULL, owner, ts, ret, type == KT_UDP_SEND);
 	e = kt_reserve(type, c, t, ts);
 	if (!e)
 		return;
-	kt_put_owner(e, &owner);
+	kt_put_owner(e, owner);
 	e->sock = cookie;
 	e->flags = flags;
 	if (ret >= 0)
@@ -71,6 +67,18 @@ static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __
 	else
 		e->error = -ret;
 	kt_submit(e, c);
+}
+
+static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __u64 ts,
+					__u64 cookie, int ret, __u32 flags)
+{
+	struct kt_counters *c = kt_admit(type, t, kt_current_wanted(), ret > 0 ? ret : 0);
+	struct kt_owner owner;
+
+	if (!c)
+		return;
+	kt_read_current(&owner, KT_OWNER_PROCESS);
+	kt_emit_udp_of(type, c, t, &owner, ts, cookie, ret, flags);
 }
 
 static __always_inline void kt_udp_send(struct sock *sk, int ret)
@@ -107,22 +115,47 @@ static __always_inline void kt_udp_send(struct sock *sk, int ret)
 		    flags);
 }
 
+static __always_inline void kt_emit_held(const struct kt_call *call, const struct kt_tuple *t)
+{
+	const struct kt_event *held = &call->event;
+	struct kt_counters *c = kt_admit(KT_UDP_RECV, t, kt_wanted(&call->owner), held->bytes);
+
+	if (c)
+		kt_emit_udp_of(KT_UDP_RECV, c, t, &call->owner, held->ts, held->sock, held->bytes,
+			       held->flags);
+}
+
+static __always_inline void kt_held_tuple(const struct kt_event *held, struct kt_tuple *t)
+{
+	__builtin_memset(t, 0, sizeof(*t));
+	__builtin_memcpy(t->local, held->local_addr, 16);
+	__builtin_memcpy(t->remote, held->remote_addr, 16);
+	t->lport = held->local_port;
+	t->rport = held->remote_port;
+	t->ns_net = held->ns_net;
+	t->family = held->family;
+	t->peer_source = held->peer_source;
+}
+
 /* Emit the datagram whose address the kernel has by now copied to the user. */
 static __always_inline void kt_udp_recv_finish(struct kt_call *call)
 {
-	struct kt_event *held = &call->event;
-	struct kt_tuple t = {};
+	struct kt_tuple t;
 
 	call->held = 0;
-	__builtin_memcpy(t.local, held->local_addr, 16);
-	__builtin_memcpy(t.remote, held->remote_addr, 16);
-	t.lport = held->local_port;
-	t.rport = held->remote_port;
-	t.ns_net = held->ns_net;
-	t.family = held->family;
-	t.peer_source = held->peer_source;
+	kt_held_tuple(&call->event, &t);
 	kt_read_user_peer(call->held_name, call->held_namelen, &t);
-	kt_emit_udp(KT_UDP_RECV, &t, held->ts, held->sock, held->bytes, held->flags);
+	kt_emit_held(call, &t);
+}
+
+/* Emit it with what the socket itself says: the call that it came to ended unseen,
+ * or goes on when the programs are detached. */
+static __noinline void kt_emit_left(const struct kt_call *call)
+{
+	struct kt_tuple t;
+
+	kt_held_tuple(&call->event, &t);
+	kt_emit_held(call, &t);
 }
 
 static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
@@ -162,6 +195,7 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 	call->event.bytes = ret;
 	call->event.flags = flags;
 	kt_put_tuple(&call->event, &t);
+	kt_read_current(&call->owner, KT_OWNER_PROCESS);
 }
 
 static __always_inline int kt_udp_recv_end(void)

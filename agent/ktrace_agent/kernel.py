@@ -206,7 +206,7 @@ class Collector:
             for name in choice.programs:
                 program, target = self._object.programs[name], TARGETS[name]
                 if isinstance(target, Iterator):
-                    over = self._object.map("socks") if target.name == "bpf_map_elem" else None
+                    over = self._object.map(target.over) if target.over else None
                     self._iterators[name] = program.attach_iter(over)
                 elif isinstance(target, Event):
                     event = self._features.event_id(target.name)

@@ -56,6 +56,8 @@ class Iterator:
     """An iterator program; whether the kernel has it is known at load."""
 
     name: str
+    over: str = ""
+    """The map that it goes over, where it is one's elements."""
 
     def missing(self, features: Features) -> str:  # noqa: ARG002  # the face of all targets
         return ""
@@ -122,7 +124,8 @@ TARGETS: Mapping[str, Target] = {
     **_enter_exit("connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"),
     "prime_owners": Iterator("task_file"),
     "list_sockets": Iterator("tcp"),
-    "list_pending": Iterator("bpf_map_elem"),
+    "list_pending": Iterator("bpf_map_elem", "socks"),
+    "list_held": Iterator("bpf_map_elem", "calls"),
 }
 
 _TCP = frozenset({EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT})
@@ -147,7 +150,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "udp_recv_address",
         "peers of receives on unconnected UDP sockets",
-        (tuple(_enter_exit("recvfrom", "recvmsg", "recvmmsg")),),
+        ((*_enter_exit("recvfrom", "recvmsg", "recvmmsg"), "list_held"),),
         _UDP,
     ),
     Hook(

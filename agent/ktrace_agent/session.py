@@ -155,6 +155,7 @@ def record(
         after = host.snapshot()
         observer.sealing("detaching the programs")
         collector.detach()
+        collector.iterate("list_held")  # into the ring
         spool.finish()
         # At once: nothing tells any more which of these sockets are closed meanwhile.
         counters = _with_pending(collector, spool)

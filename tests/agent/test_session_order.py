@@ -39,11 +39,12 @@ def test_open_calls_and_connects_are_read_at_once(
     os.close(made.recording.spool_fd)
     steps = [f"{name}{args}" for name, args, _ in world.mock_calls if "__" not in name]
     last = steps[steps.index("collector.detach()") :]
-    assert last[:4] == [
+    assert last[:5] == [
         "collector.detach()",
+        "collector.iterate('list_held',)",
         "spool.finish()",
         "collector.iterate('list_pending',)",
         "spool.append(b'',)",
     ]
-    assert last.index("stock" + str((world.collector,))) > 3
-    assert last.index("watches.stop()") > 3
+    assert last.index("stock" + str((world.collector,))) > 4
+    assert last.index("watches.stop()") > 4
