@@ -104,7 +104,8 @@ struct {
 } ring SEC(".maps");
 
 /* Preallocated where entries come and go with every connection or call: taking
- * one from the kernel's allocator each time costs up to a microsecond. */
+ * one from the kernel's allocator each time costs up to a microsecond. User space
+ * preallocates the others too where tracepoints may not allocate (before v6.1). */
 
 /* sk -> owner, state time, connect in progress. The pointer is the key since
  * a child's cookie is set only after its first state change. */

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from ktrace_agent.errors import AgentError, PermissionDenied, UnsupportedKernel
 from ktrace_agent.libbpf import BpfError, KernelTypes, Link, Object, libc, library, read_iterator
-from ktrace_agent.probes import TARGETS, Choice, Event, Iterator, choose
+from ktrace_agent.probes import (
+    GROWING_MAPS,
+    TARGETS,
+    Choice,
+    Event,
+    Iterator,
+    choose,
+    preallocates,
+)
 from ktrace_agent.recording import HookCounters, Overflow
 from ktrace_agent.tracefs import Tracefs
 from ktrace_api.capture import CaptureConfig
@@ -106,6 +114,9 @@ class _Features:
     def event_id(self, name: str) -> int | None:
         return self._tracefs.event_id(name)
 
+    def has_struct(self, name: str) -> bool:
+        return self._types.has_struct(name)
+
     def close(self) -> None:
         self._types.close()
         self._tracefs.close()
@@ -179,6 +190,9 @@ class Collector:
             bpf.map(".rodata.config").set_initial(
                 KernelConfig.of(self._config, cgroup_v1=self._cgroup_v1)
             )
+            if preallocates(self._features):
+                for name in GROWING_MAPS:
+                    bpf.map(name).preallocate()
             bpf.map("ring").set_max_entries(_ring_size(self._config.ring_bytes))
             bpf.map("socks").set_max_entries(self._config.max_sockets)
             bpf.map("flows").set_max_entries(self._config.max_flows)

@@ -31,6 +31,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+BTF_KIND_STRUCT = 4
 BTF_KIND_TYPEDEF = 8
 
 _PERF_TYPE_TRACEPOINT = 2
@@ -39,6 +40,7 @@ _NR_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _BATCH = 1024
+BPF_F_NO_PREALLOC = 1
 ITERATOR_READ = 1 << 14
 """Bytes to ask an iterator for at a time, half of the kernel's buffer of eight pages.
 
@@ -99,6 +101,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
+    "bpf_map__map_flags": (c_uint32, (c_void_p,)),
+    "bpf_map__set_map_flags": (c_int, (c_void_p, c_uint32)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
@@ -211,6 +215,16 @@ class Map:
         _check(
             "bpf_map__set_max_entries", library().bpf_map__set_max_entries(self._pointer, entries)
         )
+
+    @property
+    def flags(self) -> int:
+        """BPF_F_* it is made with."""
+        return int(library().bpf_map__map_flags(self._pointer))
+
+    def preallocate(self) -> None:
+        """Before load: take memory for all entries at once, not for each as it comes."""
+        flags = self.flags & ~BPF_F_NO_PREALLOC
+        _check("bpf_map__set_map_flags", library().bpf_map__set_map_flags(self._pointer, flags))
 
     def set_initial(self, value: ctypes.Structure) -> None:
         """Write a data section before load; its size must be the structure's."""
@@ -404,6 +418,10 @@ class KernelTypes:
             index = lib.btf__type_by_id(self._btf, index).contents.type
         prototype = lib.btf__type_by_id(self._btf, index).contents
         return int(prototype.info & 0xFFFF) - 1  # the first is void *__data
+
+    def has_struct(self, name: str) -> bool:
+        lib = library()
+        return int(lib.btf__find_by_name_kind(self._btf, name.encode(), BTF_KIND_STRUCT)) >= 0
 
     def close(self) -> None:
         btf, self._btf = self._btf, 0

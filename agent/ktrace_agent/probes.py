@@ -22,6 +22,9 @@ class Features(Protocol):
     def event_id(self, name: str) -> int | None:
         """The id of a classic tracepoint `group/event`; None where it does not exist."""
 
+    def has_struct(self, name: str) -> bool:
+        """Whether the kernel's BTF knows `struct name`."""
+
 
 @dataclass(frozen=True)
 class RawTracepoint:
@@ -190,6 +193,21 @@ HOOKS: tuple[Hook, ...] = (
         _TCP,
     ),
 )
+
+
+GROWING_MAPS = ("listeners", "flows", "cgroups", "pods")
+"""Hash maps that take memory for an entry when it comes (BPF_F_NO_PREALLOC)."""
+
+
+def preallocates(features: Features) -> bool:
+    """Whether the growing maps must take all their memory at once here.
+
+    Programs of classic tracepoints may not allocate before v6.1 (34dd3bad1a6f): loading them
+    warns, which is a panic under panic_on_warn, and PREEMPT_RT refuses it. What made it safe is
+    the allocator that this structure belongs to. It costs 29 MiB of the kernel's memory with the
+    usual limits: 131,072 flows of 192 bytes, 8,192 cgroups of 448, 16,384 listeners of 88.
+    """
+    return not features.has_struct("bpf_mem_alloc")
 
 
 def choose(

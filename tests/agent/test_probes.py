@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.probes import HOOKS, TARGETS, Event, Hook, RawTracepoint, choose
+from ktrace_agent.probes import HOOKS, TARGETS, Event, Hook, RawTracepoint, choose, preallocates
 from ktrace_api.names import EventKind
 
 TRACEPOINTS = {t.name: t.args for t in TARGETS.values() if isinstance(t, RawTracepoint)} | {
@@ -23,12 +23,16 @@ class Kernel:
 
     tracepoints: dict[str, int] = field(default_factory=lambda: dict(TRACEPOINTS))
     events: set[str] = field(default_factory=lambda: set(EVENTS))
+    structs: set[str] = field(default_factory=lambda: {"bpf_mem_alloc"})
 
     def tracepoint_args(self, name: str) -> int | None:
         return self.tracepoints.get(name)
 
     def event_id(self, name: str) -> int | None:
         return 1 if name in self.events else None
+
+    def has_struct(self, name: str) -> bool:
+        return name in self.structs
 
 
 def programs(kernel: Kernel, **options: Any) -> dict[str, tuple[str, ...]]:
@@ -76,6 +80,11 @@ def test_what_flows_count_is_served_whatever_rows_are_wanted(kind: EventKind):
     assert {"connect", "accept", "socket_send", "socket_recv"} <= set(
         programs(Kernel(), events=[kind])
     )
+
+
+def test_maps_take_their_memory_at_once_where_programs_may_not_allocate():
+    assert not preallocates(Kernel())
+    assert preallocates(Kernel(structs={"bpf_htab"}))
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)

@@ -5,8 +5,8 @@ import pytest
 
 from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.kernel import ROW_TYPES, Collector, KernelConfig, object_path
-from ktrace_agent.libbpf import BpfError, KernelTypes, Object
-from ktrace_agent.probes import TARGETS
+from ktrace_agent.libbpf import BPF_F_NO_PREALLOC, BpfError, KernelTypes, Object
+from ktrace_agent.probes import GROWING_MAPS, TARGETS
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import EventKind
 
@@ -74,6 +74,20 @@ def test_counters_and_maps_are_empty_at_first():
         collector.close()
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_growing_maps_are_as_this_kernel_takes_them(old: bool, monkeypatch: pytest.MonkeyPatch):
+    """The choice for a kernel before v6.1 loads here too; this one has the allocator."""
+    if old:
+        monkeypatch.setattr(KernelTypes, "has_struct", lambda *_: False)
+    collector = Collector(CONFIG, cgroup_v1=False)
+    try:
+        flags = {name: collector._object.map(name).flags for name in GROWING_MAPS}
+        assert flags == dict.fromkeys(GROWING_MAPS, 0 if old else BPF_F_NO_PREALLOC)
+        assert collector._object.map("socks").flags == 0
+    finally:
+        collector.close()
+
+
 def test_a_refused_program_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch):
     """A fault that this kernel cannot be made to give: the load of one program fails."""
     load, guilty = Object.load, "exit_accept"
@@ -118,4 +132,6 @@ def test_the_kernel_tells_the_arguments_of_its_tracepoints():
     types = KernelTypes()
     assert types.tracepoint_args("inet_sock_set_state") == 3
     assert types.tracepoint_args("no_such_tracepoint") is None
+    assert types.has_struct("bpf_mem_alloc")
+    assert not types.has_struct("no_such_struct")
     types.close()
