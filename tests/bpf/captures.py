@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -114,6 +114,15 @@ class Capture:
             return False
 
         wait_until(said, f"ktrace saying {words!r}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The process stands still: nobody drains the ring."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def wait(self) -> int:
         """The exit status."""
