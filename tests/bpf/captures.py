@@ -113,7 +113,15 @@ class Capture:
             assert not ended, f"ktrace ended: {self.process.returncode} {self.stderr}{self.stdout}"
             return False
 
-        wait_until(said, f"ktrace saying {words!r}")
+        try:
+            wait_until(said, f"ktrace saying {words!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.stderr}; {self._waits()}") from error
+
+    def _waits(self) -> str:
+        """Where in the kernel each of its threads waits."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/wchan")
+        return ", ".join(f"{one.parent.name} in {one.read_text() or '-'}" for one in tasks)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
