@@ -8,7 +8,6 @@ knows nothing of this process but that message and its exit status.
 import os
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,12 +90,12 @@ def _end_of(work: Callable[[], None]) -> tuple[NodeReason, str, int]:
 
 
 def _work(environ: Mapping[str, str], outcome: _Outcome) -> None:
-    stop = threading.Event()
+    stop = signals.Stop()
     with signals.stopping(stop, gives_up=signals.BOTH):
         _capture(environ, outcome, stop)
 
 
-def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: threading.Event) -> None:
+def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: signals.Stop) -> None:
     text = environ[CAPTURE_VARIABLE]
     outcome.uid, outcome.node = report.addressee(text)
     outcome.node = outcome.node or environ.get("NODE_NAME", "")

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from click.core import ParameterSource
 from ktrace_agent.errors import KtraceError, UsageError
 from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
-from ktrace_agent.signals import stopping
+from ktrace_agent.signals import Stop, stopping
 from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
 from ktrace_api import __version__
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
@@ -192,7 +191,7 @@ def capture(
     if not Path(host_root).is_dir():
         raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
     target = _target(sink, config, from_variable=ctx.get_parameter_source("sink")) if sink else None
-    stop = threading.Event()
+    stop = Stop()
     with prepared(Path(out_dir)) as folder, stopping(stop):
         from ktrace_agent import result, session, terminal
 

@@ -7,7 +7,6 @@ failure anywhere ends all that was begun.
 """
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -21,6 +20,7 @@ from ktrace_agent.kernel import Collector
 from ktrace_agent.netns import run_in_netns
 from ktrace_agent.probes import Choice
 from ktrace_agent.recording import Clock, HookCounters, Recording, wall_clock
+from ktrace_agent.signals import Stop
 from ktrace_agent.spool import EVENT_BYTES, Spool
 from ktrace_agent.witness import witness
 from ktrace_api.capture import CaptureConfig
@@ -66,7 +66,7 @@ def run(
     config: CaptureConfig,
     out_dir: Path,
     observer: Observer,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     host_root: Path = Path("/"),
 ) -> "Sealed":
     """A whole session: from the look at the kernel to the sealed bundle in `out_dir`.
@@ -81,7 +81,7 @@ def run(
         out_dir,
         cgroup_v1=bool({"pids", "memory"} & set(platform.cgroup.v1_controllers)),
         observer=observer,
-        stop=stop or threading.Event(),
+        stop=stop or Stop(),
         watches=watches,
     )
     recording = recorded.recording
@@ -131,7 +131,7 @@ def record(
     *,
     cgroup_v1: bool,
     observer: Observer,
-    stop: threading.Event,
+    stop: Stop,
     watches: "Watches",
 ) -> Recorded:
     """Record until the duration is over or `stop` is set.
@@ -256,7 +256,7 @@ def _wait(
     collector: Collector,
     spool: Spool,
     observer: Observer,
-    stop: threading.Event,
+    stop: Stop,
 ) -> str:
     """Until the duration is over ("duration") or someone asks to stop ("signal")."""
     begun = time.monotonic()

@@ -2,12 +2,41 @@
 """SIGINT and SIGTERM while a capture runs: the first ends it early, a second may end all."""
 
 import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """A wish to end early: a signal handler tells it, the thread that it interrupts waits for it.
+
+    Not a threading.Event: its wait() holds a lock for moments, and a handler that interrupts it
+    there waits in set() for that lock for ever. SimpleQueue.put() may interrupt its get().
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Tell it; nothing more happens the second time."""
+        if not self._told:
+            self._told = True
+            self._wake.put(None)
+
+    def is_set(self) -> bool:
+        """Whether it was told."""
+        return self._told
+
+    def wait(self, seconds: float) -> bool:
+        """Until it is told or `seconds` are over; whether it was told. For one thread only."""
+        if not self._told:
+            with suppress(Empty):
+                self._wake.get(timeout=seconds)
+        return self._told
 
 
 @contextmanager
@@ -22,15 +51,14 @@ def ignored() -> Iterator[None]:
 
 
 @contextmanager
-def stopping(
-    stop: threading.Event, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)
-) -> Iterator[None]:
+def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[None]:
     """The first signal sets `stop`; a further one of `gives_up` raises KeyboardInterrupt."""
-    given_up = threading.Event()
+    given_up = False
 
     def end(number: int, _: FrameType | None) -> None:
+        nonlocal given_up
         if number in gives_up and stop.is_set():
-            given_up.set()
+            given_up = True
             # A third Ctrl-C needs no Python; who sent SIGTERM twice has SIGKILL for that.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,7 +69,7 @@ def stopping(
     try:
         yield
     except Exception as error:
-        if given_up.is_set():  # DuckDB turns the interrupt of a query into an error of its own
+        if given_up:  # DuckDB turns the interrupt of a query into an error of its own
             raise KeyboardInterrupt from error
         raise
     finally:

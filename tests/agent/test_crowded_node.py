@@ -2,7 +2,6 @@
 """Captures of nodes with many pods: findings judge by all counters, node.json holds a part."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,6 +15,7 @@ from ktrace_agent.bundle import Sealed
 from ktrace_agent.host import Files, Missing, Snapshot
 from ktrace_agent.recording import HookCounters
 from ktrace_agent.session import Live
+from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Confidence, Severity
 from ktrace_api.names import RowType
@@ -122,7 +122,7 @@ def capture(monkeypatch: pytest.MonkeyPatch, config: CaptureConfig, tmp_path: Pa
         monkeypatch.setattr(session, "Watches", Watches)
         short = config.model_copy(update={"duration": timedelta(seconds=0.01)})
         (tmp_path / "out").mkdir()
-        return session.run(short, tmp_path / "out", Quiet(), threading.Event())
+        return session.run(short, tmp_path / "out", Quiet(), Stop())
 
     return record
 

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from ktrace_agent import bundle, main, session
 from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
 from ktrace_agent.flags import BY_PARAMETER, FLAGS
+from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
 from ktrace_api.thresholds import Thresholds
@@ -48,7 +48,7 @@ class Session:
         observer.tick(session.Live(1.0, 9.0, 3, 3.0, 0))
         if self.then is not None:
             raise self.then
-        assert isinstance(stop, threading.Event)
+        assert isinstance(stop, Stop)
         return bundle.seal(
             self._make(make_events([{}, {}])), config, self._node_info, out_dir, observer.sealing
         )

@@ -2,7 +2,6 @@
 """The order and the times of one capture, with a kernel side that only says that it was asked."""
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from ktrace_agent import host, session
 from ktrace_agent.bundle import seal
 from ktrace_agent.recording import Clock, HookCounters
 from ktrace_agent.session import Live, Recorded
+from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
@@ -60,7 +60,7 @@ def recorded(
     moments = _Moments()
     watches: Any = Watches()
     made = session.record(
-        short, tmp_path, cgroup_v1=False, observer=moments, stop=threading.Event(), watches=watches
+        short, tmp_path, cgroup_v1=False, observer=moments, stop=Stop(), watches=watches
     )
     assert moments.boot_ns
     yield made, moments.boot_ns

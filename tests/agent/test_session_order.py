@@ -2,7 +2,6 @@
 """What sockets and calls say is read before anything else is waited for: they go on meanwhile."""
 
 import os
-import threading
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -11,6 +10,7 @@ import pytest
 
 from ktrace_agent import session
 from ktrace_agent.recording import HookCounters
+from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 
@@ -33,7 +33,7 @@ def test_open_calls_and_connects_are_read_at_once(
             tmp_path,
             cgroup_v1=False,
             observer=MagicMock(),
-            stop=threading.Event(),
+            stop=Stop(),
             watches=world.watches,
         )
     os.close(made.recording.spool_fd)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import signal
-import threading
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from ktrace_agent.signals import BOTH, ignored, stopping
+from ktrace_agent.signals import BOTH, Stop, ignored, stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_to_stop(number: signal.Signals):
-    stop = threading.Event()
+    stop = Stop()
     before = signal.getsignal(number)
     with stopping(stop):
         os.kill(os.getpid(), number)
@@ -20,7 +22,7 @@ def test_a_signal_asks_to_stop(number: signal.Signals):
 
 
 def test_the_second_interrupt_ends_at_once():
-    stop = threading.Event()
+    stop = Stop()
     with stopping(stop):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(1)
@@ -30,7 +32,7 @@ def test_the_second_interrupt_ends_at_once():
 
 def interrupted(times: int) -> None:
     """A body that DuckDB ends with an error of its own when it is interrupted."""
-    with stopping(threading.Event()):
+    with stopping(Stop()):
         try:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
@@ -53,7 +55,7 @@ def test_an_error_after_one_interrupt_is_an_error():
 def test_who_cannot_send_another_kind_gives_up_with_any(
     first: signal.Signals, second: signal.Signals
 ):
-    stop = threading.Event()
+    stop = Stop()
     with stopping(stop, gives_up=BOTH):
         signal.raise_signal(first)
         assert stop.wait(1)
@@ -66,8 +68,52 @@ def test_what_is_reported_is_not_interrupted(number: signal.Signals):
     before = signal.getsignal(number)
     with ignored():
         signal.raise_signal(number)
-        with stopping(stop := threading.Event()):
+        with stopping(stop := Stop()):
             signal.raise_signal(number)
             assert stop.wait(1)
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+MOMENTS = 400
+"""More than one wait has, in steps of the interpreter."""
+
+
+def waits_told_at(moment: int) -> tuple[bool, bool]:
+    """A wait that a signal interrupts at its `moment`th step: whether it was told, and had one."""
+    stop, steps = Stop(), 0
+
+    def step(frame: FrameType, _event: str, _argument: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += 1
+        if steps == moment:
+            signal.raise_signal(signal.SIGTERM)
+        return step
+
+    with stopping(stop):
+        sys.settrace(step)
+        try:
+            stop.wait(0.001)
+        finally:
+            sys.settrace(None)
+    return stop.is_set(), steps >= moment
+
+
+def test_a_signal_at_any_moment_of_waiting_is_heard():
+    def hangs(*_: object) -> None:
+        raise AssertionError("the handler waits for what the thread that it interrupted holds")
+
+    previous = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(20)
+    try:
+        for moment in range(1, MOMENTS):
+            told, had = waits_told_at(moment)
+            if not had:
+                break
+            assert told, moment
+        assert not had
+        assert moment > 5
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
