@@ -23,7 +23,7 @@ static __always_inline void kt_call_end(void)
 	bpf_map_delete_elem(&calls, &thread);
 }
 
-static __noinline void kt_emit_left(const struct kt_call *call);
+static __noinline void kt_emit_left(const struct kt_datagram *d);
 
 /* The thread's last call returned unseen: it may have left a datagram. Not inlined,
  * since it is rare and every call begins here. */
@@ -34,7 +34,7 @@ static __noinline void kt_call_left(void)
 	if (!call)
 		return;
 	if (call->held)
-		kt_emit_left(call);
+		kt_emit_left(&call->datagram);
 	__builtin_memset(call, 0, sizeof(*call));
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Iterators: owners of the sockets that existed before, the stock of sockets
- * by state, and the connects that had no answer when the capture ended. */
+/* Iterators: owners of the sockets that existed before, the stock of sockets by
+ * state, and what was open when the capture ended: connects, and calls that hold a
+ * datagram. */
 #ifndef KTRACE_INVENTORY_BPF_H
 #define KTRACE_INVENTORY_BPF_H
 
@@ -167,7 +168,7 @@ int list_held(struct bpf_iter__bpf_map_elem *ctx)
 	thread = *key;
 	call = bpf_map_lookup_elem(&calls, &thread);
 	if (call && call->held)
-		kt_emit_left(call);
+		kt_emit_left(&call->datagram);
 	return 0;
 }
 

@@ -11,6 +11,17 @@ const volatile struct kt_config kt_config SEC(".rodata.config") = {
 	.security = 1,
 };
 
+struct kt_tuple {
+	__u8 local[16];
+	__u8 remote[16];
+	__u32 ns_net;
+	__u16 lport;
+	__u16 rport;
+	__u8 family; /* 4 or 6 */
+	__u8 peer_source;
+	__u8 pad[6];
+};
+
 /* Process facts as they were when it last acted on the socket. */
 struct kt_owner {
 	__u64 cgroup_id;
@@ -65,6 +76,18 @@ enum kt_call_kind {
 	KT_CALL_RECVMMSG,
 };
 
+/* A datagram that a call got; its row waits for the address in user memory. */
+struct kt_datagram {
+	struct kt_owner owner;
+	struct kt_tuple tuple; /* as the socket has it */
+	__u64 ts;
+	__u64 cookie;
+	__u64 name; /* where the kernel will put the address */
+	__u64 namelen;
+	__u32 bytes;
+	__u32 flags;
+};
+
 /* A system call that a thread is in. */
 struct kt_call {
 	__u64 sk;
@@ -78,12 +101,9 @@ struct kt_call {
 	__u8 deferred; /* connect: closed inside, its return decides */
 	__u8 repeat;   /* connect: asks about an earlier one */
 	__u8 pending;  /* send: family of the corked datagram it adds to */
-	__u8 held;     /* recv: `event` waits for the address */
+	__u8 held;     /* recv: there is a datagram to emit */
 	__u8 pad[2];
-	__u64 held_name; /* recv: where the kernel will put it */
-	__u64 held_namelen;
-	struct kt_event event; /* recv: the datagram whose address is due */
-	struct kt_owner owner; /* recv: who got it */
+	struct kt_datagram datagram;
 };
 
 struct kt_listener_key {

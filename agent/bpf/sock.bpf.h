@@ -9,17 +9,6 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 
-struct kt_tuple {
-	__u8 local[16];
-	__u8 remote[16];
-	__u32 ns_net;
-	__u16 lport;
-	__u16 rport;
-	__u8 family; /* 4 or 6 */
-	__u8 peer_source;
-	__u8 pad[6];
-};
-
 struct kt_sockaddr {
 	__u16 family;
 	__be16 port;

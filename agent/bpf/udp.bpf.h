@@ -115,47 +115,30 @@ static __always_inline void kt_udp_send(struct sock *sk, int ret)
 		    flags);
 }
 
-static __always_inline void kt_emit_held(const struct kt_call *call, const struct kt_tuple *t)
+static __always_inline void kt_emit_held(const struct kt_datagram *d)
 {
-	const struct kt_event *held = &call->event;
-	struct kt_counters *c = kt_admit(KT_UDP_RECV, t, kt_wanted(&call->owner), held->bytes);
+	struct kt_counters *c = kt_admit(KT_UDP_RECV, &d->tuple, kt_wanted(&d->owner), d->bytes);
 
 	if (c)
-		kt_emit_udp_of(KT_UDP_RECV, c, t, &call->owner, held->ts, held->sock, held->bytes,
-			       held->flags);
-}
-
-static __always_inline void kt_held_tuple(const struct kt_event *held, struct kt_tuple *t)
-{
-	__builtin_memset(t, 0, sizeof(*t));
-	__builtin_memcpy(t->local, held->local_addr, 16);
-	__builtin_memcpy(t->remote, held->remote_addr, 16);
-	t->lport = held->local_port;
-	t->rport = held->remote_port;
-	t->ns_net = held->ns_net;
-	t->family = held->family;
-	t->peer_source = held->peer_source;
+		kt_emit_udp_of(KT_UDP_RECV, c, &d->tuple, &d->owner, d->ts, d->cookie, d->bytes,
+			       d->flags);
 }
 
 /* Emit the datagram whose address the kernel has by now copied to the user. */
 static __always_inline void kt_udp_recv_finish(struct kt_call *call)
 {
-	struct kt_tuple t;
+	struct kt_datagram *d = &call->datagram;
 
 	call->held = 0;
-	kt_held_tuple(&call->event, &t);
-	kt_read_user_peer(call->held_name, call->held_namelen, &t);
-	kt_emit_held(call, &t);
+	kt_read_user_peer(d->name, d->namelen, &d->tuple);
+	kt_emit_held(d);
 }
 
 /* Emit it with what the socket itself says: the call that it came to ended unseen,
  * or goes on when the programs are detached. */
-static __noinline void kt_emit_left(const struct kt_call *call)
+static __noinline void kt_emit_left(const struct kt_datagram *d)
 {
-	struct kt_tuple t;
-
-	kt_held_tuple(&call->event, &t);
-	kt_emit_held(call, &t);
+	kt_emit_held(d);
 }
 
 static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
@@ -163,6 +146,7 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 	struct kt_call *call = kt_udp_call(sk, KT_CALL_RECVFROM, KT_CALL_RECVMMSG);
 	__u64 now = bpf_ktime_get_boot_ns();
 	__u64 name = 0, namelen = 0;
+	struct kt_datagram *d;
 	struct kt_tuple t;
 
 	if (call && call->held)
@@ -188,14 +172,15 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 	/* The name arrives in user memory after this; the exit, or the next
 	 * message of the same call, reads it there. */
 	call->held = 1;
-	call->held_name = name;
-	call->held_namelen = namelen;
-	call->event.ts = now;
-	call->event.sock = bpf_get_socket_cookie(sk);
-	call->event.bytes = ret;
-	call->event.flags = flags;
-	kt_put_tuple(&call->event, &t);
-	kt_read_current(&call->owner, KT_OWNER_PROCESS);
+	d = &call->datagram;
+	d->name = name;
+	d->namelen = namelen;
+	d->ts = now;
+	d->cookie = bpf_get_socket_cookie(sk);
+	d->bytes = ret;
+	d->flags = flags;
+	d->tuple = t;
+	kt_read_current(&d->owner, KT_OWNER_PROCESS);
 }
 
 static __always_inline int kt_udp_recv_end(void)
