@@ -28,9 +28,9 @@ _TROUBLE = _names(
     """
     TcpExt.ListenOverflows TcpExt.ListenDrops TcpExt.TCPBacklogDrop TcpExt.TCPReqQFullDrop
     TcpExt.TCPReqQFullDoCookies TcpExt.TCPTimeouts TcpExt.TCPSynRetrans TcpExt.TCPLostRetransmit
-    TcpExt.TCPAbortOnMemory TcpExt.TCPAbortOnTimeout TcpExt.TCPMemoryPressures
-    TcpExt.TCPTimeWaitOverflow TcpExt.PruneCalled TcpExt.TCPRcvQDrop TcpExt.TCPZeroWindowDrop
-    TcpExt.SyncookiesSent TcpExt.EmbryonicRsts TcpExt.TCPMD5NotFound TcpExt.IPReversePathFilter
+    TcpExt.TCPMemoryPressures TcpExt.TCPTimeWaitOverflow TcpExt.PruneCalled TcpExt.TCPRcvQDrop
+    TcpExt.TCPZeroWindowDrop TcpExt.SyncookiesSent TcpExt.EmbryonicRsts TcpExt.TCPMD5NotFound
+    TcpExt.IPReversePathFilter
     Tcp.RetransSegs Tcp.AttemptFails Tcp.EstabResets Tcp.InErrs Tcp.OutRsts Tcp.InCsumErrors
     Udp.NoPorts Udp.InErrors Udp.RcvbufErrors Udp.SndbufErrors Udp.MemErrors Udp.InCsumErrors
     Ip.InDiscards Ip.OutDiscards Ip.OutNoRoutes Ip.ReasmFails Ip.FragFails Ip.InHdrErrors
@@ -44,7 +44,7 @@ _TROUBLE = _names(
 _TRAFFIC = _names(
     """
     Tcp.ActiveOpens Tcp.PassiveOpens Tcp.CurrEstab Tcp.InSegs Tcp.OutSegs
-    Udp.InDatagrams Udp.OutDatagrams Udp6InDatagrams Udp6OutDatagrams
+    Udp.OutDatagrams Udp6OutDatagrams
     Ip.InReceives Ip.OutRequests Ip.ForwDatagrams Ip6InReceives Ip6OutRequests
     TCP.inuse TCP.orphan TCP.tw TCP.alloc TCP.mem UDP.inuse UDP.mem TCP6.inuse UDP6.inuse
     sockets.used entries value processed
@@ -142,10 +142,11 @@ def _report(before: Snapshot, after: Snapshot, inode: int) -> NetnsReport:
     for file, parse in PER_NETNS.items():
         first: Raw | None = old.get(file)
         last: Raw | None = new.get(file)
-        if isinstance(first, bytes) and isinstance(last, bytes):
-            counters[file] = _changes(file, parse(first), parse(last))
-    changed = {file: changes for file, changes in counters.items() if changes}
-    return NetnsReport(inode, changed, reason)
+        if not isinstance(first, bytes) or not isinstance(last, bytes):
+            continue
+        if changes := _changes(file, parse(first), parse(last)):
+            counters[file] = changes
+    return NetnsReport(inode, counters, reason)
 
 
 def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, Missing | None]:

@@ -4,46 +4,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 
+from ktrace_agent.deltas import FileChanges, Report
 from ktrace_agent.host import Missing
 from ktrace_agent.sql import COLUMNS
 from ktrace_api.finding import Finding
 from ktrace_api.names import UNKNOWN
-from ktrace_api.node import NodeInfo
+from ktrace_api.node import CounterFiles, NodeInfo
 from ktrace_api.summary import Summary
 
-
-class _Change(Protocol):
-    @property
-    def before(self) -> float: ...
-    @property
-    def after(self) -> float: ...
-    @property
-    def delta(self) -> float: ...
-
-
-_Files = Mapping[str, Mapping[str, _Change]]
-
-
-class _Netns(Protocol):
-    @property
-    def netns(self) -> int: ...
-    @property
-    def counters(self) -> _Files: ...
-    @property
-    def missing(self) -> str | None: ...
-
-
-class Changes(Protocol):
-    """What the counters did: deltas.Report has all of it, NodeInfo what found room there."""
-
-    @property
-    def host(self) -> _Files: ...
-    @property
-    def netns(self) -> Sequence[_Netns]: ...
+Changes = Report | NodeInfo
+"""What the counters did: a Report has all of it, NodeInfo what found room there."""
 
 
 def load(
@@ -105,7 +79,7 @@ def _tracked(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
             yield tracked.netns, "ctnetlink", "peak", float(tracked.peak), float(tracked.peak), 0.0
 
 
-def _changed(netns: int | None, files: _Files) -> Iterator[tuple[Any, ...]]:
+def _changed(netns: int | None, files: FileChanges | CounterFiles) -> Iterator[tuple[Any, ...]]:
     for file, names in files.items():
         for name, one in names.items():
             yield netns, file, name, float(one.before), float(one.after), float(one.delta)
