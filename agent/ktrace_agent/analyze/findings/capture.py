@@ -3,7 +3,8 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case, number
+from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.wording import number
 from ktrace_api.finding import Cause, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 

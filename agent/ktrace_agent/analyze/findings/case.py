@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import duckdb
 
+from ktrace_agent.analyze.findings.wording import Row, cut
 from ktrace_agent.enrich.dns_talks import records
 from ktrace_api.finding import (
     MAX_COVERAGE,
@@ -29,8 +30,6 @@ from ktrace_api.finding import (
 )
 from ktrace_api.names import UNKNOWN, RowType
 from ktrace_api.thresholds import Thresholds
-
-Row = dict[str, Any]
 
 HOOKS: Mapping[RowType, tuple[str, ...]] = {
     RowType.TCP_STATE: ("tcp_state",),
@@ -153,7 +152,7 @@ class Case:
         return Finding(
             id=finding,
             severity=severity,
-            title=_cut(title, TITLE_CHARS),
+            title=cut(title, TITLE_CHARS),
             subject=_subject(subject),
             counts={
                 name: _whole(count)
@@ -165,10 +164,10 @@ class Case:
                 numbers=tuple(numbers)[:MAX_NUMBERS],
             ),
             points_to=points_to,
-            refuted_by=_cut(refuted_by, SENTENCE_CHARS),
-            next=_cut(look, SENTENCE_CHARS),
+            refuted_by=cut(refuted_by, SENTENCE_CHARS),
+            next=cut(look, SENTENCE_CHARS),
             confidence=confidence,
-            coverage=tuple(_cut(caveat, SENTENCE_CHARS) for caveat in caveats[:MAX_COVERAGE]),
+            coverage=tuple(cut(caveat, SENTENCE_CHARS) for caveat in caveats[:MAX_COVERAGE]),
         )
 
     def _trust(
@@ -197,91 +196,15 @@ class Case:
 _COUNTER = ("before", "after", "delta")
 
 
-def number(what: str, value: float | None, against: float | None = None, unit: str = "") -> Number:
-    """A number that was compared, with four digits behind the point at most."""
-    return Number(
-        what=_cut(what, NAME_CHARS),
-        value=_tidy(value or 0),
-        against=None if against is None else _tidy(against),
-        unit=unit,
-    )
-
-
-def share(part: float, whole: float) -> float:
-    """part / whole, 0 where there is nothing."""
-    return part / whole if whole > 0 else 0.0
-
-
-def who(row: Row) -> str:
-    """The process of a line in words: `curl (4711)`, `somebody`."""
-    comm, tgid = row.get("comm"), row.get("tgid")
-    if comm is None and tgid is None:
-        return "a process that is not known"
-    return f"{comm or 'process'} ({tgid})" if tgid is not None else str(comm)
-
-
-def names(row: Row) -> str:
-    """The process in words, with how many others share its fate (column `processes`)."""
-    others = row["processes"] - 1
-    if others <= 0:
-        return who(row)
-    return f"{who(row)} and {others} other{'s' if others > 1 else ''}"
-
-
-def verb(row: Row, one: str, several: str) -> str:
-    """The form of a verb that goes with names()."""
-    return several if row["processes"] > 1 else one
-
-
-def literal(value: int | str | None) -> str:
-    """A value as SQL."""
-    if value is None:
-        return "NULL"
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
-
-
-def inside(row: Row) -> str:
-    """Prefix of a command that runs in the network namespace of the process."""
-    tgid = row.get("tgid")
-    return f"nsenter -t {tgid} -n " if tgid is not None else ""
-
-
-def enter(row: Row) -> str:
-    """Prefix of a command that runs in the network namespace of names().
-
-    Of many processes none may be left: then any process of the namespace will do.
-    """
-    if row["processes"] <= 1 or row["net"] is None:
-        return inside(row)
-    return f"nsenter -t $(lsns -nt net -o NS,PID | awk '/{row['net']}/{{print $2}}') -n "
-
-
-def grade(limits: Thresholds, failed: int, total: int, *, warn: bool) -> Severity:
-    """Warning where `warn`, critical where nearly all of many failed."""
-    if not warn:
-        return Severity.INFO
-    if failed >= limits.critical_count and share(failed, total) >= limits.critical_share:
-        return Severity.CRITICAL
-    return Severity.WARNING
-
-
-def _tidy(value: float) -> float | int:
-    return value if isinstance(value, int) else round(value, 4)
-
-
 def _whole(value: float) -> int:
     """A count: not negative, within 64 bits."""
     return min(max(int(value), 0), _LARGEST)
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _subject(row: Row) -> Subject:
     def text(name: str, limit: int = NAME_CHARS) -> str:
         value = row.get(name)
-        return UNKNOWN if value is None else _cut(str(value), limit)
+        return UNKNOWN if value is None else cut(str(value), limit)
 
     def inode(name: str) -> int | Literal["-"]:
         value = row.get(name)

@@ -5,8 +5,8 @@
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings import connect_reasons, connects
-from ktrace_agent.analyze.findings.case import (
-    Case,
+from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.wording import (
     Row,
     enter,
     grade,

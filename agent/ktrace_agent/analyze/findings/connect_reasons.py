@@ -7,7 +7,8 @@ The tables are those of connects.prepare().
 
 from dataclasses import dataclass
 
-from ktrace_agent.analyze.findings.case import HOOKS, Case, Row, literal
+from ktrace_agent.analyze.findings.case import HOOKS, Case
+from ktrace_agent.analyze.findings.wording import Row, literal
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
 

@@ -2,7 +2,8 @@
 # ruff: noqa: S608 - every part of a statement is a constant or a number
 """Connects as the findings ask them: by client and outcome."""
 
-from ktrace_agent.analyze.findings.case import Case, Row, share
+from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.wording import Row, share
 from ktrace_api.thresholds import Thresholds
 
 _CONSIDERED = 24

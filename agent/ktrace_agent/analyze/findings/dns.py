@@ -4,17 +4,9 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import (
-    Case,
-    Row,
-    enter,
-    grade,
-    names,
-    number,
-    share,
-    verb,
-)
+from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.late import Space, spaces
+from ktrace_agent.analyze.findings.wording import Row, enter, grade, names, number, share, verb
 from ktrace_agent.enrich import dns
 from ktrace_agent.enrich.dns_clients import FAILING, WORST_FIRST
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity

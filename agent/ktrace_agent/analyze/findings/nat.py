@@ -5,7 +5,8 @@
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from ktrace_agent.analyze.findings.case import Case, Row, grade, inside, literal, number, share, who
+from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.wording import Row, grade, inside, literal, number, share, who
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 
 _CONSIDERED = 50
