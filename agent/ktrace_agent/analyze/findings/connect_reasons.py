@@ -8,7 +8,7 @@ The tables are those of connects.prepare().
 from dataclasses import dataclass
 
 from ktrace_agent.analyze.findings.case import HOOKS, Case
-from ktrace_agent.analyze.findings.wording import Row, literal
+from ktrace_agent.analyze.findings.wording import POOL, Row, literal
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
 
@@ -236,7 +236,7 @@ def scanned(case: Case) -> set[int]:
               FROM f_connects WHERE outcome = 'refused' GROUP BY client HAVING tries <= {tries})
             SELECT client FROM ports
             QUALIFY greatest(count(DISTINCT port) OVER (PARTITION BY net, tgid, ip),
-                count(DISTINCT port) OVER (PARTITION BY net, cgroup_id, comm, ip))
+                count(DISTINCT port) OVER (PARTITION BY {POOL.format("ip")}))
               >= {case.limits.scan_ports}"""
     )
     return {row["client"] for row in found}

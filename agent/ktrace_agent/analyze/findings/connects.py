@@ -3,7 +3,7 @@
 """Connects as the findings ask them: by client and outcome."""
 
 from ktrace_agent.analyze.findings.case import Case
-from ktrace_agent.analyze.findings.wording import Row, share
+from ktrace_agent.analyze.findings.wording import LOOPBACK, POOL, Row, share
 from ktrace_api.thresholds import Thresholds
 
 _CONSIDERED = 24
@@ -29,18 +29,16 @@ WITH raw AS NOT MATERIALIZED (
       ELSE 'other' END AS outcome
   FROM rows WHERE type = 'connect' AND n IS NOT NULL),
 """
-# A process whose failures reach a limit is a client of its own. The others are one client where
-# they are the same program in the same container with one remote address: a loop around a tool
-# makes a process for each connect, and none of them ever fails twice.
+# A process whose failures reach a limit is a client of its own, the others are pooled.
 _CONNECTS = f"""
 {_RAW}
 processes AS (
   SELECT process, any_value(net) AS net, any_value(remote) AS remote,
     arg_min(cgroup_id, n) AS cgroup_id, arg_min(comm, n) AS comm,
     {{apart}} AS apart
-  FROM raw GROUP BY process)
-SELECT r.*, if(p.apart, process, hash('pool', p.net, p.cgroup_id, p.comm, p.remote)) AS client
-FROM raw r JOIN processes p USING (process)
+  FROM raw GROUP BY process),
+clients AS (SELECT process, if(apart, process, {POOL.format("remote")}) AS client FROM processes)
+SELECT r.*, client FROM raw r JOIN clients USING (process)
 """
 _FAILURES = ("unanswered", "timeout", "refused", "unreachable", "denied", "no_port")
 _COUNTS = ", ".join(
@@ -52,14 +50,13 @@ SELECT client, count(DISTINCT process) AS pooled, any_value(net) AS net,
   arg_max(tgid, n) AS tgid, arg_max(comm, n) AS comm, arg_max(cgroup_id, n) AS cgroup_id,
   any_value(pod) AS pod, any_value(namespace) AS namespace, any_value(remote) AS remote,
   any_value(remote_ip) AS remote_ip, any_value(remote_port) AS remote_port,
-  any_value(remote_ip = '::1' OR starts_with(remote_ip, '127.')) AS loopback,
+  any_value({LOOPBACK.format("remote_ip")}) AS loopback,
   any_value(family) AS family, max(nat) FILTER (WHERE nat IN ('dnat', 'both')) AS nat,
   count(*) AS connects, {_COUNTS},
   max(waited) FILTER (WHERE outcome = 'unanswered') AS longest,
   count(*) FILTER (WHERE outcome = 'unanswered' AND ct_state IN ('SYN_SENT', 'UNREPLIED'))
     AS tracked,
-  max(n) FILTER (WHERE outcome = 'established') AS last_good,
-  max(n) FILTER (WHERE outcome = 'refused') AS last_refused
+  max(n) FILTER (WHERE outcome = 'established') AS last_good
 FROM f_connects GROUP BY client
 """
 _WORST = f"""

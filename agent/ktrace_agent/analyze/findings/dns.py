@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.late import Space, spaces
-from ktrace_agent.analyze.findings.wording import Row, enter, grade, names, number, share, verb
+from ktrace_agent.analyze.findings.wording import (
+    LOOPBACK,
+    POOL,
+    Row,
+    enter,
+    grade,
+    names,
+    number,
+    share,
+    verb,
+)
 from ktrace_agent.enrich import dns
 from ktrace_agent.enrich.dns_clients import FAILING, WORST_FIRST
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
@@ -23,9 +33,8 @@ _SUMS = ("queries", "answers", "unanswered", "errored", "retries", "strange_answ
          "answers_sent", "failed", "asked")  # fmt: skip
 _EVENTS = ("open_rows", "error_rows", "sent_rows")
 
-# Processes below the limits are judged together where they are the same program in the same
-# container: a loop around a tool makes a process for each lookup, and none asks often. Those that
-# got all they asked for are among them: of many queries some are lost.
+# Processes below the limits are pooled. Those that got all they asked for are among them: of many
+# queries some are lost.
 _NO_REPLY = f"""
 WITH counted AS (
   SELECT c.*, map_keys(e.errors) AS kinds,
@@ -35,10 +44,11 @@ WITH counted AS (
     failed >= {{min_count}} AND failed / greatest(asked, 1) >= {{no_reply_share}} AS apart
   FROM dns_clients c LEFT JOIN dns_errors e USING (client)),
 pools AS (
-  SELECT *, if(apart, client, hash('pool', net, cgroup_id, comm, remote_ip)) AS pool FROM counted)
+  SELECT *, if(apart, client, {POOL.format("remote_ip")}) AS pool FROM counted)
 SELECT count(*) FILTER (WHERE {FAILING}) AS processes,
   first(tgid ORDER BY {WORST_FIRST}) AS tgid, any_value(net) AS net, any_value(comm) AS comm,
   any_value(pod) AS pod, any_value(namespace) AS namespace, any_value(remote_ip) AS remote_ip,
+  any_value({LOOPBACK.format("remote_ip")}) AS loopback,
   {", ".join(f"sum({name}) AS {name}" for name in _SUMS)},
   list_distinct(flatten(list(kinds) FILTER (WHERE kinds IS NOT NULL))) AS errors,
   if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state)) AS ct_state,
@@ -48,11 +58,11 @@ FROM pools GROUP BY pool HAVING processes > 0
 ORDER BY unanswered DESC, errored DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 """
 _SLOW = f"""
-WITH pools AS (
-  SELECT client, if(count(*) >= {{enough}}, client,
-      hash('pool', any_value(net), any_value(cgroup_id), any_value(comm), any_value(remote_ip)))
-    AS pool
-  FROM dns_pairs JOIN dns_who USING (client) WHERE answer_n IS NOT NULL GROUP BY client),
+WITH counted AS (
+  SELECT client, count(*) AS answers FROM dns_pairs WHERE answer_n IS NOT NULL GROUP BY client),
+pools AS (
+  SELECT client, if(answers >= {{enough}}, client, {POOL.format("remote_ip")}) AS pool
+  FROM counted JOIN dns_who USING (client)),
 slow AS (
   SELECT count(*) AS answers, count(DISTINCT client) AS processes,
     count(DISTINCT client) FILTER (WHERE rtt_us >= {{p90}}) AS late,
@@ -89,13 +99,12 @@ def _gave_up(row: Row, late: set[Space]) -> bool:
     Not where connection tracking saw none come, nor where the server is in the same namespace:
     then the queries themselves may be what met a closed port.
     """
-    address = str(row["remote_ip"])
     return (
         row["unanswered"] > 0
         and row["answers_sent"] == 0
         and row["ct_state"] != "UNREPLIED"
-        and not address.startswith(("127.", "::1"))
-        and Space(row["net"], ":" in address) in late
+        and not row["loopback"]
+        and Space(row["net"], ":" in str(row["remote_ip"])) in late
     )
 
 

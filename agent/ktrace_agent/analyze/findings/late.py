@@ -10,6 +10,7 @@ without an answer is a query without an answer.
 from typing import NamedTuple
 
 from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.wording import LOOPBACK
 
 MOST_A_QUERY = 2
 """A late answer is one datagram a query. More than twice as many came from somewhere else too,
@@ -32,18 +33,17 @@ SELECT net, coalesce(contains(remote_ip, ':'), false) AS v6,
 FROM dns_clients WHERE ct_state IS DISTINCT FROM 'UNREPLIED' GROUP BY ALL
 """
 # Datagrams to an address of a namespace, and to a port of it at which nobody received any.
-_LOOPBACK = "({0} = '::1' OR {0} LIKE '127.%')"
 _SILENT = f"""
 WITH places AS (
   SELECT DISTINCT net, local_ip AS address FROM flows
-  WHERE local_ip NOT IN ('0.0.0.0', '::') AND NOT {_LOOPBACK.format("local_ip")}),
+  WHERE local_ip NOT IN ('0.0.0.0', '::') AND NOT {LOOPBACK.format("local_ip")}),
 heard AS (SELECT DISTINCT net, local_port AS port FROM flows WHERE proto = 'udp' AND rx_calls > 0),
 sent AS (
   SELECT net, remote_ip AS address, remote_port AS port, sum(tx_calls::HUGEINT) AS datagrams
   FROM flows WHERE proto = 'udp' AND tx_calls > 0 AND coalesce(rx_calls, 0) <= 0
   GROUP BY ALL),
 met AS (
-  SELECT net, net AS sender, address, port, datagrams FROM sent WHERE {_LOOPBACK.format("address")}
+  SELECT net, net AS sender, address, port, datagrams FROM sent WHERE {LOOPBACK.format("address")}
   UNION ALL
   SELECT p.net, s.net, s.address, s.port, s.datagrams FROM sent s JOIN places p USING (address))
 SELECT net, contains(address, ':') AS v6,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How findings word things: a process, a command, a number, a value in SQL."""
+"""How findings word things: a process, a command, a number, parts of SQL."""
 
 from typing import Any
 
@@ -8,6 +8,13 @@ from ktrace_api.thresholds import Thresholds
 
 Row = dict[str, Any]
 """A line of a query, by column."""
+
+LOOPBACK = "({0} = '::1' OR starts_with({0}, '127.'))"
+"""SQL of whether an address is its namespace's own."""
+POOL = "hash('pool', net, cgroup_id, comm, {0})"
+"""SQL of what short processes are judged by together: the same program in the same container with
+one peer {0}. A loop around a tool makes a process for each connect or lookup, and none of them
+ever fails twice."""
 
 
 def number(what: str, value: float | None, against: float | None = None, unit: str = "") -> Number:
