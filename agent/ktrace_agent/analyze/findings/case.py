@@ -120,6 +120,14 @@ class Case:
         found = (self.counter(netns, file, name) for name in names)
         return _whole(sum(counter.delta for counter in found if counter and counter.delta > 0))
 
+    def unreachables(self, netns: int | None, *, v6: bool) -> tuple[int, int]:
+        """ICMP "destination unreachable" of one IP version that came in, and that went out."""
+        file, prefix = ("snmp6", "Icmp6") if v6 else ("snmp", "Icmp.")
+        came, sent = (
+            self.delta(netns, file, f"{prefix}{way}DestUnreachs") for way in ("In", "Out")
+        )
+        return came, sent
+
     def risen(self, file: str, *names: str) -> dict[int | None, int]:
         """Namespaces in which one of the counters rose, and how much in sum."""
         spaces = {netns for netns, where, name in self._counters if where == file and name in names}

@@ -49,6 +49,11 @@ def find(case: Case) -> Iterator[Finding]:
         yield _slow(case, row)
 
 
+def _counts(row: Row, outcome: str) -> dict[str, int]:
+    """Connects of a client that ended so, of how many, and how many processes had one of them."""
+    return {name: row[name] for name in (outcome, "connects", "established", "processes")}
+
+
 def _unanswered(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["unanswered"], row["connects"]
@@ -75,14 +80,8 @@ def _unanswered(case: Case, row: Row) -> Finding:
         " nft list ruleset; ip route get " + str(row["remote_ip"]),
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM,
-        counts={
-            "unanswered": failed,
-            "connects": total,
-            "established": row["established"],
-            "processes": row["processes"],
-            "synack_again": answered["segs"],
-            "conntrack_unreplied": row["tracked"],
-        },
+        counts=_counts(row, "unanswered")
+        | {"synack_again": answered["segs"], "conntrack_unreplied": row["tracked"]},
         rows=[*events[:8], *(answered["shown"] or ())],
         numbers=[
             number("longest wait", longest_s, limits.syn_wait_s, "s"),
@@ -104,12 +103,7 @@ def _timeout(case: Case, row: Row) -> Finding:
         look=f"{enter(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
         f" ip route get {row['remote_ip']}",
         rests_on=_RESTS_ON,
-        counts={
-            "timeout": failed,
-            "connects": total,
-            "established": row["established"],
-            "processes": row["processes"],
-        },
+        counts=_counts(row, "timeout"),
         rows=connects.events(case, row, "timeout"),
         numbers=[number("connects that ended with ETIMEDOUT", failed, 1, "connects")],
     )
@@ -147,13 +141,7 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
         look=f"{enter(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
         f" ss -ltn 'sport = :{row['remote_port']}'" + (_SEE_ICMP if doubtful else ""),
         rests_on=_RESTS_ON,
-        counts={
-            "refused": failed,
-            "connects": total,
-            "established": row["established"],
-            "processes": row["processes"],
-            "episodes": episodes,
-        },
+        counts=_counts(row, "refused") | {"episodes": episodes},
         rows=connects.events(case, row, "refused"),
         numbers=[
             number("refused connects", failed, limits.refused_count, "connects"),
@@ -190,12 +178,7 @@ def _unreachable(case: Case, row: Row) -> Finding:
         look=f'{enter(row)}sh -c "ip route get {row["remote_ip"]}; ip neigh show'
         f' {row["remote_ip"]}"',
         rests_on=_RESTS_ON,
-        counts={
-            "unreachable": failed,
-            "connects": total,
-            "established": row["established"],
-            "processes": row["processes"],
-        },
+        counts=_counts(row, "unreachable"),
         rows=connects.events(case, row, "unreachable"),
         numbers=[
             number("unreachable connects", failed, limits.min_count, "connects"),

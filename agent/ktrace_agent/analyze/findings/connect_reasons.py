@@ -99,9 +99,8 @@ def icmp(case: Case, row: Row) -> Icmp:
     if row["loopback"]:  # who connects there gets no ICMP from others
         return Icmp(0, 0)
     net, six = row["net"], row["family"] == "ipv6"
-    names = ("snmp6", "Icmp6InDestUnreachs", "Icmp6OutDestUnreachs")
-    file, came, own = names if six else ("snmp", "Icmp.InDestUnreachs", "Icmp.OutDestUnreachs")
-    others = max(case.delta(net, file, came) - case.delta(net, file, own), 0)
+    came, own = case.unreachables(net, v6=six)
+    others = max(came - own, 0)
     if not others or _udp_unseen(case):
         return Icmp(others, 0)
     resent = case.delta(net, "snmp", "Tcp.RetransSegs")

@@ -96,8 +96,8 @@ def find(case: Case) -> Iterator[Finding]:
 def _gave_up(row: Row, late: set[Space]) -> bool:
     """The answers came after the client had closed its socket.
 
-    Not where connection tracking saw none come, nor where the server is in the same namespace:
-    then the queries themselves may be what met a closed port.
+    Not where connection tracking saw none come, nor where the server is at a loopback address: then
+    the queries themselves may be what met a closed port.
     """
     return (
         row["unanswered"] > 0

@@ -16,8 +16,6 @@ MOST_A_QUERY = 2
 """A late answer is one datagram a query. More than twice as many came from somewhere else too,
 and then all of them may have."""
 
-_ICMP = ("InDestUnreachs", "OutDestUnreachs")
-
 
 class Space(NamedTuple):
     """One IP version of a network namespace: each has counters of its own."""
@@ -76,10 +74,6 @@ def _late(case: Case, space: Space, own: int, foreign: int) -> int:
     `own` and `foreign` were sent by the namespace itself and by others to ports that nobody
     reads. What a namespace sends to its own closed port brings an ICMP out and in again.
     """
-    if space.v6:
-        came = case.delta(space.net, "snmp6", "Udp6NoPorts")
-        echoed = min(case.delta(space.net, "snmp6", f"Icmp6{name}") for name in _ICMP)
-    else:
-        came = case.delta(space.net, "snmp", "Udp.NoPorts")
-        echoed = min(case.delta(space.net, "snmp", f"Icmp.{name}") for name in _ICMP)
-    return came - max(own, echoed) - foreign
+    counter = ("snmp6", "Udp6NoPorts") if space.v6 else ("snmp", "Udp.NoPorts")
+    echoed = min(case.unreachables(space.net, v6=space.v6))
+    return case.delta(space.net, *counter) - max(own, echoed) - foreign

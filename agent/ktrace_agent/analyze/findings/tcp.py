@@ -8,7 +8,7 @@ from ktrace_agent.analyze.findings import resets
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
 from ktrace_agent.procfs import DUPLICATES
-from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Number, Severity
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
 _CONSIDERED = 50
@@ -119,7 +119,6 @@ def _loss(case: Case, row: Row) -> Finding:
     resent = case.delta(row["net"], "snmp", "Tcp.RetransSegs")
     known = case.delta(row["net"], "netstat", DUPLICATES)
     unknown = case.unknown(row["net"], "netstat", DUPLICATES)
-    late = number("needless", share(known, resent), limits.retransmit_needless_share, "share")
     needless = resent > 0 and known / resent >= limits.retransmit_needless_share
     # Where the namespace's receivers had all but a few of the segments, none of its connections
     # can have lost a whole run of them.
@@ -128,10 +127,13 @@ def _loss(case: Case, row: Row) -> Finding:
     severity = Severity.INFO if needless else _loss_severity(case, segs, rate)
     if stalled and severity == Severity.INFO:
         severity = Severity.WARNING
-    part, shares = "", list[Number]()
+    part, numbers = "", [number("segments", segs, limits.retransmit_count, "segments")]
     if rate is not None:
         part = f", {rate:.1%} of about {sent:.0f}"
-        shares = [number("segments sent again", rate, limits.retransmit_share, "share")]
+        numbers.insert(0, number("segments sent again", rate, limits.retransmit_share, "share"))
+    if not unknown:
+        late = share(known, resent)
+        numbers.append(number("needless", late, limits.retransmit_needless_share, "share"))
     stalls = f"; {stalled} connections get nothing acknowledged" if stalled else ""
     return case.find(
         FindingId.TCP_RETRANSMITS,
@@ -153,11 +155,7 @@ def _loss(case: Case, row: Row) -> Finding:
             "needless": None if unknown else known,
         },
         rows=row["shown"],
-        numbers=[
-            *shares,
-            number("segments", segs, limits.retransmit_count, "segments"),
-            *(() if unknown else (late,)),
-        ],
+        numbers=numbers,
         unknown=unknown,
     )
 
