@@ -83,6 +83,19 @@ def test_a_row_of_a_sampled_capture_stands_for_several():
     assert clashes(made, 100).analyze().verdict.verdict == Cause.NAT
 
 
+def test_what_the_flows_of_a_sampled_capture_count_is_all_there_was():
+    """Queries without an answer are counted there by flows, which no sample thins."""
+    made = Captured(sample=10)
+    for number in range(5):
+        made.flow("udp", port=53, local_port=42000 + number, tx_calls=1)
+    verdict = clashes(made, 5).analyze().verdict
+    assert (verdict.verdict, verdict.findings) == (
+        Cause.NAT,
+        ("CONNTRACK_INSERT_FAILED", "DNS_NO_REPLY"),
+    )
+    assert not also(verdict)
+
+
 def test_a_listener_that_nobody_can_name_explains_nothing():
     verdict = overflows(unanswered(100), 300).analyze().verdict
     assert (verdict.verdict, also(verdict)) == (Cause.POLICY, "application")

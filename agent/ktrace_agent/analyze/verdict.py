@@ -72,8 +72,9 @@ _LOST: Mapping[FindingId, tuple[str, ...]] = {
 }
 """What may follow -> its counts, the largest of which is what failed."""
 
-_COUNTED = frozenset({_ID.TCP_RETRANSMITS, _ID.CONNTRACK_UNREPLIED})
-"""Those whose counts speak of all that was sent; the others count rows, one event in `sample`."""
+_COUNTED = frozenset({_ID.TCP_RETRANSMITS, _ID.CONNTRACK_UNREPLIED, _ID.DNS_NO_REPLY})
+"""Those whose counts speak of all that was sent, in sampled captures by flows; the others count
+rows, one event in `sample`."""
 
 _LEADS = 2
 """A cause that cost less than half of what failed is not what broke it, however direct."""
