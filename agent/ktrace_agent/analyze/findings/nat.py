@@ -126,7 +126,7 @@ def _insert_failed(case: Case, netns: int | None, failed: int) -> Finding:
     )
 
 
-def _number(address: str | None) -> int:
+def _ipv4(address: str | None) -> int:
     """An IPv4 address as a number, 0 where it is none."""
     try:
         return int(IPv4Address(address or ""))
@@ -136,7 +136,7 @@ def _number(address: str | None) -> int:
 
 def _broadcast(case: Case, row: Row) -> bool:
     """The last address of a network in which the namespace has an address itself."""
-    last = _number(row["remote_ip"])
+    last = _ipv4(row["remote_ip"])
     host = (last ^ (last + 1)) >> 1  # the ones at its end
     if host < 2**_BROADCAST_BITS - 1 or row["nat"] in _TRANSLATED:
         return False
@@ -144,7 +144,7 @@ def _broadcast(case: Case, row: Row) -> bool:
         "SELECT DISTINCT local_ip FROM flows WHERE family = 'ipv4'"
         f" AND net IS NOT DISTINCT FROM {literal(row['net'])} AND local_ip <> '0.0.0.0'"
     )
-    return any(_number(line["local_ip"]) | host == last for line in own)
+    return any(_ipv4(line["local_ip"]) | host == last for line in own)
 
 
 def _unreplied(case: Case, row: Row) -> Finding:
