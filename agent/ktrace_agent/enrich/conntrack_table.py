@@ -31,7 +31,7 @@ class End(NamedTuple):
 
     def __str__(self) -> str:
         """`192.0.2.1:80`, `[2001:db8::1]:80`."""
-        return f"{_text(self[0])}:{self[1]}"
+        return f"{_text(self.address)}:{self.port}"
 
 
 @lru_cache(maxsize=4096)
@@ -48,6 +48,7 @@ class Tuple(NamedTuple):
     dst: End
 
     def __str__(self) -> str:
+        # Not by way of End: this is asked for each end of each connection.
         (source, sport), (target, dport) = self
         return f"{_text(source)}:{sport} -> {_text(target)}:{dport}"
 
