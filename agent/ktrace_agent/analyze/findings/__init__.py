@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, tcp
+from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, resets, tcp
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.verdict import judge, worst_first
 from ktrace_agent.enrich.dns import summarize
@@ -32,6 +32,7 @@ _FAMILIES = (
     (dns.find, ("dns_messages", "dns_shapes")),
     (connect.find, ("f_connects", "f_clients", "f_watched")),
     (tcp.find, ("f_stalls",)),
+    (resets.find, ()),
     (nat.find, ()),
     (host.find, ()),
     (capture.find, ("f_retransmits",)),

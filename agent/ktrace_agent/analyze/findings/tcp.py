@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings import resets
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
 from ktrace_agent.procfs import DUPLICATES
@@ -90,10 +89,9 @@ def prepare(case: Case) -> None:
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """TCP_RETRANSMITS, TCP_RESETS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW; prepare() has run."""
+    """TCP_RETRANSMITS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW; prepare() has run."""
     for row in case.ask(_LOSS.format(sample=case.coverage.sample)):
         yield _loss(case, row)
-    yield from resets.find(case)
     age_us = round(case.limits.close_wait_age_s * 1e6)
     for row in case.ask(_CLOSE_WAIT.format(age_us=age_us)):
         yield _close_wait(case, row)
