@@ -186,6 +186,12 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 	kt_emit_connect(t, &s->owner, s->cookie, began, now, result, error);
 }
 
+/* The birth of a listener's child. */
+static __always_inline bool kt_is_birth(int old, int new)
+{
+	return old == TCP_LISTEN && new == TCP_SYN_RECV;
+}
+
 /*
  * Before v6.15 a child is told before its peer and its cookie are stored: what stands
  * there is its listener's (inet_csk_clone_lock). 0 then; the next change has its own.
@@ -193,7 +199,7 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 static __always_inline __u64 kt_state_cookie(struct sock *sk, const struct kt_tuple *t, int old,
 					     int new)
 {
-	if (old == TCP_LISTEN && new == TCP_SYN_RECV && !t->rport)
+	if (kt_is_birth(old, new) && !t->rport)
 		return 0;
 	return bpf_get_socket_cookie(sk);
 }
@@ -202,18 +208,13 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 						      int old, int new)
 {
 	struct kt_sock *s = kt_sock_get(sk);
-	__u64 cookie;
 
 	if (!s)
 		s = kt_sock_add(sk);
 	if (!s)
 		return NULL;
-	/* A child is new, whatever stood here. Its own cookie is set after SYN_RECV
-	 * before v6.15 (inet_csk_clone_lock). */
-	cookie = sk->__sk_common.skc_cookie.counter;
-	if (old == TCP_SYN_RECV && kt_told_state(s) == TCP_SYN_RECV)
-		s->cookie = cookie;
-	if ((old == TCP_LISTEN && new == TCP_SYN_RECV) || kt_is_stale(s, cookie)) {
+	/* A child is new, whatever stood here. */
+	if (kt_is_birth(old, new) || kt_is_stale(s, sk->__sk_common.skc_cookie.counter)) {
 		kt_check_end(s, t);
 		*s = kt_zero_sock;
 	}
@@ -221,7 +222,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		s->cookie = kt_state_cookie(sk, t, old, new);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
 		kt_read_current(&s->owner, KT_OWNER_PROCESS);
-	else if (old == TCP_LISTEN && new == TCP_SYN_RECV)
+	else if (kt_is_birth(old, new))
 		kt_own_by_listener(s, t);
 	if (new == TCP_LISTEN)
 		s->role = KT_ROLE_SERVER;
