@@ -19,6 +19,8 @@ FAILING = "(unanswered > 0 OR errored > 0)"
 """Of a line of dns_clients: it got no answer, or could not ask or read."""
 WORST_FIRST = "unanswered DESC, errored DESC, since DESC NULLS LAST, tgid DESC"
 """Among equals the latest: a process that asked a moment ago may still be there."""
+CT_STATE = "if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state))"
+"""Of many entries of connection tracking: UNREPLIED where one of them is."""
 
 # Answers that came late, in a later try than their query, make up for it. Who lost a race
 # between servers that one socket asked at once was not asked alone: `raced`.
@@ -67,7 +69,7 @@ UPDATE dns_overdue SET raced = false WHERE raced AND client IN (
   SELECT client FROM dns_waiting WHERE ct_state = 'UNREPLIED'
   EXCEPT SELECT client FROM dns_shapes WHERE answers > 0)
 """
-_CLIENTS = """
+_CLIENTS = f"""
 CREATE OR REPLACE TEMP TABLE dns_clients AS
 WITH asked AS (
   SELECT client, sum(queries)::BIGINT AS queries, sum(answers)::BIGINT AS answers,
@@ -82,8 +84,7 @@ late AS (
     min(since) FILTER (WHERE NOT raced) AS since, min(n, 8) FILTER (WHERE NOT raced) AS open_rows
   FROM dns_overdue GROUP BY client),
 tracked AS (
-  SELECT client, if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state)) AS ct_state
-  FROM dns_waiting GROUP BY client),
+  SELECT client, {CT_STATE} AS ct_state FROM dns_waiting GROUP BY client),
 broken AS (SELECT client, min(n, 8) AS error_rows FROM dns_messages WHERE failed GROUP BY client)
 SELECT w.*, queries, answers, unsent, errored, coalesce(unanswered, 0) AS unanswered,
   coalesce(raced, 0) AS raced, coalesce(retries, 0) AS retries,

@@ -18,7 +18,7 @@ from ktrace_agent.analyze.findings.wording import (
     verb,
 )
 from ktrace_agent.enrich import dns
-from ktrace_agent.enrich.dns_clients import FAILING, WORST_FIRST
+from ktrace_agent.enrich.dns_clients import CT_STATE, FAILING, WORST_FIRST
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -51,7 +51,7 @@ SELECT count(*) FILTER (WHERE {FAILING}) AS processes,
   any_value({LOOPBACK.format("remote_ip")}) AS loopback,
   {", ".join(f"sum({name}) AS {name}" for name in _SUMS)},
   list_distinct(flatten(list(kinds) FILTER (WHERE kinds IS NOT NULL))) AS errors,
-  if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state)) AS ct_state,
+  {CT_STATE} AS ct_state,
   max(answered_by) AS answered_by,
   {", ".join(f"list_sort(flatten(list({name})))[:8] AS {name}" for name in _EVENTS)}
 FROM pools GROUP BY pool HAVING processes > 0
