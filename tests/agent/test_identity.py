@@ -2,7 +2,6 @@
 """Three sources that agree, that are silent, and that contradict each other."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ktrace_agent.enrich.cri_messages import Container, Sandbox
 from ktrace_agent.enrich.identity import Identities, Seen, Watch, identify
 from ktrace_agent.enrich.kubelet import Folders, LogLink
 from ktrace_api.row import PodIdentity
+from tests.bpf.workers import wait_until
 
 ID, OTHER, POD = "7d" * 32, "c0" * 32, "a1" * 32
 UID = "0f61a1d3-3c5e-4b0a-9d2e-2f4b6a7c8d9e"
@@ -183,10 +183,7 @@ def test_a_watch_sees_what_is_gone_at_the_end(tmp_path: Path) -> None:
     watch = Watch(mode="auto", sockets=(), host_root=tmp_path, period_s=0.01)
     watch.start()
     folder.mkdir(parents=True)
-    deadline = time.monotonic() + 10
-    while UID not in watch.seen.pods:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: UID in watch.seen.pods, "a look at the folder", 10)
     folder.rmdir()
     watch.stop()
     assert "identity" not in {thread.name for thread in threading.enumerate()}
