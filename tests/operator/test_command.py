@@ -129,27 +129,37 @@ def kubeconfig(folder: Path, url: str) -> Path:
     return path
 
 
-def test_release_ends_and_lets_go_of_every_agent(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server.url)))
-    metadata = {
+AGENT = {
+    "metadata": {
         "namespace": "agents",
         "name": "pod",
         "uid": "u",
         "creationTimestamp": "2026-01-24T21:57:54Z",
         "finalizers": ["ktrace.io/collect"],
     }
+}
+AGENT_PATH = "/api/v1/namespaces/agents/pods/pod"
+LET_GO = [("DELETE", AGENT_PATH), ("PATCH", AGENT_PATH)]
+"""What ends it and then lets it go."""
+
+
+def changes(server: Server) -> list[tuple[str, str]]:
+    """Method and path of all that was asked for and not only read."""
+    return [(one[0], one[1]) for one in server.asked if one[0] != "GET"]
+
+
+def test_release_ends_and_lets_go_of_every_agent(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server.url)))
     server.answer = lambda method, path, _query: (
-        (200, {"items": [{"metadata": metadata}]}, {})
+        (200, {"items": [AGENT]}, {})
         if method == "GET" and path.endswith("/pods")
         else (200, {}, {})
     )
     settings = GOOD | {"lease": {"enabled": False}}
     assert main(["release", "--settings", written(tmp_path, settings)]) == 0
-    asked = [(one[0], one[1]) for one in server.asked if one[0] != "GET"]
-    pod = "/api/v1/namespaces/agents/pods/pod"
-    assert asked == [("DELETE", pod), ("PATCH", pod)]
+    assert changes(server) == LET_GO
 
 
 def test_release_lets_go_in_all_namespaces_though_one_is_closed(
@@ -159,25 +169,16 @@ def test_release_lets_go_in_all_namespaces_though_one_is_closed(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server.url)))
-    metadata = {
-        "namespace": "agents",
-        "name": "pod",
-        "uid": "u",
-        "creationTimestamp": "2026-01-24T21:57:54Z",
-        "finalizers": ["ktrace.io/collect"],
-    }
     refusal = {"kind": "Status", "reason": "Forbidden", "message": "pods is forbidden"}
     server.answer = lambda method, path, _query: (
         (403, refusal, {})
         if "/team-a/" in path
-        else (200, {"items": [{"metadata": metadata}] if method == "GET" else []}, {})
+        else (200, {"items": [AGENT] if method == "GET" else []}, {})
     )
     settings = GOOD | {"lease": {"enabled": False}, "namespaces": ["team-a", "agents"]}
     assert main(["release", "--settings", written(tmp_path, settings)]) == 1
     assert "team-a" in capsys.readouterr().err, "what was not done is said"
-    asked = [(one[0], one[1]) for one in server.asked if one[0] != "GET"]
-    pod = "/api/v1/namespaces/agents/pods/pod"
-    assert asked == [("DELETE", pod), ("PATCH", pod)]
+    assert changes(server) == LET_GO
 
 
 def free_port() -> int:
