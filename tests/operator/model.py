@@ -119,6 +119,11 @@ class ApiModel:
     def pod_of(self, node: str) -> dict[str, Any]:
         return next(pod for pod in self.pods.values() if node_of(pod) == node)
 
+    def agents_of(self, key: SnapshotKey) -> list[dict[str, Any]]:
+        """Pods of the snapshots of this name."""
+        pods = self.pods.values()
+        return [pod for pod in pods if pod["metadata"]["labels"]["ktrace.io/snapshot"] == key.name]
+
     def start(self, pod: dict[str, Any], clock: datetime | None = None) -> None:
         """clock: what time it is on the node, None: what time it is."""
         pod["spec"]["nodeName"] = node_of(pod)
@@ -384,12 +389,30 @@ def later(model: ApiModel, seconds: float) -> None:
     model.now += timedelta(seconds=seconds)
 
 
+def begun(
+    model: ApiModel,
+    operator: Operator,
+    name: str,
+    spec: dict[str, Any],
+    *,
+    clock: datetime | None = None,
+    **metadata: Any,
+) -> SnapshotKey:
+    """A snapshot whose agents have all started, which the operator has not seen yet.
+
+    clock: what time it is on their nodes, None: what time it is.
+    """
+    key = model.apply(name, spec, **metadata)
+    operator.settle(key)
+    for pod in model.agents_of(key):
+        model.start(pod, clock)
+    return key
+
+
 def goes_on(model: ApiModel, operator: Operator, key: SnapshotKey, seconds: int, each: int = 64):
     """Time passes on kubelets that work; each agent delivers after `each` seconds."""
     for _ in range(0, seconds, 5):
-        for pod in list(model.pods.values()):
-            if pod["metadata"]["labels"]["ktrace.io/snapshot"] != key.name:
-                continue
+        for pod in model.agents_of(key):
             if pod["status"]["phase"] == "Pending":
                 model.start(pod)
             elif model.now >= AgentPod.of(pod).created + timedelta(seconds=each):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lives of snapshots from start to end, by the real reconciler on the modelled API server."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tests.operator.model import (
     ApiModel,
     Run,
     assigned,
+    begun,
     good_result,
     later,
     names,
@@ -25,7 +26,14 @@ from tests.operator.model import (
     stamp,
 )
 
-FAR = "9999-12-31T23:59:59Z"
+FAR = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+CLOCKS = (
+    datetime(2, 1, 1, tzinfo=UTC),
+    datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC),
+    datetime(2027, 1, 1, tzinfo=UTC),
+    FAR,
+)
+"""Of nodes that are wrong at START."""
 
 
 def truths(status: SnapshotStatus) -> dict[str, str]:
@@ -69,10 +77,7 @@ def test_two_nodes_from_start_to_end(model: ApiModel, run: Run):
 
 def test_partial_is_a_result(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("one-dies", names("node-a", "node-b"))
-    operator.settle(key)
-    for pod in list(model.pods.values()):
-        model.start(pod)
+    key = begun(model, operator, "one-dies", names("node-a", "node-b"))
     operator.settle(key)
     model.succeed(model.pod_of("node-a"))
     model.end(model.pod_of("node-b"), "", 137, "OOMKilled")
@@ -222,10 +227,9 @@ def test_only_the_chosen_pods_of_a_node(model: ApiModel, run: Run):
 
 def test_stop_keeps_what_there_is(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("stopped", {"nodes": {"names": ["node-a", "node-b"], "parallelism": 1}})
-    operator.settle(key)
+    nodes = {"names": ["node-a", "node-b"], "parallelism": 1}
+    key = begun(model, operator, "stopped", {"nodes": nodes})
     pod = model.pod_of("node-a")
-    model.start(pod)
     operator.settle(key)
     model.stop(key)
     operator.settle(key)
@@ -245,10 +249,8 @@ def test_stop_keeps_what_there_is(model: ApiModel, run: Run):
 
 def test_a_deleted_snapshot_leaves_no_pod(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("deleted", names("node-a"))
-    operator.settle(key)
+    key = begun(model, operator, "deleted", names("node-a"))
     pod = model.pod_of("node-a")
-    model.start(pod)
     model.delete_snapshot(key)
     operator.settle(key)
     assert pod["metadata"]["finalizers"] == []
@@ -260,10 +262,8 @@ def test_a_deleted_snapshot_leaves_no_pod(model: ApiModel, run: Run):
 
 def test_a_new_snapshot_of_the_same_name_is_another(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("again", names("node-a"))
-    operator.settle(key)
+    key = begun(model, operator, "again", names("node-a"))
     first = model.pod_of("node-a")
-    model.start(first)
     model.delete_snapshot(key)
     key = model.apply("again", names("node-a"))
     operator.settle(key)
@@ -278,10 +278,7 @@ def test_a_new_snapshot_of_the_same_name_is_another(model: ApiModel, run: Run):
 
 def test_a_lost_node(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("lost", names("node-a", "node-b"))
-    operator.settle(key)
-    for pod in list(model.pods.values()):
-        model.start(pod)
+    key = begun(model, operator, "lost", names("node-a", "node-b"))
     operator.settle(key)
     model.lose_node("node-a")
     operator.settle(key)
@@ -296,9 +293,7 @@ def test_a_lost_node(model: ApiModel, run: Run):
 
 def test_a_silent_node_is_given_up_after_the_deadline(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("silent", names("node-a") | {"duration": "30s"})
-    operator.settle(key)
-    model.start(model.pod_of("node-a"))
+    key = begun(model, operator, "silent", names("node-a") | {"duration": "30s"})
     operator.settle(key)
     model.nodes["node-a"] = Node("node-a", {}, False, "NodeStatusUnknown")
     later(model, 30 + 60 + 4 + 300 - 1)
@@ -312,10 +307,8 @@ def test_a_silent_node_is_given_up_after_the_deadline(model: ApiModel, run: Run)
 
 def test_a_hung_agent_is_ended(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("hung", names("node-a") | {"duration": "30s"})
-    operator.settle(key)
+    key = begun(model, operator, "hung", names("node-a") | {"duration": "30s"})
     pod = model.pod_of("node-a")
-    model.start(pod)
     operator.settle(key)
     later(model, 30 + 60 + 4 + 300)
     operator.settle(key)
@@ -327,18 +320,13 @@ def test_a_hung_agent_is_ended(model: ApiModel, run: Run):
     assert not model.pods
 
 
-@pytest.mark.parametrize(
-    "clock", ["0002-01-01T00:00:00Z", "2025-12-31T23:59:59Z", "2027-01-01T00:00:00Z", FAR]
-)
+@pytest.mark.parametrize("clock", CLOCKS, ids=stamp)
 def test_a_node_with_a_wrong_clock_records_for_as_long_as_asked(
-    model: ApiModel, run: Run, clock: str
+    model: ApiModel, run: Run, clock: datetime
 ):
     operator = run()
-    key = model.apply("clock", names("node-a") | {"duration": "60s"})
-    operator.settle(key)
+    key = begun(model, operator, "clock", names("node-a") | {"duration": "60s"}, clock=clock)
     pod = model.pod_of("node-a")
-    model.start(pod)
-    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = clock
     for _ in range(13):
         operator.settle(key)
         later(model, 5)
@@ -352,11 +340,8 @@ def test_a_node_with_a_wrong_clock_records_for_as_long_as_asked(
 
 def test_a_hung_agent_of_a_node_with_a_wrong_clock_is_ended(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("hung", names("node-a") | {"duration": "30s"})
-    operator.settle(key)
+    key = begun(model, operator, "hung", names("node-a") | {"duration": "30s"}, clock=FAR)
     pod = model.pod_of("node-a")
-    model.start(pod)
-    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = FAR
     operator.settle(key)
     later(model, 120 + 30 + 60 + 4 + 300)
     operator.settle(key)
@@ -365,9 +350,7 @@ def test_a_hung_agent_of_a_node_with_a_wrong_clock_is_ended(model: ApiModel, run
 
 def test_a_pod_that_was_forced_away_is_lost_and_not_made_again(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("forced", names("node-a"))
-    operator.settle(key)
-    model.start(model.pod_of("node-a"))
+    key = begun(model, operator, "forced", names("node-a"))
     operator.settle(key)
     model.strip(model.pod_of("node-a"))
     operator.settle(key)
@@ -377,9 +360,7 @@ def test_a_pod_that_was_forced_away_is_lost_and_not_made_again(model: ApiModel, 
 
 def test_ended_is_ended(model: ApiModel, run: Run):
     operator = run()
-    key = model.apply("once", names("node-a"))
-    operator.settle(key)
-    model.start(model.pod_of("node-a"))
+    key = begun(model, operator, "once", names("node-a"))
     model.succeed(model.pod_of("node-a"))
     operator.settle(key)
     before = model.status(key)
@@ -399,9 +380,8 @@ def test_ended_is_ended(model: ApiModel, run: Run):
 def test_ttl(model: ApiModel, run: Run, gitops: bool):
     operator = run()
     labels = {"kustomize.toolkit.fluxcd.io/name": "apps"} if gitops else {}
-    key = model.apply("ttl", names("node-a") | {"ttlAfterFinished": "60s"}, labels=labels)
-    operator.settle(key)
-    model.start(model.pod_of("node-a"))
+    spec = names("node-a") | {"ttlAfterFinished": "60s"}
+    key = begun(model, operator, "ttl", spec, labels=labels)
     model.succeed(model.pod_of("node-a"))
     operator.settle(key)
     after = operator.settle(key)
@@ -416,10 +396,7 @@ def test_events_are_for_steps_not_for_nodes(model: ApiModel, run: Run):
     operator = run()
     for number in range(31):
         model.node(f"extra-{number}")
-    key = model.apply("many", {"nodes": {"selector": {}}})
-    operator.settle(key)
-    for pod in list(model.pods.values()):
-        model.start(pod)
+    key = begun(model, operator, "many", {"nodes": {"selector": {}}})
     later(model, 3)
     operator.settle(key)
     for pod in list(model.pods.values()):

@@ -9,14 +9,22 @@ import pytest
 from ktrace_api.names import NodeReason, Outcome, Phase
 from ktrace_operator.errors import Denied
 from ktrace_operator.reconcile import SnapshotKey
-from tests.operator.model import NAMESPACE, ApiModel, Crash, Run, goes_on, later, names, result
+from tests.operator.model import (
+    NAMESPACE,
+    ApiModel,
+    Crash,
+    Run,
+    begun,
+    goes_on,
+    later,
+    names,
+    result,
+)
 
 
 def test_a_busy_node_is_waited_for_but_not_for_ever(model: ApiModel, run: Run):
     operator = run()
-    first = model.apply("first", names("node-a"))
-    operator.settle(first)
-    model.start(model.pod_of("node-a"))
+    begun(model, operator, "first", names("node-a"))
     second = model.apply("second", names("node-a"))
     assert operator.settle(second) == timedelta(seconds=5)
     assert len(model.pods) == 1
@@ -104,10 +112,7 @@ def test_a_denial_that_stays_ends_the_snapshot_in_time(
 
 def test_a_busy_node_is_waited_for_when_its_turn_has_come(model: ApiModel, run: Run):
     operator = run()
-    other = model.apply("other", names("node-b", "node-c"))
-    operator.settle(other)
-    for pod in list(model.pods.values()):
-        model.start(pod)
+    other = begun(model, operator, "other", names("node-b", "node-c"))
     nodes = {"names": ["node-a", "node-b", "node-c"], "parallelism": 1}
     key = model.apply("waits", {"nodes": nodes, "duration": "600s"})
     goes_on(model, operator, key, 960, each=950)
