@@ -129,6 +129,12 @@ class Captured:
                                  "after": before + delta, "delta": delta})  # fmt: skip
         return self
 
+    def lose_one(self) -> Self:
+        """One event of 100,000 is lost, so the flows are asked."""
+        self.insert("accounting", {"type": "udp_recv", "seen": 100_000, "lost_ring": 1,
+                                   "lost_map": 0})  # fmt: skip
+        return self
+
     def analyze(self, thresholds: Thresholds | None = None) -> Findings:
         order = sorted(range(len(self._rows)), key=lambda index: self._rows[index][0])
         rows = [

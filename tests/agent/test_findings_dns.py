@@ -110,12 +110,6 @@ def test_who_never_comes_back_from_a_race_is_silent():
     assert suspect.since is not None
 
 
-def lose_one(made: Captured) -> Captured:
-    """One event of 100,000 is lost, so the flows are asked."""
-    made.insert("accounting", {"type": "udp_recv", "seen": 100_000, "lost_ring": 1, "lost_map": 0})
-    return made
-
-
 def flow_race(made: Captured, second: str = "10.0.0.3", late_s: float = 0.0001, **facts: Any):
     """Twenty sockets ask two servers at once; only the first one's answer is read."""
     for number in range(20):
@@ -134,7 +128,7 @@ def flow_race(made: Captured, second: str = "10.0.0.3", late_s: float = 0.0001, 
     "facts", [{}, {"second": "fd00::3", "local_ip": "::"}], ids=["one-family", "two-families"]
 )
 def test_who_loses_a_race_is_not_silent_by_flows(facts: dict[str, Any]):
-    for made in (lose_one(Captured()), Captured(sample=10)):
+    for made in (Captured().lose_one(), Captured(sample=10)):
         found = flow_race(made.connect(1), **facts).analyze()
         assert found.verdict.verdict == Cause.HEALTHY
         assert found.dns.unanswered == 0
@@ -147,7 +141,7 @@ def test_who_loses_a_race_is_not_silent_by_flows(facts: dict[str, Any]):
     ids=["no-packet-back", "asked-later", "process", "address", "namespace"],
 )
 def test_who_is_silent_by_flows_and_lost_no_race(facts: dict[str, Any]):
-    found = flow_race(lose_one(Captured()), **facts).analyze()
+    found = flow_race(Captured().lose_one(), **facts).analyze()
     (finding,) = [one for one in found.findings if one.id == "DNS_NO_REPLY"]
     assert finding.severity == Severity.CRITICAL
     assert finding.subject.peer == "10.0.0.3:53"

@@ -56,8 +56,7 @@ def test_sixty_processes_with_one_unanswered_query_each():
 
 
 def test_processes_that_each_ask_once_counted_by_flows():
-    made = Captured()
-    made.insert("accounting", {"type": "udp_recv", "seen": 100_000, "lost_ring": 1, "lost_map": 0})
+    made = Captured().lose_one()
     for number in range(40):
         made.flow("udp", port=53, local_port=40000 + number, tgid=1000 + number, comm="curl",
                   tx_calls=1, first_ts=at(number), cgroup_id=7)  # fmt: skip
