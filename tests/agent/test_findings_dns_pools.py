@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process for each lookup: none of them asks often, all of them together do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,25 +12,22 @@ from .captured import CLIENT, SERVER, Captured, at, ends, serious
 
 
 def curls(
-    rtts: list[float | None], made: Captured | None = None, first: int = 1000, **facts: Any
-) -> Captured:
+    rtts: Sequence[float | None], made: Captured | None = None, first: int = 1000,
+    start: float = 0.0, **facts: Any,
+) -> Captured:  # fmt: skip
     """A process each second that asks for A and waits so long."""
     made = made or Captured()
     usual = {"comm": "curl", "cgroup_id": 7, **facts}
     for number, rtt in enumerate(rtts):
         tgid = first + number
-        made.query(number, rtt, sock=tgid, local_port=40000 + tgid, **{"tgid": tgid, **usual})
+        made.query(start + number, rtt, sock=tgid, local_port=40000 + tgid,
+                   **{"tgid": tgid, **usual})  # fmt: skip
     return made
 
 
-def lookups(rtts: list[float], **facts: Any) -> Captured:
+def lookups(rtts: list[float]) -> Captured:
     """As curls(), but each asks for A and AAAA at once."""
-    made = curls([*rtts], **facts)
-    for number, rtt in enumerate(rtts):
-        tgid = 1000 + number
-        made.query(number + 1e-4, rtt, sock=tgid, local_port=40000 + tgid, tgid=tgid, comm="curl",
-                   cgroup_id=7)  # fmt: skip
-    return made
+    return curls(rtts, curls(rtts), start=1e-4)
 
 
 def of(name: str, made: Captured) -> list[Finding]:
