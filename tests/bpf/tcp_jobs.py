@@ -113,6 +113,18 @@ def visit(kind: Kind, port: int, count: int, request: int, reply: int) -> Job:
     return job
 
 
+def accept_all(kind: Kind, port: int) -> Job:
+    """Accept and close at once, one connection after the other, for ever."""
+
+    def job(line: Line) -> None:
+        with listener(kind, port) as server:
+            line.say("ready")
+            while True:
+                server.accept()[0].close()
+
+    return job
+
+
 def discard(port: int) -> Job:
     """Accept and read to the end, one connection after the other, for ever."""
 
@@ -130,6 +142,10 @@ def discard(port: int) -> Job:
 def owners(rows: list[dict[str, Any]]) -> list[Any]:
     """The process of each row."""
     return [row["tgid"] for row in rows]
+
+
+def local_port(row: dict[str, Any]) -> int:
+    return int(row["tuple"].split(" -> ")[0].rpartition(":")[2])
 
 
 def states(rows: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.bpf import syscalls
-from tests.bpf.captures import Capture, Row
+from tests.bpf.captures import Capture
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace
-from tests.bpf.tcp_jobs import discard, states, tcp
+from tests.bpf.tcp_jobs import discard, local_port, states, tcp
 from tests.bpf.workers import Line
 
 pytestmark = pytest.mark.world("bpf")
@@ -34,10 +34,6 @@ def net(alone: Namespace) -> Namespace:
     alone.mute(SILENT)
     alone.start(discard(OPEN)).hear()
     return alone
-
-
-def local_port(row: Row) -> int:
-    return int(row["tuple"].split(" -> ")[0].rpartition(":")[2])
 
 
 def refused_then(second: tuple[str, int], error: int) -> Callable[[Line], tuple[int, int]]:

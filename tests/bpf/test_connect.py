@@ -4,7 +4,6 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from tests.bpf.connect_cases import (
     Case,
 )
 from tests.bpf.namespaces import Pair
-from tests.bpf.tcp_jobs import V4, V6, Kind, listener, tcp
+from tests.bpf.tcp_jobs import V4, V6, accept_all, tcp
 from tests.bpf.workers import Line, wait_until
 
 pytestmark = pytest.mark.world("bpf")
@@ -41,23 +40,13 @@ def net(pair: Pair) -> Pair:
         pair.client.ip(f"route add {route}")
     pair.server.ip(f"addr add {MUTE}/24 dev eth0")
     pair.server.nft(RULES)
-    ready = [pair.server.start(_accept_all(kind, port)) for kind, port in _LISTENERS]
+    ready = [pair.server.start(accept_all(kind, port)) for kind, port in _LISTENERS]
     for worker in ready:
         worker.hear()
     return pair
 
 
 _LISTENERS = ((V4, OPEN), (V6, OPEN), (V4, SLOW))
-
-
-def _accept_all(kind: Kind, port: int) -> Callable[[Line], None]:
-    def job(line: Line) -> None:
-        with listener(kind, port) as server:
-            line.say("ready")
-            while True:
-                server.accept()[0].close()
-
-    return job
 
 
 @pytest.fixture(scope="module")

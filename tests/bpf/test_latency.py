@@ -19,7 +19,7 @@ from tests.bpf import syscalls
 from tests.bpf.captures import Capture
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace
-from tests.bpf.tcp_jobs import V4, listener
+from tests.bpf.tcp_jobs import V4, accept_all
 from tests.bpf.workers import Crew, Job, Line, Worker
 
 pytestmark = pytest.mark.world("bpf")
@@ -105,16 +105,6 @@ def wire(crew: Crew) -> Wire:
     return ends
 
 
-def accept_all(port: int) -> Job:
-    def job(line: Line) -> None:
-        with listener(V4, port) as server:
-            line.say("ready")
-            while True:
-                server.accept()[0].close()
-
-    return job
-
-
 Timed = dict[int, int]
 """Cookie -> microseconds by the client's clock."""
 
@@ -144,7 +134,7 @@ def time_connects(port: int, count: int, *, blocking: bool, expected: int = 0) -
 @pytest.fixture(scope="module")
 def timed(capture: Begin, wire: Wire) -> tuple[Capture, dict[str, Timed]]:
     for port in DELAYS_MS:
-        wire.server.start(accept_all(port)).hear()
+        wire.server.start(accept_all(V4, port)).hear()
     with capture() as one:
         workers: dict[str, Worker] = {}
         for port, delay in DELAYS_MS.items():

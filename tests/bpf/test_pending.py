@@ -15,7 +15,7 @@ from ktrace_api.capture import CaptureConfig
 from tests.bpf import syscalls
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace
-from tests.bpf.tcp_jobs import tcp
+from tests.bpf.tcp_jobs import local_port, tcp
 from tests.bpf.workers import Job, Line
 
 pytestmark = pytest.mark.world("bpf")
@@ -61,7 +61,7 @@ def test_each_is_counted_once(capture: Begin, mute: Namespace, flags: tuple[str,
     rows = one.of("connect", tgid=worker.tgid)
     assert one.summary["accounting"]["connect"]["seen"] == MANY
     assert {row["result"] for row in rows} == {"pending"}
-    local = {int(row["tuple"].split(" -> ")[0].rpartition(":")[2]) for row in rows}
+    local = {local_port(row) for row in rows}
     assert len(local) == len(rows)
     assert local <= set(ports)
     expected = MANY / 7 if flags else MANY
