@@ -5,6 +5,8 @@ import errno
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,15 @@ class Namespace:
             f"  tcp dport {{ {', '.join(map(str, ports))} }} drop\n }}\n}}\n"
         )
 
+    @contextmanager
+    def muted(self, *ports: int) -> Iterator[None]:
+        """Inside, no segment to these ports arrives."""
+        self.mute(*ports)
+        try:
+            yield
+        finally:
+            self.nft("delete table inet mute\n")
+
     def sysctl(self, name: str, value: str) -> None:
         path = f"/proc/sys/{name.replace('.', '/')}"
         self.run("sh", "-c", f"echo {value} > {path}")
@@ -78,6 +89,13 @@ class Namespace:
                 if names.startswith(f"{group}:") and field in names.split():
                     return int(values.split()[names.split().index(field)])
         raise KeyError(name)
+
+    def wait_resends(self, before: int, count: int) -> None:
+        """Until it has sent `count` segments again; `before` is Tcp.RetransSegs of then."""
+        wait_until(
+            lambda: self.snmp("Tcp.RetransSegs") - before >= count,
+            f"{count} retransmitted segments",
+        )
 
     def tcp_states(self) -> list[str]:
         """State (hexadecimal) of every TCP socket here, timewait and request sockets too."""

@@ -16,7 +16,7 @@ from tests.bpf.captures import Row
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Pair
 from tests.bpf.tcp_jobs import V4, listener, serve, tcp, visit
-from tests.bpf.workers import Line, fork, wait_until
+from tests.bpf.workers import Line, fork
 
 pytestmark = pytest.mark.world("bpf")
 
@@ -32,11 +32,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "sampled": {"events": ["tcp", "retransmit"], "sample": 7},
     "connect": {"events": ["connect"]},
 }
-LOSS = f"""
-table inet loss {{
-  chain input {{ type filter hook input priority 0; tcp dport {LOSSY_PORT} drop; }}
-}}
-"""
 
 
 def fail(line: Line) -> None:
@@ -138,11 +133,10 @@ def test_a_row_and_its_flow_agree(capture: Begin, pair: Pair) -> None:
         server.hear()
         client = pair.client.start(talk)
         client.hear()
-        pair.server.nft(LOSS)
-        client.say("send")
-        client.hear()
-        wait_until(lambda: pair.client.snmp("Tcp.RetransSegs") - before >= 2, "two resends")
-        pair.server.nft("delete table inet loss\n")
+        with pair.server.muted(LOSSY_PORT):
+            client.say("send")
+            client.hear()
+            pair.client.wait_resends(before, 2)
         client.say("close")
         client.result()
         server.result()

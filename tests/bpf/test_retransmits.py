@@ -12,7 +12,7 @@ from tests.bpf.conftest import Begin
 from tests.bpf.ftrace import Trace, Traced
 from tests.bpf.namespaces import Namespace, Pair
 from tests.bpf.tcp_jobs import KINDS, V4, V6, Kind, listener, take
-from tests.bpf.workers import Job, Line, wait_until
+from tests.bpf.workers import Job, Line
 
 pytestmark = pytest.mark.world("bpf")
 
@@ -35,11 +35,6 @@ table inet oneway {{
     type filter hook input priority 0;
     tcp sport {SYNACK_PORT} tcp flags & (syn | ack) == (syn | ack) drop
   }}
-}}
-"""
-SYN_LOSS = f"""
-table inet oneway {{
-  chain input {{ type filter hook input priority 0; tcp dport {SYN_PORT} drop; }}
 }}
 """
 
@@ -192,10 +187,7 @@ def test_synack(capture: Begin, pair: Pair, kind: Kind) -> None:
         server = pair.server.start(serve)
         server.hear()
         client = pair.client.start(knock)
-        wait_until(
-            lambda: retransmitted(both)[pair.server.inode] - before[pair.server.inode] >= 3,
-            "three retransmitted SYN-ACKs",
-        )
+        pair.server.wait_resends(before[pair.server.inode], 3)
         pair.client.nft("delete table inet oneway\n")
         port = client.result()
         server.result()
@@ -241,13 +233,10 @@ def test_orphans(capture: Begin, pair: Pair) -> None:
         server.hear()
         client = pair.client.start(leave)
         client.hear()
-        pair.server.nft(SYN_LOSS)
-        client.say("close")
-        client.result()
-        wait_until(
-            lambda: pair.client.snmp("Tcp.RetransSegs") - before >= 2, "two retransmitted FINs"
-        )
-        pair.server.nft("delete table inet oneway\n")
+        with pair.server.muted(SYN_PORT):
+            client.say("close")
+            client.result()
+            pair.client.wait_resends(before, 2)
         server.say("close")
         server.result()
         pair.wait_quiet()
