@@ -12,8 +12,8 @@ from tests.bpf.captures import Capture
 from tests.bpf.workers import Job, Line
 from tests.lab import jobs
 from tests.lab.healthy_tcp import PORT, Web
-from tests.lab.scene import Healthy, Scene
-from tests.lab.topology import Link, Routed, Tunnel, Wire, on_input
+from tests.lab.scene import Healthy, Linked
+from tests.lab.topology import Routed, Tunnel, Wire, on_input
 
 
 class ManyListeners(Web):
@@ -137,29 +137,26 @@ class Jitter(Healthy):
         self.client(self.path.client, jobs.pace(lambda _: jobs.request(host, PORT), rate=20))
 
 
-class RefusedThenReady(Scene):
+class RefusedThenReady(Linked):
     tells = "a client that starts before its server: refused twice, then well"
     alone = False
     seconds = 3.5
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
+    def arrange(self) -> None:
+        """The port is closed at first."""
 
     def run(self) -> None:
-        host = self.link.there
-
         def insist(_: int) -> str:
             for pause in (0.4, 0.8, 1.6):
                 with suppress(ConnectionRefusedError):
-                    return jobs.request(host, PORT)
+                    return jobs.request(self.host, PORT)
                 time.sleep(pause)
             return "refused"
 
         client = self.link.client.start(jobs.pace(insist, rate=4, seconds=0.25), comm="client")
         time.sleep(0.9)
-        server = jobs.server(host, PORT, jobs.echo())
-        self.ready(self.link.server.start(server, comm="web"))
-        busy = jobs.pace(lambda _: jobs.request(host, PORT), rate=20, seconds=2.0)
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
+        busy = jobs.pace(lambda _: jobs.request(self.host, PORT), rate=20, seconds=2.0)
         self.later = self.link.client.call(busy, comm="client")
         self.first = client.result()
 
@@ -170,25 +167,23 @@ class RefusedThenReady(Scene):
         assert errors.count("ECONNREFUSED") == 2
 
 
-class RollingRestart(Scene):
+class RollingRestart(Linked):
     tells = "a server is restarted: a few refusals within 200 ms, then well again"
     alone = False
     seconds = 3.5
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.job = jobs.server(self.link.there, PORT, jobs.echo())
-        self.web = self.ready(self.link.server.start(self.job, comm="web"))
+    def arrange(self) -> None:
+        self.job = jobs.server(self.host, PORT, jobs.echo())
+        self.web = self.serve(self.job)
 
     def run(self) -> None:
-        host = self.link.there
         client = self.link.client.start(
-            jobs.pace(lambda _: jobs.request(host, PORT), rate=50, seconds=3.0), comm="client"
+            jobs.pace(lambda _: jobs.request(self.host, PORT), rate=50, seconds=3.0), comm="client"
         )
         time.sleep(1.2)
         self.web.kill()
         time.sleep(0.15)
-        self.ready(self.link.server.start(self.job, comm="web"))
+        self.serve(self.job)
         self.tally = client.result()
 
     def prove(self, capture: Capture) -> None:
@@ -260,11 +255,10 @@ class ImpatientReaders(Web):
         self.visit(leave, rate=20)
 
 
-class LocalhostTwice(Healthy):
+class LocalhostTwice(Linked, Healthy):
     tells = "`localhost` is ::1 first, where nobody listens, then 127.0.0.1: refused, then well"
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
+    def arrange(self) -> None:
         end = self.link.client
         self.ready(end.start(jobs.server("127.0.0.1", PORT, jobs.echo()), comm="web"))
 

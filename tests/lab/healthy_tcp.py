@@ -4,39 +4,24 @@
 import socket
 import threading
 import time
-from abc import abstractmethod
 from contextlib import suppress
 from typing import Any
 
 from tests.bpf.workers import Job
 from tests.lab import jobs
-from tests.lab.scene import Healthy
-from tests.lab.topology import Link
+from tests.lab.scene import Healthy, Linked
 
 PORT = 8080
 
 
-class Web(Healthy):
-    """A link with a web server at PORT."""
+class Web(Linked, Healthy):
+    """A web server at PORT, and its visitors."""
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.address()
+    def prepare(self) -> None:
         self.serve(self.server())
-        self.arrange()
-
-    def address(self) -> str:
-        """Of the server."""
-        return self.link.there
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.echo())
-
-    def serve(self, job: Job) -> None:
-        self.ready(self.link.server.start(job, comm="web"))
-
-    @abstractmethod
-    def arrange(self) -> None: ...
 
     def visit(self, action: Any, *, rate: float, parallel: int = 16) -> None:
         self.client(self.link.client, jobs.pace(action, rate=rate, parallel=parallel))
@@ -147,10 +132,11 @@ class PoolLeftBehind(Web):
 class IpSixOnly(Web):
     tells = "IPv6 and nothing else: web and DNS"
 
-    def address(self) -> str:
+    def prepare(self) -> None:
         for end, own in ((self.link.client, self.link.V4[0]), (self.link.server, self.link.V4[1])):
             end.ip(f"addr del {own}/24 dev eth0")
-        return self.link.V6[1]
+        self.host = self.link.V6[1]
+        super().prepare()
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host))

@@ -5,30 +5,20 @@ import random
 import socket
 import struct
 import time
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from tests.bpf.captures import Capture
 from tests.bpf.workers import Job
 from tests.lab import jobs
-from tests.lab.scene import Healthy, Scene
-from tests.lab.topology import Link
+from tests.lab.scene import Healthy, Linked
+from tests.lab.topology import on_input
 
 GROUP = "239.77.0.1"
 
 
-class _Udp(Healthy):
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.link.there
-        self.arrange()
-
-    @abstractmethod
-    def arrange(self) -> None: ...
-
-    def serve(self, job: Job, comm: str = "named") -> None:
-        self.ready(self.link.server.start(job, comm=comm))
+class _Udp(Linked, Healthy):
+    comm = "named"
 
     def ask(self, *resolvers: str, rate: float, parallel: int = 16, **how: Any) -> None:
         how = {"timeout_s": 2.0, "connected": True, **how}
@@ -137,24 +127,20 @@ class DnsOverTcp(_Udp):
         self.client(self.link.client, jobs.pace(one, rate=15))
 
 
-class DnsOneLost(Scene):
+class DnsOneLost(Linked):
     tells = "one query in fifty is lost and asked again: the second try is answered"
     alone = False
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.ready(self.link.server.start(jobs.resolver(self.link.there), comm="named"))
-        self.link.server.nft(
-            "table inet lab {\nchain input {\ntype filter hook input priority 0\n"
-            "udp dport 53 numgen inc mod 50 == 30 counter drop\n}\n}"
-        )
+    def arrange(self) -> None:
+        self.serve(jobs.resolver(self.host), "named")
+        self.link.server.nft(on_input("udp dport 53 numgen inc mod 50 == 30 counter drop"))
 
     def run(self) -> None:
-        job = jobs.stub(self.link.there, rate=40, seconds=2.0, timeout_s=0.5, tries=2)
+        job = jobs.stub(self.host, rate=40, seconds=2.0, timeout_s=0.5, tries=2)
         self.tally = self.link.client.call(job, comm="client")
 
     def prove(self, capture: Capture) -> None:
-        assert self.tally == {self.link.there: 80}, self.tally
+        assert self.tally == {self.host: 80}, self.tally
 
 
 class Syslog(_Udp):

@@ -2,32 +2,25 @@
 """Incidents of connections that do not come about, or late."""
 
 import time
-from abc import abstractmethod
 from contextlib import suppress
 
 from tests.bpf.captures import Capture, Row
 from tests.bpf.workers import Job
 from tests.lab import jobs
-from tests.lab.scene import Scene, Subject, expect
-from tests.lab.topology import SYN_ACK, Link, Tunnel, Wire, on_input, tcp_flags
+from tests.lab.scene import Linked, Scene, Subject, expect
+from tests.lab.topology import SYN_ACK, Tunnel, Wire, on_input, tcp_flags
 
 PORT, OTHER = 8080, 8081
 
 
-class Connects(Scene):
+class Connects(Linked):
     """A client that connects to PORT again and again, beside a port that is well."""
 
     rate, count, timeout_s = 10.0, 12, 1.5
     outcome = "timeout"
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.link.there
-        self.ready(self.link.server.start(jobs.server(self.host, OTHER, jobs.echo()), comm="web"))
-        self.arrange()
-
-    @abstractmethod
-    def arrange(self) -> None: ...
+    def prepare(self) -> None:
+        self.serve(jobs.server(self.host, OTHER, jobs.echo()))
 
     def target(self) -> str:
         return self.host
@@ -81,25 +74,24 @@ class BlackHole(Connects):
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
 
     def arrange(self) -> None:
-        self.ready(self.link.server.start(jobs.server(self.host, PORT, jobs.echo()), comm="web"))
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
         self.link.server.nft(on_input(f"tcp dport {PORT} counter drop"))
 
     def check(self, capture: Capture) -> None:
         assert self.matched(self.link.server) >= 2 * self.count, "each SYN was sent again"
 
 
-class BlackHoleSix(Scene):
+class BlackHoleSix(Linked):
     tells = "SYNs over IPv6 are dropped, IPv4 to the same port is well"
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        for host in (self.link.there, self.link.V6[1]):
-            self.ready(self.link.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
+    def arrange(self) -> None:
+        for host in (self.host, self.link.V6[1]):
+            self.serve(jobs.server(host, PORT, jobs.echo()))
         self.link.server.nft(on_input(f"ip6 nexthdr tcp tcp dport {PORT} counter drop"))
 
     def run(self) -> None:
-        four, six = self.link.there, self.link.V6[1]
+        four, six = self.host, self.link.V6[1]
 
         def visit(number: int) -> str:
             return jobs.request(six if number % 2 else four, PORT, timeout_s=1.3)
@@ -194,7 +186,7 @@ class OneWayDrop(Connects):
     expected = expect("TCP_SYN_UNANSWERED", "policy", also="TCP_RETRANSMITS")
 
     def arrange(self) -> None:
-        self.ready(self.link.server.start(jobs.server(self.host, PORT, jobs.echo()), comm="web"))
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
         rule = f"tcp sport {PORT} tcp flags & (syn | ack) == syn | ack counter drop"
         self.link.client.nft(on_input(rule))
 
@@ -242,8 +234,7 @@ class RefusedLater(Connects):
     count, rate = 40, 16.0
 
     def arrange(self) -> None:
-        job = jobs.server(self.host, PORT, jobs.echo())
-        self.web = self.ready(self.link.server.start(job, comm="web"))
+        self.web = self.serve(jobs.server(self.host, PORT, jobs.echo()))
 
     def run(self) -> None:
         shop = self.link.client.start(self.job(), comm="shop")

@@ -2,32 +2,21 @@
 """Incidents of name resolution."""
 
 import time
-from abc import abstractmethod
 from collections import Counter
 
 from tests.bpf.captures import Capture, Row
-from tests.bpf.workers import Job, Worker
+from tests.bpf.workers import Worker
 from tests.lab import jobs
-from tests.lab.scene import Scene, Subject, expect
-from tests.lab.topology import Link, Routed, on_input
+from tests.lab.scene import Linked, Scene, Subject, expect
+from tests.lab.topology import Routed, on_input
 
 
-class _Dns(Scene):
+class _Dns(Linked):
     """A client that looks up names, twelve if nothing else is said."""
 
+    comm = "named"
     count = 12
     timeout_s = 1.0
-
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.link.there
-        self.arrange()
-
-    @abstractmethod
-    def arrange(self) -> None: ...
-
-    def serve(self, job: Job) -> None:
-        self.ready(self.link.server.start(job, comm="named"))
 
     def ask(self, *resolvers: str, connected: bool = True) -> None:
         job = jobs.stub(

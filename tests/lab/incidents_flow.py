@@ -8,19 +8,18 @@ from contextlib import suppress
 from tests.bpf.captures import Capture
 from tests.bpf.workers import Job, Line
 from tests.lab import jobs
-from tests.lab.scene import Scene, Subject, expect
-from tests.lab.topology import Link, Tunnel, Wire, on_input
+from tests.lab.scene import Linked, Scene, Subject, expect
+from tests.lab.topology import Tunnel, Wire, on_input
 
 PORT = 8080
 
 
-class CloseWaitLeak(Scene):
+class CloseWaitLeak(Linked):
     tells = "a server never closes what its clients have closed"
     expected = expect("CLOSE_WAIT_GROWING", "application")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.web = self.ready(self.link.server.start(self._leaky(self.link.there), comm="web"))
+    def arrange(self) -> None:
+        self.web = self.serve(self._leaky(self.host))
 
     @staticmethod
     def _leaky(host: str) -> Job:
@@ -36,8 +35,7 @@ class CloseWaitLeak(Scene):
         return job
 
     def run(self) -> None:
-        host = self.link.there
-        job = jobs.pace(lambda _: jobs.request(host, PORT), rate=32, seconds=1.5625)
+        job = jobs.pace(lambda _: jobs.request(self.host, PORT), rate=32, seconds=1.5625)
         self.tally = self.link.client.call(job, comm="shop")
         self.subject = Subject(self.web.tgid)
         self.waiting = self.link.server.tcp_states().count("08")
@@ -47,15 +45,12 @@ class CloseWaitLeak(Scene):
         assert self.waiting == 50
 
 
-class Resets(Scene):
+class Resets(Linked):
     tells = "the server resets connections in the middle of its answer"
     expected = expect("TCP_RESETS", "application")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.web = self.ready(
-            self.link.server.start(jobs.server(self.link.there, PORT, self._half), comm="web")
-        )
+    def arrange(self) -> None:
+        self.serve(jobs.server(self.host, PORT, self._half))
 
     @staticmethod
     def _half(connection: socket.socket) -> None:
@@ -65,40 +60,36 @@ class Resets(Scene):
         jobs.reset(connection)
 
     def run(self) -> None:
-        host = self.link.there
         before = self.link.client.snmp("Tcp.EstabResets")
         shop = self.link.client.start(
-            jobs.pace(lambda _: jobs.request(host, PORT), rate=20, seconds=1.5), comm="shop"
+            jobs.pace(lambda _: jobs.request(self.host, PORT), rate=20, seconds=1.5), comm="shop"
         )
         self.tally = shop.result()
         self.resets = self.link.client.snmp("Tcp.EstabResets") - before
-        self.subject = Subject(peer=jobs.shown(host, PORT), perhaps=shop.tgid)
+        self.subject = Subject(peer=jobs.shown(self.host, PORT), perhaps=shop.tgid)
 
     def prove(self, capture: Capture) -> None:
         assert self.tally == {"ECONNRESET": 30}, self.tally
         assert self.resets == 30
 
 
-class _Loss(Scene):
+class _Loss(Linked):
     percent: int
     blocks: int
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
+    def arrange(self) -> None:
         self.link.single_segments()
-        self.ready(
-            self.link.server.start(jobs.server(self.link.there, PORT, jobs.sink), comm="web")
-        )
+        self.serve(jobs.server(self.host, PORT, jobs.sink))
         self.link.server.nft(
             on_input(f"tcp dport {PORT} numgen random mod 100 < {self.percent} counter drop")
         )
 
     def run(self) -> None:
-        host, size = self.link.there, self.blocks * 1000
+        size = self.blocks * 1000
         begin = self.link.client.snmp("Tcp.OutSegs"), self.link.client.snmp("Tcp.RetransSegs")
-        job = jobs.pace(lambda _: jobs.upload(host, PORT, size), rate=25, seconds=2.0)
+        job = jobs.pace(lambda _: jobs.upload(self.host, PORT, size), rate=25, seconds=2.0)
         shop = self.link.client.start(job, comm="shop")
-        self.subject = Subject(shop.tgid, jobs.shown(host, PORT))
+        self.subject = Subject(shop.tgid, jobs.shown(self.host, PORT))
         self.tally = shop.result()
         self.sent = self.link.client.snmp("Tcp.OutSegs") - begin[0]
         self.again = self.link.client.snmp("Tcp.RetransSegs") - begin[1]
@@ -128,18 +119,17 @@ class LossTen(_Loss):
     percent, blocks = 10, 60
 
 
-class UdpBufferSmall(Scene):
+class UdpBufferSmall(Linked):
     tells = "a receive buffer of 4 KiB, a reader that is slow, bursts of datagrams"
     expected = expect("UDP_RCVBUF_DROPS", "application host")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        job = jobs.take_datagrams(self.link.there, 9514, pause_s=0.02, rcvbuf=4096)
-        self.sink = self.ready(self.link.server.start(job, comm="collector"))
+    def arrange(self) -> None:
+        job = jobs.take_datagrams(self.host, 9514, pause_s=0.02, rcvbuf=4096)
+        self.sink = self.serve(job, "collector")
 
     def run(self) -> None:
         before = self.link.server.snmp("Udp.RcvbufErrors")
-        job = jobs.pace(jobs.datagrams(self.link.there, 9514), rate=400, seconds=2, parallel=1)
+        job = jobs.pace(jobs.datagrams(self.host, 9514), rate=400, seconds=2, parallel=1)
         self.tally = self.link.client.call(job, comm="shop")
         self.drops = self.link.server.snmp("Udp.RcvbufErrors") - before
         self.subject = Subject(netns=self.link.server.inode, perhaps=self.sink.tgid)
@@ -180,20 +170,17 @@ class MtuBlackHole(Scene):
         assert self.packets["lost"] >= 12
 
 
-class HalfOpen(Scene):
+class HalfOpen(Linked):
     tells = "the peer dies without a word while connections are in use"
     expected = expect("TCP_RETRANSMITS", "routing unknown policy", also="TCP_SYN_UNANSWERED")
     seconds = 4.0
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.ready(
-            self.link.server.start(jobs.server(self.link.there, PORT, jobs.echo()), comm="web")
-        )
+    def arrange(self) -> None:
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
 
     def run(self) -> None:
-        worker = self.link.client.start(self._talk(self.link.there), comm="shop")
-        self.subject = Subject(worker.tgid, jobs.shown(self.link.there, PORT))
+        worker = self.link.client.start(self._talk(self.host), comm="shop")
+        self.subject = Subject(worker.tgid, jobs.shown(self.host, PORT))
         assert worker.hear() == "talking"
         self.link.server.nft(on_input("counter drop"))
         time.sleep(3.0)
@@ -226,19 +213,16 @@ class HalfOpen(Scene):
         assert sum(row["segs"] for row in rows) >= 18
 
 
-class SlowApplication(Scene):
+class SlowApplication(Linked):
     tells = "connections come about at once, the application answers after 900 ms: no network fault"
     expected = expect("", "application healthy unknown", also="APPLICATION_SLOW")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        job = jobs.server(self.link.there, PORT, jobs.echo(delay_s=0.9))
-        self.ready(self.link.server.start(job, comm="web"))
+    def arrange(self) -> None:
+        self.serve(jobs.server(self.host, PORT, jobs.echo(delay_s=0.9)))
 
     def run(self) -> None:
-        host = self.link.there
         begin = time.monotonic()
-        job = jobs.pace(lambda _: jobs.request(host, PORT), rate=8, seconds=1.6)
+        job = jobs.pace(lambda _: jobs.request(self.host, PORT), rate=8, seconds=1.6)
         self.tally = self.link.client.call(job, comm="shop")
         self.took = time.monotonic() - begin
 

@@ -8,19 +8,17 @@ from tests.bpf.captures import Capture
 from tests.bpf.workers import Job, Line
 from tests.lab import cgroup, jobs
 from tests.lab.incidents_connect import PORT, Connects
-from tests.lab.scene import Scene, Subject, expect
-from tests.lab.topology import Link
+from tests.lab.scene import Linked, Subject, expect
 
 
-class BacklogFull(Scene):
+class BacklogFull(Linked):
     tells = "a server has stopped to accept: its backlog of 4 is full"
     expected = expect(
         "LISTEN_OVERFLOW", "application", also="TCP_SYN_UNANSWERED TCP_CONNECT_SLOW TCP_RETRANSMITS"
     )
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.web = self.ready(self.link.server.start(self._stuck(self.link.there), comm="web"))
+    def arrange(self) -> None:
+        self.web = self.serve(self._stuck(self.host))
 
     @staticmethod
     def _stuck(host: str) -> Job:
@@ -32,9 +30,10 @@ class BacklogFull(Scene):
         return job
 
     def run(self) -> None:
-        host = self.link.there
         before = self.link.server.snmp("TcpExt.ListenOverflows")
-        job = jobs.pace(lambda _: jobs.request(host, PORT, timeout_s=1.6), rate=12, seconds=1.5)
+        job = jobs.pace(
+            lambda _: jobs.request(self.host, PORT, timeout_s=1.6), rate=12, seconds=1.5
+        )
         self.tally = self.link.client.call(job, comm="shop")
         self.overflows = self.link.server.snmp("TcpExt.ListenOverflows") - before
         self.subject = Subject(self.web.tgid)
@@ -46,15 +45,13 @@ class BacklogFull(Scene):
         assert states == {"established", "abandoned"}
 
 
-class PortsExhausted(Scene):
+class PortsExhausted(Linked):
     tells = "all 50 ephemeral ports to one destination are in use"
     expected = expect("EPHEMERAL_PORTS_EXHAUSTED", "host")
 
-    def build(self) -> None:
-        self.link = Link(self.crew)
-        self.host = self.link.there
+    def arrange(self) -> None:
         self.link.client.sysctl("net.ipv4.ip_local_port_range", "'40000 40049'")
-        self.ready(self.link.server.start(jobs.server(self.host, PORT, jobs.echo()), comm="web"))
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
 
     def run(self) -> None:
         held: list[socket.socket] = []
@@ -76,7 +73,7 @@ class PortsExhausted(Scene):
 
 class _Denied(Connects):
     def arrange(self) -> None:
-        self.ready(self.link.server.start(jobs.server(self.host, PORT, jobs.echo()), comm="web"))
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
 
 
 class DeniedBySeccomp(_Denied):

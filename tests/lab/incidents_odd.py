@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connects that fail in ways that look like something else: in loops, beside UDP, by ICMP."""
 
-from abc import abstractmethod
-
 from tests.bpf.captures import Capture, Row
 from tests.bpf.workers import Job
 from tests.lab import jobs
@@ -60,9 +58,6 @@ class _Refused(Connects):
     expected = expect("TCP_CONNECT_REFUSED", "application")
     outcome = "ECONNREFUSED"
 
-    @abstractmethod
-    def arrange(self) -> None: ...
-
     def check(self, capture: Capture) -> None:
         (counters,) = [
             one["counters"]
@@ -91,6 +86,6 @@ class RejectedPort(_Refused):
     expected = expect("TCP_CONNECT_REFUSED", "policy")
 
     def arrange(self) -> None:
-        self.ready(self.link.server.start(jobs.server(self.host, PORT, jobs.echo()), comm="web"))
+        self.serve(jobs.server(self.host, PORT, jobs.echo()))
         rule = f"tcp dport {PORT} counter reject with icmp type port-unreachable"
         self.link.server.nft(on_input(rule))

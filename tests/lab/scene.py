@@ -147,6 +147,29 @@ class Healthy(Scene):
             assert tally["ok"] >= 5, tally
 
 
+class Linked(Scene):
+    """A client and a server with a cable between them; arrange() says what they run."""
+
+    comm: ClassVar[str] = "web"
+    """Of the server's processes, where nothing else is said."""
+
+    def build(self) -> None:
+        self.link = Link(self.crew)
+        self.host = self.link.there
+        self.prepare()
+        self.arrange()
+
+    def prepare(self) -> None:
+        """What scenes of a kind have in common, before one of them arranges its own."""
+
+    @abstractmethod
+    def arrange(self) -> None: ...
+
+    def serve(self, job: Job, comm: str = "") -> Worker:
+        """A server that is ready."""
+        return self.ready(self.link.server.start(job, comm=comm or self.comm))
+
+
 class Background(Healthy):
     """What goes on beside an incident: web, pooled and short, DNS, syslog."""
 
