@@ -6,12 +6,13 @@ import random
 import select
 import socket
 import time
+from abc import abstractmethod
 from contextlib import suppress
 
 from tests.bpf.captures import Capture
 from tests.bpf.workers import Job, Line
 from tests.lab import jobs
-from tests.lab.healthy_tcp import PORT, Web
+from tests.lab.healthy_tcp import PORT, PortScan, Web
 from tests.lab.scene import Healthy, Linked
 from tests.lab.topology import Routed, Tunnel, Wire, on_input
 
@@ -114,27 +115,38 @@ class ConnectingAsync(Web):
         self.visit(burst, rate=5, parallel=1)
 
 
-class FarAway(Healthy):
+class _Path(Healthy):
+    """A web server at the other end of a path that is the same both ways."""
+
+    rate: float
+
+    @abstractmethod
+    def wire(self) -> Wire: ...
+
+    def build(self) -> None:
+        wire = self.wire()
+        self.path = Tunnel(self.crew, to_server=wire, to_client=wire)
+        host = self.path.there
+        self.ready(self.path.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
+        work = jobs.pace(lambda _: jobs.request(host, PORT), rate=self.rate)
+        self.client(self.path.client, work)
+
+
+class FarAway(_Path):
     tells = "a server at 90 ms on another continent: slow to connect, and well"
+    rate = 10
 
-    def build(self) -> None:
-        far = Wire(lambda packet: 0.045)
-        self.path = Tunnel(self.crew, to_server=far, to_client=far)
-        host = self.path.there
-        self.ready(self.path.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
-        self.client(self.path.client, jobs.pace(lambda _: jobs.request(host, PORT), rate=10))
+    def wire(self) -> Wire:
+        return Wire(lambda packet: 0.045)
 
 
-class Jitter(Healthy):
+class Jitter(_Path):
     tells = "a path of 5 to 25 ms that overtakes itself: packets arrive out of order"
+    rate = 20
 
-    def build(self) -> None:
+    def wire(self) -> Wire:
         chance = random.Random(4)  # the same disorder in every run
-        uneven = Wire(lambda packet: 0.005 + 0.020 * chance.random())
-        self.path = Tunnel(self.crew, to_server=uneven, to_client=uneven)
-        host = self.path.there
-        self.ready(self.path.server.start(jobs.server(host, PORT, jobs.echo()), comm="web"))
-        self.client(self.path.client, jobs.pace(lambda _: jobs.request(host, PORT), rate=20))
+        return Wire(lambda packet: 0.005 + 0.020 * chance.random())
 
 
 class RefusedThenReady(Linked):
@@ -200,16 +212,11 @@ class ExecRush(Web):
         self.client(self.link.client, job)
 
 
-class ScanByProcesses(Web):
+class ScanByProcesses(PortScan):
     tells = "a script tries 60 ports, a process for each try; one is open"
 
     def arrange(self) -> None:
-        def check(number: int) -> str:
-            with suppress(ConnectionRefusedError):
-                jobs.connect(self.host, PORT - 30 + number % 60).close()
-            return "ok"
-
-        self.client(self.link.client, jobs.one_process_each(check, pause_s=0.03))
+        self.client(self.link.client, jobs.one_process_each(self.check, pause_s=0.03))
 
 
 class ServiceVip(Healthy):

@@ -53,12 +53,12 @@ class PortScan(Web):
     tells = "a health checker tries 60 ports, of which one is open"
 
     def arrange(self) -> None:
-        def check(number: int) -> str:
-            with suppress(ConnectionRefusedError):
-                jobs.connect(self.host, PORT - 30 + number % 60).close()
-            return "ok"
+        self.visit(self.check, rate=20, parallel=1)
 
-        self.visit(check, rate=20, parallel=1)
+    def check(self, number: int) -> str:
+        with suppress(ConnectionRefusedError):
+            jobs.connect(self.host, PORT - 30 + number % 60).close()
+        return "ok"
 
 
 class TcpProbes(Web):
