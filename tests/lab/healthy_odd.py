@@ -227,18 +227,13 @@ class ServiceVip(Healthy):
         self.net = Routed(self.crew, 3)
         for backend, address in zip(self.net.backends, self.net.addresses, strict=True):
             self.ready(backend.start(jobs.server(address, PORT, jobs.echo()), comm="web"))
-        first, second, third = self.net.addresses
-        self.net.node.nft(f"""table ip lab {{
-            chain prerouting {{
-                type nat hook prerouting priority dstnat
-                ip daddr {Routed.VIP} tcp dport 80 dnat to numgen inc mod 3 map {{ \\
-                    0 : {first} . {PORT}, 1 : {second} . {PORT}, 2 : {third} . {PORT} }}
-            }}
-            chain postrouting {{
+        self.net.service("tcp dport 80", [f"{one} . {PORT}" for one in self.net.addresses])
+        self.net.node.nft("""table ip lab {
+            chain postrouting {
                 type nat hook postrouting priority srcnat
                 ct status dnat masquerade
-            }}
-        }}""")
+            }
+        }""")
         work = jobs.pace(lambda _: jobs.request(Routed.VIP, 80), rate=60)
         self.client(self.net.client, work)
         self.client(self.net.backends[0], work, comm="hairpin")

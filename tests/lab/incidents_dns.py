@@ -208,14 +208,7 @@ class DnsServiceHalfDead(Scene):
         self.net = Routed(self.crew, 2)
         for backend, address in zip(self.net.backends, self.net.addresses, strict=True):
             self.ready(backend.start(jobs.resolver(address), comm="coredns"))
-        first, second = self.net.addresses
-        self.net.node.nft(f"""table ip lab {{
-            chain prerouting {{
-                type nat hook prerouting priority dstnat
-                ip daddr {Routed.VIP} udp dport 53 dnat to numgen inc mod 2 map \
-                    {{ 0 : {first}, 1 : {second} }}
-            }}
-        }}""")
+        self.net.service("udp dport 53", self.net.addresses)
         self.net.backends[1].nft(on_input("udp dport 53 counter drop"))
 
     def enter(self) -> list[str]:

@@ -53,14 +53,6 @@ class _OnNode(Scene):
         lines = self.net.node.run("conntrack", "-L").splitlines() if self.listed else []
         self.unreplied = [line for line in lines if "UNREPLIED" in line]
 
-    def nat(self, chain: str, hook: str, rule: str) -> None:
-        self.net.node.nft(f"""table ip lab {{
-            chain {chain} {{
-                type nat hook {hook}
-                {rule}
-            }}
-        }}""")
-
     def shop(self, host: str, port: int, *, rate: float, seconds: float, timeout_s: float) -> None:
         job = jobs.pace(
             lambda _: jobs.request(host, port, timeout_s=timeout_s), rate=rate, seconds=seconds
@@ -96,13 +88,7 @@ class ConntrackUnreplied(_OnNode):
     def arrange(self) -> None:
         for backend, address in zip(self.net.backends, self.net.addresses, strict=True):
             self.ready(backend.start(jobs.answer_datagrams(address, 5060), comm="sip"))
-        first, second, third = self.net.addresses
-        self.nat(
-            "prerouting",
-            "prerouting priority dstnat",
-            f"ip daddr {Routed.VIP} udp dport 5060 counter dnat to numgen inc mod 3 map "
-            f"{{ 0 : {first}, 1 : {second}, 2 : {third} }}",
-        )
+        self.net.service("udp dport 5060", self.net.addresses)
         self.net.backends[2].nft(on_input("udp dport 5060 counter drop"))
 
     def run(self) -> None:
@@ -157,13 +143,7 @@ class DnatDeadBackend(_OnNode):
     expected = expect("TCP_SYN_UNANSWERED", "nat", also="TCP_RETRANSMITS CONNTRACK_UNREPLIED")
 
     def arrange(self) -> None:
-        first, second, third = self.net.addresses
-        self.nat(
-            "prerouting",
-            "prerouting priority dstnat",
-            f"ip daddr {Routed.VIP} tcp dport 80 counter dnat to numgen inc mod 3 map "
-            f"{{ 0 : {first} . {PORT}, 1 : {second} . {PORT}, 2 : {third} . {PORT} }}",
-        )
+        self.net.service("tcp dport 80", [f"{one} . {PORT}" for one in self.net.addresses])
         self.net.backends[2].nft(on_input(f"tcp dport {PORT} counter drop"))
 
     def run(self) -> None:
@@ -184,11 +164,12 @@ class SnatCollision(_OnNode):
 
     def arrange(self) -> None:
         gateway = self.net.addresses[0].removesuffix("2") + "1"
-        self.nat(
-            "postrouting",
-            "postrouting priority srcnat",
-            f"tcp dport {PORT} counter snat to {gateway}:20000-20015",
-        )
+        self.net.node.nft(f"""table ip lab {{
+            chain postrouting {{
+                type nat hook postrouting priority srcnat
+                tcp dport {PORT} counter snat to {gateway}:20000-20015
+            }}
+        }}""")
 
     def run(self) -> None:
         held = []
@@ -218,12 +199,8 @@ class DnatRefused(_OnNode):
 
     def arrange(self) -> None:
         first, second, third = self.net.addresses
-        self.nat(
-            "prerouting",
-            "prerouting priority dstnat",
-            f"ip daddr {Routed.VIP} tcp dport 80 counter dnat to numgen inc mod 3 map "
-            f"{{ 0 : {first} . {PORT}, 1 : {second} . {PORT}, 2 : {third} . 9 }}",
-        )
+        targets = [f"{first} . {PORT}", f"{second} . {PORT}", f"{third} . 9"]
+        self.net.service("tcp dport 80", targets)
 
     def run(self) -> None:
         self.shop(Routed.VIP, 80, rate=20, seconds=1.5, timeout_s=1.3)

@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -107,6 +107,20 @@ class Routed:
         """Until all have found each other: nothing waits for a neighbour later."""
         for address in self.addresses:
             wait_until(partial(_refused, address), f"an answer of {address}")
+
+    def service(self, port: str, targets: Sequence[str]) -> None:
+        """What goes to this port of the VIP, e.g. `tcp dport 80`, goes to the targets by turns.
+
+        A target is `address` or `address . port`.
+        """
+        turns = ", ".join(f"{number} : {target}" for number, target in enumerate(targets))
+        to = f"numgen inc mod {len(targets)} map {{ {turns} }}"
+        self.node.nft(f"""table ip lab {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat
+                ip daddr {self.VIP} {port} counter dnat to {to}
+            }}
+        }}""")
 
     @property
     def enter(self) -> list[str]:
