@@ -50,8 +50,8 @@ Look closer:
   jq -c 'select(.type=="connect" and .errno!=0)' out/ktrace.*.events.jsonl
 
 \b
-Ctrl-C or SIGTERM ends the capture early and still seals the bundle; a second
-Ctrl-C gives up at once and leaves no bundle.
+Ctrl-C, SIGTERM or a lost terminal ends the capture early and still seals the
+bundle; a second Ctrl-C gives up and leaves no bundle.
 
 \b
 Every flag can be given by its variable: KTRACE_DURATION, KTRACE_OUT_DIR, ...

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import duckdb
 
 from ktrace_agent.errors import SinkFailed
+from ktrace_agent.signals import postponed
 from ktrace_agent.sinks.directory import DiskFull
 from ktrace_agent.tables import in_order
 
@@ -24,7 +25,8 @@ def write(con: duckdb.DuckDBPyConnection, select: str, file: BinaryIO, folder: P
     """
     os.ftruncate(file.fileno(), 0)
     try:
-        with in_order(con):
+        # An interrupt of COPY by DuckDB 2.0.0 with one thread may wait for itself for ever.
+        with in_order(con), postponed():
             con.execute(
                 f"COPY ({select}) TO '/proc/self/fd/{file.fileno()}' (FORMAT parquet,"
                 f" COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}, USE_TMP_FILE false)"

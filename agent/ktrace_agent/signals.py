@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGINT and SIGTERM while a capture runs: the first ends it early, a second may end all."""
+"""Signals while a capture runs: the first ends it early, a second may end all."""
 
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import Any
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+ENDS = (*BOTH, signal.SIGHUP)
+"""What asks a capture to end: a user, a supervisor, a connection that broke."""
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Stop:
@@ -41,18 +48,21 @@ class Stop:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """No signal of BOTH interrupts anything, except where stopping() is inside."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in BOTH}
+    """No signal of ENDS interrupts anything, except where stopping() is inside."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in ENDS}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _restore(previous)
 
 
 @contextmanager
 def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[None]:
-    """The first signal sets `stop`; a further one of `gives_up` raises KeyboardInterrupt."""
+    """The first signal sets `stop`; a further one of `gives_up` raises KeyboardInterrupt.
+
+    SIGHUP never gives up, since a shell repeats what the kernel sent; where it is ignored
+    (nohup(1)) it stays so.
+    """
     given_up = False
 
     def end(number: int, _: FrameType | None) -> None:
@@ -65,7 +75,8 @@ def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) 
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, end) for number in BOTH}
+    heard = BOTH if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else ENDS
+    previous = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     except Exception as error:
@@ -73,5 +84,27 @@ def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) 
             raise KeyboardInterrupt from error
         raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _restore(previous)
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """A signal that comes inside is handled behind it: for what cannot be given up halfway."""
+    came: list[int] = []
+    handlers: dict[signal.Signals, _Handler] = {}
+    if threading.current_thread() is threading.main_thread():  # handlers run in no other
+        handlers = {number: signal.getsignal(number) for number in ENDS}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        _restore(ours)
+        for one in came:
+            signal.raise_signal(one)
+
+
+def _restore(handlers: Mapping[signal.Signals, _Handler]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -2,12 +2,13 @@
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from ktrace_agent.signals import BOTH, Stop, ignored, stopping
+from ktrace_agent.signals import BOTH, ENDS, Stop, ignored, postponed, stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -117,3 +118,58 @@ def test_a_signal_at_any_moment_of_waiting_is_heard():
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def whole_inside(number: signal.Signals, error: Exception | None = None) -> list[str]:
+    """Two signals that come inside; what happened before they were handled."""
+    stop, seen = Stop(), list[str]()
+    try:
+        with stopping(stop, gives_up=[number]):
+            for name in ("first", "second"):
+                with postponed():
+                    signal.raise_signal(number)
+                    seen.append(f"{name} {stop.is_set()}")
+                    if error:
+                        raise error
+    except KeyboardInterrupt:
+        seen.append("given up")
+    except OSError:
+        seen.append(f"error {stop.is_set()}")
+    return seen
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_what_cannot_be_given_up_halfway_is_given_up_behind_it(number: signal.Signals):
+    assert whole_inside(number) == ["first False", "second True", "given up"]
+
+
+def test_a_wish_that_comes_with_a_failure_is_heard():
+    assert whole_inside(signal.SIGINT, OSError("full")) == ["first False", "error True"]
+
+
+def test_a_thread_has_nothing_to_postpone():
+    def work() -> int:
+        with postponed():
+            return 42
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == 42
+
+
+def test_a_broken_connection_ends_the_capture_and_never_gives_up():
+    stop = Stop()
+    with stopping(stop):
+        for _ in range(3):  # of the kernel, of the shell
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set()
+
+
+def test_what_nohup_ignores_stays_ignored():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(stop := Stop()):
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
