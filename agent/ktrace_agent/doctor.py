@@ -121,7 +121,7 @@ def _node(found: Examination) -> "Table":
     controllers = ", ".join(one.cgroup.v1_controllers)
     tracefs = {"private": "not mounted; a private mount works", "-": "not available"}
     rows: tuple[tuple[str, str, tuple[Lack, ...]], ...] = (
-        ("kernel", f"{one.release} {one.machine}", ()),
+        ("kernel", f"{one.release} {one.machine}", (Lack.CLOCK,)),
         ("privileges", f"uid {one.euid}, {rights}", (Lack.BPF_PERMISSION,)),
         ("BTF", "there" if one.btf else "missing", (Lack.BTF,)),
         ("libbpf", one.libbpf, (Lack.LIBBPF,)),

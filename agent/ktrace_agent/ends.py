@@ -101,11 +101,11 @@ class Lookup(Protocol):
         since_ns: int,
         until_ns: int,
     ) -> Connection | None:
-        """What is known of the tuple of an end in that time (CLOCK_BOOTTIME)."""
+        """What is known of the tuple of an end in that time (the kernel's boot clock)."""
 
 
 class Flows(NamedTuple):
-    """Tuples of processes: END without sockets, when they were used (CLOCK_BOOTTIME in ns).
+    """Tuples of processes: END without sockets, when they were used (the kernel's boot clock, ns).
 
     `begun` counts the connections that began with each.
     """

@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ktrace_agent import procfs
+from ktrace_agent.clock import boot_ns
+from ktrace_agent.errors import AgentError
 
 PROC = Path("/proc")
 MAX_NETNS = 256
@@ -95,7 +97,7 @@ class Snapshot:
     whole: bool
     """All processes were looked at: a namespace that is not here had none."""
     begun_ns: int = 0
-    """CLOCK_BOOTTIME before the first file was read."""
+    """The kernel's boot clock before the first file was read."""
     ended_ns: int = 0
     """After the last one."""
 
@@ -184,7 +186,7 @@ def snapshot(
 
     The agent's own namespace comes first and is always read.
     """
-    begun_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    begun_ns = boot_ns()
     end = time.monotonic() + seconds
 
     def over() -> bool:
@@ -202,7 +204,7 @@ def snapshot(
         netns[inode] = Missing.TOO_LATE if over() else _read_netns(proc, inode, found[inode])
     for inode in wanted[limit:]:
         netns[inode] = Missing.TOO_MANY
-    ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    ended_ns = boot_ns()
     return Snapshot(host, netns, own, whole, begun_ns, ended_ns)
 
 
@@ -230,19 +232,19 @@ def boot(proc: Path = PROC) -> Boot:
     raw = read_file(proc / "sys/kernel/random/boot_id")
     text = raw[:64].decode("ascii", "replace").strip() if isinstance(raw, bytes) else ""
     try:
-        uptime: float | None = time.clock_gettime(time.CLOCK_BOOTTIME)
-    except OSError:
+        uptime: float | None = boot_ns() / 1e9
+    except (OSError, AgentError):
         uptime = None
     return Boot(text or "-", uptime)
 
 
 def clock_offset_ns() -> int:
-    """CLOCK_REALTIME minus CLOCK_BOOTTIME in ns, from the closest of five readings."""
+    """CLOCK_REALTIME minus the kernel's boot clock in ns, from the closest of five readings."""
     best: tuple[int, int] | None = None
     for _ in range(5):
-        before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        before = boot_ns()
         wall = time.time_ns()
-        after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        after = boot_ns()
         reading = (after - before, wall - (before + after) // 2)
         best = min(best, reading) if best else reading
     assert best is not None

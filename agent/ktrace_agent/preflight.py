@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from ktrace_agent.errors import KtraceError, PermissionDenied, UnsupportedKernel
+from ktrace_agent import clock
+from ktrace_agent.errors import AgentError, KtraceError, PermissionDenied, UnsupportedKernel
 
 PROC = Path("/proc")
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -43,6 +44,7 @@ class Lack(StrEnum):
     BTF = "btf"
     LIBBPF = "libbpf"
     LOCKDOWN = "lockdown"
+    CLOCK = "clock"
     TRACEFS = "tracefs"
     CGROUP = "cgroup"
     OTHER_PROCESSES = "other_processes"
@@ -54,6 +56,7 @@ BLOCKING: Mapping[Lack, type[KtraceError]] = {
     Lack.BTF: UnsupportedKernel,
     Lack.LIBBPF: UnsupportedKernel,
     Lack.LOCKDOWN: UnsupportedKernel,
+    Lack.CLOCK: AgentError,
 }
 """In the order in which they are told: what a user can change comes first."""
 
@@ -133,6 +136,7 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
         btf_why and Missing(Lack.BTF, btf_why, _BTF_HELP),
         libbpf_why and Missing(Lack.LIBBPF, libbpf_why, "install libbpf1 (version 1.0 or newer)"),
         _lockdown(mode),
+        _clock(proc),
         tracefs_why and Missing(Lack.TRACEFS, tracefs_why, _TRACEFS_HELP),
         cgroup.version == "-" and Missing(Lack.CGROUP, "no cgroup is mounted", _CGROUP_HELP),
         _unseen_processes(proc, capabilities),
@@ -274,6 +278,15 @@ def _lockdown(mode: str) -> Missing | None:
         "kernel lockdown is `confidentiality`: programs may not read kernel memory",
         "boot with lockdown=integrity or less",
     )
+
+
+def _clock(proc: Path) -> Missing | None:
+    try:
+        clock.shift_ns(proc)
+    except AgentError as error:
+        why, _, next_step = str(error).partition("; ")
+        return Missing(Lack.CLOCK, why, next_step)
+    return None
 
 
 def _unseen_processes(proc: Path, capabilities: frozenset[str]) -> Missing | None:

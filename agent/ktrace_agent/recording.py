@@ -17,14 +17,14 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """CLOCK_REALTIME minus CLOCK_BOOTTIME in ns, when the capture began and when it ended."""
+    """The wall clock minus the kernel's boot clock in ns, at the start and the end of a capture."""
 
     offset_start_ns: int
     offset_end_ns: int
 
 
 def wall_clock(boot_ns: int, offset_ns: int) -> datetime:
-    """A time of CLOCK_BOOTTIME as rows show it: by the offset at the start, whatever came after.
+    """A time of the boot clock as rows show it: by the offset at the start, whatever came after.
 
     So a step of the wall clock during a capture moves no row out of it.
     """
@@ -80,7 +80,7 @@ class Witness:
     """The kernel's own counts while all programs were attached, to hold the rows against."""
 
     since_ns: int
-    """CLOCK_BOOTTIME before the first reading; what is counted happened since."""
+    """The kernel's boot clock before the first reading; what is counted happened since."""
     until_ns: int
     """After the last reading."""
     netns: Mapping[int, TcpCounts]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ktrace_agent import host, preflight
+from ktrace_agent.clock import boot_ns
 from ktrace_agent.enrich import conntrack_watch, identity
 from ktrace_agent.kernel import Collector
 from ktrace_agent.netns import run_in_netns
@@ -145,13 +146,13 @@ def record(
         stack.enter_context(watches)
         spool.start()
         collector.attach()
-        started = wall_clock(_boot_ns(), offset)
+        started = wall_clock(boot_ns(), offset)
         before = host.snapshot()
         collector.iterate("prime_owners")
         stock_start = _stock(collector)
         observer.ready()
         ended_by = _wait(config, collector, spool, observer, stop)
-        ended = wall_clock(_boot_ns(), offset)
+        ended = wall_clock(boot_ns(), offset)
         after = host.snapshot()
         observer.sealing("detaching the programs")
         collector.detach()
@@ -179,10 +180,6 @@ def record(
             witness=witness(before, after),
         )
         return Recorded(recording, collector.choices, before, after)
-
-
-def _boot_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Watches:

@@ -88,7 +88,7 @@ class Conntrack:
         server the reply tuple, in any namespace on the way that has not translated it yet. An
         entry that translates is preferred to one that does not (it says all that the other says),
         then the socket's own namespace to the host's, then the host's to others. `since_ns` and
-        `until_ns` (CLOCK_BOOTTIME) bound when the socket had the tuple; of TCP its begin counts.
+        `until_ns` (boot clock) bound when the socket had the tuple; of TCP its begin counts.
         A wildcard as local address stands for each of the namespace's own addresses.
         """
         found = self.candidates(netns, proto, local, remote)

@@ -72,11 +72,11 @@ class Entry(NamedTuple):
     original: Tuple
     reply: Tuple
     born_after_ns: int | None
-    """CLOCK_BOOTTIME of the last look at which it was not there; None: there from the start."""
+    """Boot clock at the last look at which it was not there; None: there from the start."""
     first_seen_ns: int
-    """CLOCK_BOOTTIME at the end of the first look at which it was there."""
+    """Boot clock at the end of the first look at which it was there."""
     gone_before_ns: int | None
-    """CLOCK_BOOTTIME at which it was finished or no longer there; None: there at the end."""
+    """Boot clock at which it was finished or no longer there; None: there at the end."""
     nat: Nat
 
     @property
@@ -100,7 +100,7 @@ class Traced(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One dump of one namespace, CLOCK_BOOTTIME in ns."""
+    """One dump of one namespace; the kernel's boot clock in ns."""
 
     begun: int
     ended: int

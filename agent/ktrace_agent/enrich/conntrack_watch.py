@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
+from ktrace_agent.clock import boot_ns
 from ktrace_agent.enrich import netlink, nfct
 from ktrace_agent.enrich.conntrack import Conntrack, Figures, Problem
 from ktrace_agent.enrich.conntrack_table import Table
@@ -191,13 +192,13 @@ class Watch:
         mine = self._max_entries - int(self._reserve(inode, self._max_entries))
         used = sum(len(one.keys) for one in self._tables.values())
         table.room = min(self._max_entries - used, mine - len(table.keys))
-        begun, whole = time.clock_gettime_ns(time.CLOCK_BOOTTIME), False
+        begun, whole = boot_ns(), False
         try:
             read(table.see)
             whole = True
             self._sources[inode] = source
         finally:
-            table.looked(begun, time.clock_gettime_ns(time.CLOCK_BOOTTIME), whole=whole)
+            table.looked(begun, boot_ns(), whole=whole)
             if table.left_out:
                 self._note(inode, Lack.TOO_MANY, f"{table.left_out} entries found no room")
 
