@@ -7,8 +7,8 @@ Flows and sockets are in the archive only. It gets its name last: where it is, e
 """
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -17,10 +17,19 @@ from typing import BinaryIO
 from ktrace_agent import archive, conclusions, facts, parquet, unseen
 from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.enrich.dns_talks import time_answers
+from ktrace_agent.errors import SinkFailed
 from ktrace_agent.memory import give_back, no_collections
 from ktrace_agent.recording import Recording
 from ktrace_agent.rowfile import RowFile, account
-from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish, write_all
+from ktrace_agent.sinks.directory import (
+    DiskFull,
+    NameTaken,
+    Written,
+    create,
+    disk_errors,
+    publish,
+    write_all,
+)
 from ktrace_agent.tables import Names, Tables
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import CaptureConfig
@@ -32,6 +41,9 @@ _SIDE_SHARE = 8
 """Flows and sockets get one part in so many of max_bytes each."""
 _SIDES = {"flows": "tx_bytes + rx_bytes DESC", "sockets": "moment, state, age_us DESC"}
 """Tables of their own in the archive, and which of their lines matter most."""
+_ARCHIVE = "bundle.tgz"
+_MAX_OF_A_SECOND = 10_000
+"""Bundles of one node and second that get a name: more than anybody starts."""
 _UDP = (RowType.UDP_SEND, RowType.UDP_RECV)
 
 
@@ -138,20 +150,36 @@ class _Work:
             self._write_columns(columns, self.room - sum(map(_size, sides.values())))
             give_back()
             summary = self._summarize(notes)
-            stem = self._stem()
-            parts = {
-                f"{stem}.events.jsonl": self._rows.file,
-                f"{stem}.events.parquet": columns,
-                f"{stem}.summary.json": new(summary.to_bytes()),
-                f"{stem}.node.json": new(self._node_json),
+            shown = {
+                "events.jsonl": self._rows.file,
+                "events.parquet": columns,
+                "summary.json": new(summary.to_bytes()),
+                "node.json": new(self._node_json),
             }
-            inner = {f"{stem}.{name}.parquet": file for name, file in sides.items()}
-            packed = new()
-            manifest, members, sha256 = archive.pack(packed, parts | inner, summary)
-            size = os.fstat(packed.fileno()).st_size
-            shown = [member for member in members if member.name in parts]
-            shown.append(Written(f"{stem}.bundle.tgz", packed, size, sha256))
-            paths = publish(self._out_dir, shown)
+            inner = {f"{name}.parquet": file for name, file in sides.items()}
+            for stem in self._stems((*shown, _ARCHIVE)):
+                with suppress(NameTaken), create(self._out_dir) as packed:
+                    return self._publish(stem, shown, inner, packed, summary)
+        raise SinkFailed(f"{self._out_dir} has no name left for a bundle; choose another --out-dir")
+
+    def _publish(
+        self,
+        stem: str,
+        shown: Mapping[str, BinaryIO],
+        inner: Mapping[str, BinaryIO],
+        packed: BinaryIO,
+        summary: Summary,
+    ) -> Sealed:
+        """Pack under names that begin with `stem` and give them; NameTaken leaves nothing.
+
+        `shown` are the parts that stand beside the archive, `inner` those within it only.
+        """
+        parts = {f"{stem}.{name}": file for name, file in (*shown.items(), *inner.items())}
+        manifest, members, sha256 = archive.pack(packed, parts, summary)
+        size = os.fstat(packed.fileno()).st_size
+        beside = [member for member in members if member.name.removeprefix(f"{stem}.") in shown]
+        beside.append(Written(f"{stem}.{_ARCHIVE}", packed, size, sha256))
+        paths = publish(self._out_dir, beside)
         return Sealed(tuple(paths), manifest, summary, size, sha256)
 
     def _write_sides(self, files: Mapping[str, BinaryIO]) -> list[str]:
@@ -196,15 +224,18 @@ class _Work:
             concluded = found.apply(counted(SUMMARY_MAX_BYTES - found.bytes))
         return concluded
 
-    def _stem(self) -> str:
-        """Common part of the names; a second capture in one second gets a number behind."""
+    def _stems(self, names: Sequence[str]) -> Iterator[str]:
+        """Common parts of the names that are free; a later one of a second has a number behind.
+
+        Another capture may seal in the same moment: whoever finds a name taken when he gives it
+        packs again under the next one.
+        """
         started = self._recording.started.astimezone(UTC)
-        stem = f"ktrace.{self._config.node}.{started:%Y%m%dT%H%M%SZ}"
-        taken, number = stem, 1
-        while (self._out_dir / f"{taken}.bundle.tgz").exists():
-            number += 1
-            taken = f"{stem}-{number}"
-        return taken
+        first = f"ktrace.{self._config.node}.{started:%Y%m%dT%H%M%SZ}"
+        for number in range(1, _MAX_OF_A_SECOND + 1):
+            stem = first if number == 1 else f"{first}-{number}"
+            if not any(os.path.lexists(self._out_dir / f"{stem}.{name}") for name in names):
+                yield stem
 
 
 def _size(file: BinaryIO) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any, ClassVar
 
 import duckdb
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ktrace_agent import archive
 from ktrace_agent.bundle import Sealed, seal
 from ktrace_agent.ends import Connection
 from ktrace_agent.errors import SinkFailed
@@ -151,6 +153,50 @@ def test_a_second_bundle_of_one_second_has_its_own_name(
     second = seal(make_recording(many(7)), config, node_info, tmp_path)
     assert second.bundle.name == f"{STEM}-2.bundle.tgz"
     assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_bundles_that_are_packed_at_the_same_time_all_get_a_name(
+    make_recording: Make,
+    config: CaptureConfig,
+    node_info: NodeInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The names are chosen before they are packed and given after it: then all had chosen one."""
+    count, real = 4, archive.pack
+    first, met = Barrier(count), set[int]()
+
+    def pack(*args: Any, **named: Any) -> Any:
+        if get_ident() not in met:
+            met.add(get_ident())
+            first.wait(60)
+        return real(*args, **named)
+
+    monkeypatch.setattr(archive, "pack", pack)
+    recordings = [make_recording(many(3 + number)) for number in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        sealed = list(pool.map(lambda one: seal(one, config, node_info, tmp_path), recordings))
+    assert {one.bundle.name for one in sealed} == {
+        NAMES[-1], *(f"{STEM}-{number}.bundle.tgz" for number in range(2, count + 1))
+    }  # fmt: skip
+    assert [one.summary.rows for one in sealed] == [3 + number for number in range(count)]
+    assert len(list(tmp_path.iterdir())) == count * len(PARTS)
+    for one in sealed:
+        stem = one.bundle.name.removesuffix(".bundle.tgz")
+        assert all(path.name.startswith(f"{stem}.") for path in one.paths)
+        with tarfile.open(one.bundle) as tar:
+            assert tar.getnames()[0] == f"{stem}.events.jsonl"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_a_killed_agent_left_takes_its_number(
+    part: str, make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
+):
+    (tmp_path / f"{STEM}.{part}").write_text("left")
+    sealed = seal(make_recording(many(5)), config, node_info, tmp_path)
+    assert sealed.bundle.name == f"{STEM}-2.bundle.tgz"
+    assert (tmp_path / f"{STEM}.{part}").read_text() == "left"
+    assert len(list(tmp_path.iterdir())) == 1 + len(PARTS)
 
 
 def test_rows_beyond_max_bytes_are_capped_and_counted(
