@@ -166,3 +166,42 @@ def test_loss_explains_slow_connects_to_the_same_address(to: str, routing: bool)
     assert verdict.verdict == Cause.ROUTING
     assert ("TCP_CONNECT_SLOW" in verdict.findings) == routing
     assert bool(also(verdict)) != routing
+
+
+def why_of_no_rows(made: Captured) -> str:
+    found = made.analyze()
+    assert not found.findings
+    assert found.verdict.verdict == Cause.UNKNOWN
+    assert not found.verdict.findings
+    return found.verdict.why
+
+
+def test_no_traffic_is_called_no_traffic():
+    assert why_of_no_rows(Captured()) == "No traffic was seen, so nothing can be said."
+    assert "No traffic was seen" in why_of_no_rows(Captured().flow())
+
+
+def test_traffic_that_makes_no_rows_is_not_called_none():
+    """Connections that stood before and after: bytes are counted, nothing becomes a row."""
+    made = Captured().flow(tx_bytes=1 << 20, tx_calls=9).flow(local_port=40001, rx_bytes=70)
+    made.flow(local_port=40002)
+    assert why_of_no_rows(made) == (
+        "Traffic was seen (flows: 2), but nothing happened in it that makes a row:"
+        " no fault shows, and none is ruled out."
+    )
+
+
+def test_a_filter_is_named_where_nothing_passed_it():
+    made = Captured(ports=[8443])
+    made.insert("accounting", {"type": "tcp_state", "seen": 500, "filtered": 500})
+    assert why_of_no_rows(made) == (
+        "Nothing of what was asked for (port 8443) was seen, so nothing can be said."
+    )
+
+
+def test_events_that_were_sampled_out_are_not_called_no_traffic():
+    made = Captured(sample=1000).flow(tx_bytes=5)
+    made.insert("accounting", {"type": "tcp_state", "seen": 5, "filtered": 2, "sampled": 3})
+    assert why_of_no_rows(made) == (
+        "Events were seen (3), but none of them is a row (1 in 1000 is), so nothing can be said."
+    )

@@ -119,8 +119,16 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     )
 
 
-def judge(findings: Sequence[Finding], rows: int, sample: int = 1) -> Verdict:
-    """The verdict on findings of a capture with so many rows, one for `sample` events."""
+NO_TRAFFIC = "No traffic was seen, so nothing can be said."
+
+
+def judge(
+    findings: Sequence[Finding], rows: int, sample: int = 1, no_rows: str = NO_TRAFFIC
+) -> Verdict:
+    """The verdict on findings of a capture with so many rows, one for `sample` events.
+
+    `no_rows` says why nothing is known where there are none.
+    """
     serious = [one for one in findings if one.severity != Severity.INFO]
     partial = [one for one in serious if one.id == _ID.CAPTURE_INCOMPLETE]
     voting = [one for one in serious if one.id != _ID.CAPTURE_INCOMPLETE]
@@ -132,7 +140,7 @@ def judge(findings: Sequence[Finding], rows: int, sample: int = 1) -> Verdict:
     if partial:
         return _say(Cause.UNKNOWN, partial, f"Nothing was found, but: {partial[0].title}")
     if not rows:
-        return _say(Cause.UNKNOWN, [], "No traffic was seen, so nothing can be said.")
+        return _say(Cause.UNKNOWN, [], no_rows)
     return _say(Cause.HEALTHY, [], f"Nothing above info in {rows} rows.")
 
 

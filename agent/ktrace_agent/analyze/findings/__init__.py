@@ -12,7 +12,7 @@ import duckdb
 
 from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, resets, tcp
 from ktrace_agent.analyze.findings.case import Case
-from ktrace_agent.analyze.verdict import judge, worst_first
+from ktrace_agent.analyze.verdict import NO_TRAFFIC, judge, worst_first
 from ktrace_agent.enrich.dns import summarize
 from ktrace_agent.enrich.dns_clients import prepare
 from ktrace_api.finding import MAX_FINDINGS, DnsSummary, Finding, FindingId, Findings
@@ -58,10 +58,11 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
             con.execute(f"DROP TABLE {table}")
     shown = _fit(_limit(worst_first(found))[:MAX_FINDINGS], FINDINGS_BYTES)
     summary = summarize(con, timed=timed)
+    no_rows = NO_TRAFFIC if coverage.rows else capture.silence(case)
     return Findings(
         findings=tuple(shown),
         findings_left_out=len(found) - len(shown),
-        verdict=judge(found, coverage.rows, coverage.sample),
+        verdict=judge(found, coverage.rows, coverage.sample, no_rows),
         dns=_shorten(summary),
     )
 

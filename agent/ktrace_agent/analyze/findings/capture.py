@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import number
+from ktrace_agent.analyze.verdict import NO_TRAFFIC
 from ktrace_api.finding import Cause, Finding, FindingId, Severity
 from ktrace_api.names import RowType
+
+_SO = "so nothing can be said"
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -43,3 +46,32 @@ def find(case: Case) -> Iterator[Finding]:
         },
         numbers=[number("events lost", rate, limits.lost_share, "share")],
     )
+
+
+def silence(case: Case) -> str:
+    """Why a capture without a row says nothing, in a sentence.
+
+    A connection that stands before and after makes no row, however much it carries: its bytes
+    are in the flows.
+    """
+    coverage = case.coverage
+    (told,) = case.ask(
+        """SELECT (SELECT count(*) FROM flows
+                   WHERE greatest(tx_bytes, rx_bytes, tx_calls, rx_calls) > 0) AS flows,
+             (SELECT coalesce(sum(greatest(seen - coalesce(filtered, 0), 0)), 0)::HUGEINT
+              FROM accounting) AS events"""
+    )
+    if told["events"]:
+        kept = f"1 in {coverage.sample} is" if coverage.sample > 1 else "there was no room"
+        return f"Events were seen ({told['events']}), but none of them is a row ({kept}), {_SO}."
+    if coverage.unseen:
+        return f"Events passed that no program saw ({coverage.unseen}), and no others, {_SO}."
+    if told["flows"]:
+        return (
+            f"Traffic was seen (flows: {told['flows']}), but nothing happened in it that makes a"
+            " row: no fault shows, and none is ruled out."
+        )
+    if coverage.filters:
+        asked = ", ".join(coverage.filters)
+        return f"Nothing of what was asked for ({asked}) was seen, {_SO}."
+    return NO_TRAFFIC
