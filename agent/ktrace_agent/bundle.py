@@ -212,7 +212,13 @@ class _Work:
 
         def counted(room: int) -> Summary:
             return summarize(
-                self._tables, self._recording, self._config, accounting, notes, room=room
+                self._tables,
+                self._recording,
+                self._config,
+                accounting,
+                notes,
+                hooks_missing=[one.hook for one in self._node_info.hooks if one.missing],
+                room=room,
             )
 
         summary = counted(SUMMARY_MAX_BYTES)

@@ -55,7 +55,10 @@ def _headline(summary: Summary) -> Text:
     if summary.sample > 1:
         line.append(f"  1 in {summary.sample:,}", DIM)
     missing = lost(summary)
-    if summary.complete:
+    if summary.complete and summary.hooks_missing:
+        without = ", ".join(summary.hooks_missing)
+        line.append(f"  no event was lost, but no program serves {plain(without)}", "yellow")
+    elif summary.complete:
         line.append("  complete: nothing was lost", GOOD)
     elif missing:
         line.append(f"  INCOMPLETE: {missing:,} events were lost", BAD)

@@ -36,6 +36,11 @@ class HookChoice(Model):
     """Name of the program; `-` when the hook has none or was not asked for."""
     refused: tuple[Refusal, ...] = ()
 
+    @property
+    def missing(self) -> bool:
+        """It was asked for and no program serves it."""
+        return self.chosen == UNKNOWN and bool(self.refused)
+
 
 class Interface(Model):
     """A link of the agent's network namespace."""

@@ -208,7 +208,10 @@ class Summary(Model):
     sample: Annotated[int, Field(ge=1)]
     """One event in N was kept; what comes from flows (talkers, flows) is exact all the same."""
     complete: bool
-    """No row that was asked for is missing and no fact was lost."""
+    """No event that passed is missing and no fact was lost; what no program could tell on this
+    kernel is in `hooks_missing`."""
+    hooks_missing: tuple[str, ...] = ()
+    """Hooks that were asked for and that no program serves; node.json says why."""
     notes: tuple[str, ...]
     """What a reader must know, in plain sentences."""
     verdict: Verdict = NO_VERDICT

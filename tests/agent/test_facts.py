@@ -7,7 +7,7 @@ import pytest
 
 from ktrace_agent.bundle import seal
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.node import ConntrackFacts, Delta, NodeInfo, TrackedNetns
+from ktrace_api.node import ConntrackFacts, Delta, HookChoice, NodeInfo, Refusal, TrackedNetns
 
 from .conftest import Make, make_events
 
@@ -34,3 +34,26 @@ def test_what_the_looks_at_connection_tracking_found_is_judged(
     recording = make_recording(make_events([{}]))
     summary = seal(recording, config, tracked(node_info, peak), tmp_path).summary
     assert [one.id for one in summary.findings] == found
+
+
+def test_what_no_program_serves_is_said_alike_everywhere(
+    make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
+):
+    """`complete` counts events. What nobody looked for is neither lost nor there."""
+    refused = (Refusal(program="exit_accept", reason="tracefs shows no event"),)
+    hooks = (
+        HookChoice(hook="tcp_state", chosen="tcp_state"),
+        HookChoice(hook="accept", chosen="-", refused=refused),
+        HookChoice(hook="connect", chosen="-"),
+    )
+    lacking = node_info.model_copy(update={"hooks": hooks})
+    summary = seal(make_recording(make_events([{}])), config, lacking, tmp_path).summary
+    assert summary.complete
+    assert summary.hooks_missing == ("accept",)
+    assert summary.notes[-1] == (
+        "No program serves accept, so these are missing: which process accepted a connection"
+        " (see `ktrace doctor`)."
+    )
+    (found,) = summary.findings
+    assert found.title == "Facts are missing: no program for accept (no event was lost)"
+    assert found.title in summary.verdict.why

@@ -256,5 +256,21 @@ def test_missing_hooks():
     assert "connect" not in finding.title
 
 
+def test_missing_hooks_are_no_lost_events():
+    """`complete` speaks of events: what it says must not refute what the finding says."""
+    made = busy()
+    made.insert("hooks", {"hook": "accept", "chosen": None, "refused": ["exit_accept: no"]})
+    finding = made.finding("CAPTURE_INCOMPLETE")
+    assert finding.title == "Facts are missing: no program for accept (no event was lost)"
+    assert "hooks_missing" in finding.refuted_by
+    assert finding.next == "ktrace doctor"
+    both = lost(500)
+    both.insert("hooks", {"hook": "accept", "chosen": None, "refused": ["exit_accept: no"]})
+    finding = both.finding("CAPTURE_INCOMPLETE")
+    assert finding.title == "The capture is incomplete: 500 events lost, no program for accept"
+    assert "hooks_missing" in finding.refuted_by
+    assert "hooks_missing" not in lost(500).finding("CAPTURE_INCOMPLETE").refuted_by
+
+
 def test_nothing_seen_is_not_healthy():
     assert Captured().analyze().verdict.verdict == Cause.UNKNOWN

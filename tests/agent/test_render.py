@@ -170,6 +170,13 @@ connect       0
     )
 
 
+def test_a_fact_without_a_program_is_not_called_complete():
+    shown = text(quiet(hooks_missing=("connect", "accept")))
+    assert "no event was lost, but no program serves connect, accept" in shown
+    assert "complete" not in shown
+    assert "nothing was lost" not in shown
+
+
 def test_an_incident():
     assert (
         text(incident())

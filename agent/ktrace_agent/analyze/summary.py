@@ -10,6 +10,7 @@ whole over SUMMARY_MAX_BYTES, all lists become shorter.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ktrace_agent.probes import HOOKS
 from ktrace_agent.recording import Recording
 from ktrace_agent.tables import Tables
 from ktrace_api.capture import CaptureConfig
@@ -49,14 +50,16 @@ def summarize(
     accounting: Mapping[RowType, Accounting],
     notes: Sequence[str],
     *,
+    hooks_missing: Sequence[str] = (),
     room: int = SUMMARY_MAX_BYTES,
 ) -> Summary:
     """The summary of what `tables` holds, i.e. of the rows that are in the bundle.
 
-    `notes` are sentences about what sealing cut; more are added here. Findings are not in it.
+    `notes` are sentences about what sealing cut; more are added here. `hooks_missing` are those
+    that no program serves. Findings are not in it.
     """
     for top in TOP:
-        summary = _summary(_Query(tables, top), recording, config, accounting, notes)
+        summary = _summary(_Query(tables, top), recording, config, accounting, notes, hooks_missing)
         if len(summary.to_bytes()) <= room:
             break
     return summary
@@ -68,6 +71,7 @@ def _summary(
     config: CaptureConfig,
     accounting: Mapping[RowType, Accounting],
     notes: Sequence[str],
+    hooks_missing: Sequence[str],
 ) -> Summary:
     lost = _losses(recording, accounting)
     by_type = query.types()
@@ -79,7 +83,8 @@ def _summary(
         window_s=round(max((recording.ended - recording.started).total_seconds(), 0), 3),
         sample=config.sample,
         complete=not lost,
-        notes=(*notes, *lost, *_remarks(recording, config)),
+        hooks_missing=tuple(hooks_missing),
+        notes=(*notes, *lost, *_unserved(hooks_missing), *_remarks(recording, config)),
         rows=sum(by_type.values()),
         rows_by_type=by_type,
         accounting=dict(accounting),
@@ -123,6 +128,16 @@ def _losses(recording: Recording, accounting: Mapping[RowType, Accounting]) -> l
     if recording.ended_by == "error":
         found.append("The capture ended early because of an error.")
     return found
+
+
+def _unserved(hooks_missing: Sequence[str]) -> list[str]:
+    """What rows cannot have, whatever was lost or not: nothing counts what nobody looks at."""
+    if not hooks_missing:
+        return []
+    facts = {hook.name: hook.missing for hook in HOOKS}
+    lacking = "; ".join(facts.get(name, name) for name in hooks_missing)
+    names = ", ".join(hooks_missing)
+    return [f"No program serves {names}, so these are missing: {lacking} (see `ktrace doctor`)."]
 
 
 def _remarks(recording: Recording, config: CaptureConfig) -> list[str]:

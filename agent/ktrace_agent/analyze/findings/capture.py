@@ -3,12 +3,17 @@
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.case import Case, Coverage
 from ktrace_agent.analyze.findings.wording import number
 from ktrace_agent.analyze.verdict import NO_TRAFFIC
 from ktrace_api.finding import Cause, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
+_REFUTED_BY_EVENTS = "`complete: true` in the summary of a capture of the same traffic."
+_REFUTED_BY_HOOKS = (
+    "`complete: true` and an empty `hooks_missing` in the summary of a capture of the same traffic."
+)
+_MORE_ROOM = "ktrace --duration=30s --ring-bytes=64Mi --max-events=2000000; "
 _SO = "so nothing can be said"
 
 
@@ -16,28 +21,20 @@ def find(case: Case) -> Iterator[Finding]:
     """CAPTURE_INCOMPLETE, where anything is missing that was asked for."""
     coverage, limits = case.coverage, case.limits
     lost = sum(coverage.lost.values())
-    nothing_missing = coverage.complete and not lost and not coverage.capped
-    if nothing_missing and not coverage.overflow and not coverage.hooks_missing:
+    whole = coverage.complete and not lost and not coverage.capped and not coverage.overflow
+    if whole and not coverage.hooks_missing:
         return
     rate = coverage.lost_share(RowType)
     few = lost == coverage.unseen < limits.unseen_count
     heavy = (rate > limits.lost_share and not few) or bool(coverage.hooks_missing)
-    parts = [
-        f"{lost - coverage.unseen} events lost" if lost > coverage.unseen else "",
-        f"{coverage.unseen} events that no program saw" if coverage.unseen else "",
-        f"{coverage.capped} not kept (limit of the capture)" if coverage.capped else "",
-        f"{coverage.overflow} facts without room" if coverage.overflow else "",
-        f"no program for {', '.join(coverage.hooks_missing)}" if coverage.hooks_missing else "",
-    ]
-    what = ", ".join(part for part in parts if part) or "it ended early"
     yield case.find(
         FindingId.CAPTURE_INCOMPLETE,
         Severity.WARNING if heavy else Severity.INFO,
-        f"The capture is incomplete: {what}",
+        _title(coverage, lost, whole=whole),
         subject={},
         points_to=Cause.UNKNOWN,
-        refuted_by="`complete: true` in the summary of a capture of the same traffic.",
-        look="ktrace --duration=30s --ring-bytes=64Mi --max-events=2000000; ktrace doctor",
+        refuted_by=_REFUTED_BY_HOOKS if coverage.hooks_missing else _REFUTED_BY_EVENTS,
+        look=f"{'' if whole else _MORE_ROOM}ktrace doctor",
         counts={
             "lost": lost,
             "unseen": coverage.unseen,
@@ -46,6 +43,21 @@ def find(case: Case) -> Iterator[Finding]:
         },
         numbers=[number("events lost", rate, limits.lost_share, "share")],
     )
+
+
+def _title(coverage: Coverage, lost: int, *, whole: bool) -> str:
+    """What is missing; what no program serves is no event that was lost."""
+    unserved = f"no program for {', '.join(coverage.hooks_missing)}"
+    if whole:
+        return f"Facts are missing: {unserved} (no event was lost)"
+    parts = [
+        f"{lost - coverage.unseen} events lost" if lost > coverage.unseen else "",
+        f"{coverage.unseen} events that no program saw" if coverage.unseen else "",
+        f"{coverage.capped} not kept (limit of the capture)" if coverage.capped else "",
+        f"{coverage.overflow} facts without room" if coverage.overflow else "",
+        unserved if coverage.hooks_missing else "",
+    ]
+    return f"The capture is incomplete: {', '.join(filter(None, parts)) or 'it ended early'}"
 
 
 def silence(case: Case) -> str:
