@@ -122,7 +122,7 @@ def _node(found: Examination) -> "Table":
     tracefs = {"private": "not mounted; a private mount works", "-": "not available"}
     rows: tuple[tuple[str, str, tuple[Lack, ...]], ...] = (
         ("kernel", f"{one.release} {one.machine}", (Lack.CLOCK,)),
-        ("privileges", f"uid {one.euid}, {rights}", (Lack.BPF_PERMISSION,)),
+        ("privileges", f"uid {one.euid}, {rights}", (Lack.BPF_PERMISSION, Lack.FILES)),
         ("BTF", "there" if one.btf else "missing", (Lack.BTF,)),
         ("libbpf", one.libbpf, (Lack.LIBBPF,)),
         ("tracefs", tracefs.get(one.tracefs, one.tracefs), (Lack.TRACEFS,)),

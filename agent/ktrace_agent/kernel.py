@@ -12,7 +12,8 @@ from ctypes import c_char, c_uint8, c_uint32, c_uint64
 from dataclasses import fields
 from pathlib import Path
 
-from ktrace_agent.errors import AgentError, PermissionDenied, UnsupportedKernel
+from ktrace_agent import refusals
+from ktrace_agent.errors import AgentError, UnsupportedKernel
 from ktrace_agent.libbpf import BpfError, KernelTypes, Link, Object, libc, library, read_iterator
 from ktrace_agent.probes import (
     GROWING_MAPS,
@@ -174,13 +175,14 @@ class Collector:
             try:
                 return choices, self._open(names)
             except BpfError as error:
-                _raise_if_denied(error)
+                refusals.raise_if_scarce(error)
                 guilty = self._find_guilty(names)
+                refusals.raise_if_denied(guilty.values(), tried=len(names))
                 if not guilty:
                     raise AgentError(
                         f"the programs load one by one, not together: {error}"
                     ) from error
-                refused |= guilty
+                refused |= {name: refusals.reason(one) for name, one in guilty.items()}
 
     def _open(self, names: set[str]) -> Object:
         bpf = Object(self._path)
@@ -204,14 +206,15 @@ class Collector:
             raise
         return bpf
 
-    def _find_guilty(self, names: set[str]) -> dict[str, str]:
-        """Load each program alone: the refused ones, each with the kernel's reason."""
+    def _find_guilty(self, names: set[str]) -> dict[str, BpfError]:
+        """Load each program alone: the refused ones, each with the kernel's answer."""
         guilty = {}
         for name in sorted(names):
             try:
                 self._open({name}).close()
             except BpfError as error:
-                guilty[name] = _reason(error)
+                refusals.raise_if_scarce(error)
+                guilty[name] = error
         return guilty
 
     def attach(self) -> None:
@@ -328,28 +331,9 @@ def _cgroup_path(names: CgroupNames) -> str:
     return "/" + "/".join(level for level in reversed(levels) if level)
 
 
-def _reason(error: BpfError) -> str:
-    """The verifier's last words, else the errno."""
-    lines = [line.strip() for line in error.log.splitlines()]
-    spoken = [
-        line
-        for line in lines
-        if line and not line.startswith(("libbpf:", "processed ", "-- ")) and "; " not in line[:2]
-    ]
-    return spoken[-1][:200] if spoken else os.strerror(error.errno or 0)
-
-
 def _refusal(choice: Choice) -> str:
     reasons = "; ".join(f"{refusal.program}: {refusal.reason}" for refusal in choice.refused)
     return f"this kernel cannot tell {choice.missing} ({reasons}): see `ktrace doctor`"
-
-
-def _raise_if_denied(error: BpfError) -> None:
-    """A refusal of the whole, not of one program: the user lacks the right."""
-    if isinstance(error, PermissionError) and os.geteuid() != 0:
-        raise PermissionDenied(
-            "the kernel refuses BPF to this user: run as root, or with CAP_BPF and CAP_PERFMON"
-        ) from error
 
 
 def _synchronize_rcu() -> None:

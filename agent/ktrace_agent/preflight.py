@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from ktrace_agent import clock
+from ktrace_agent import clock, refusals
 from ktrace_agent.errors import AgentError, KtraceError, PermissionDenied, UnsupportedKernel
 
 PROC = Path("/proc")
@@ -45,6 +45,7 @@ class Lack(StrEnum):
     LIBBPF = "libbpf"
     LOCKDOWN = "lockdown"
     CLOCK = "clock"
+    FILES = "files"
     TRACEFS = "tracefs"
     CGROUP = "cgroup"
     OTHER_PROCESSES = "other_processes"
@@ -57,6 +58,7 @@ BLOCKING: Mapping[Lack, type[KtraceError]] = {
     Lack.LIBBPF: UnsupportedKernel,
     Lack.LOCKDOWN: UnsupportedKernel,
     Lack.CLOCK: AgentError,
+    Lack.FILES: AgentError,
 }
 """In the order in which they are told: what a user can change comes first."""
 
@@ -132,11 +134,12 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
     tracefs, tracefs_why = _tracefs()
     btf_why = _btf_problem(btf)
     missing = [
-        _permission(capabilities),
+        _permission(proc, capabilities),
         btf_why and Missing(Lack.BTF, btf_why, _BTF_HELP),
         libbpf_why and Missing(Lack.LIBBPF, libbpf_why, "install libbpf1 (version 1.0 or newer)"),
         _lockdown(mode),
         _clock(proc),
+        (files := refusals.files_problem()) and Missing(Lack.FILES, *files),
         tracefs_why and Missing(Lack.TRACEFS, tracefs_why, _TRACEFS_HELP),
         cgroup.version == "-" and Missing(Lack.CGROUP, "no cgroup is mounted", _CGROUP_HELP),
         _unseen_processes(proc, capabilities),
@@ -259,7 +262,18 @@ def _tracefs() -> tuple[str, str]:
     return ("-", tracefs.unavailable) if tracefs.unavailable else ("private", "")
 
 
-def _permission(capabilities: frozenset[str]) -> Missing | None:
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
+
+
+def _permission(proc: Path, capabilities: frozenset[str]) -> Missing | None:
+    """Whether programs may be loaded: bpf(2) asks for capabilities of the initial namespace."""
+    if not _is_initial(proc / "self/ns/user", _INITIAL_USER_NAMESPACE):
+        return Missing(
+            Lack.BPF_PERMISSION,
+            "this process is in a user namespace: the capabilities that it has there do not count"
+            " for BPF",
+            "run outside of it: as root of the host, or in a container of the host's users",
+        )
     if "CAP_SYS_ADMIN" in capabilities or {"CAP_BPF", "CAP_PERFMON"} <= capabilities:
         return None
     lacking = " and ".join(sorted({"CAP_BPF", "CAP_PERFMON"} - capabilities))
@@ -291,7 +305,7 @@ def _clock(proc: Path) -> Missing | None:
 
 def _unseen_processes(proc: Path, capabilities: frozenset[str]) -> Missing | None:
     """Whether this is a pid namespace of its own, or other users' processes are closed."""
-    if not _first_process_is_init(proc):
+    if not _is_initial(proc / "self/ns/pid", _INITIAL_PID_NAMESPACE):
         return Missing(
             Lack.OTHER_PROCESSES,
             "the agent is in a pid namespace of its own",
@@ -309,10 +323,10 @@ def _unseen_processes(proc: Path, capabilities: frozenset[str]) -> Missing | Non
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
-def _first_process_is_init(proc: Path) -> bool:
-    """Whether /proc is seen from the initial pid namespace; yes where it cannot be told."""
+def _is_initial(link: Path, inode: int) -> bool:
+    """Whether that is the namespace that the kernel began with; yes where it cannot be told."""
     try:
-        return (proc / "self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+        return link.stat().st_ino == inode
     except OSError:
         return True
 

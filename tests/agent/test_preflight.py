@@ -151,3 +151,18 @@ def test_this_machine_is_inspected_without_an_exception():
     found = preflight.inspect()
     assert found.release
     assert found.cgroup.version in ("v1", "v2", "hybrid", "-")
+
+
+def test_capabilities_of_a_user_namespace_do_not_count(proc: Path, btf: Path):
+    """unshare -U -r: uid 0 with all capabilities, and the kernel refuses BPF all the same."""
+    (proc / "self/ns").mkdir()
+    (proc / "self/ns/user").touch()
+    lack = preflight.inspect(proc=proc, btf=btf).lacks(Lack.BPF_PERMISSION)
+    assert lack
+    assert "user namespace" in lack.why
+
+
+def test_the_own_user_namespace_is_told():
+    initial = Path("/proc/self/ns/user").readlink().name == f"user:[{0xEFFFFFFD}]"
+    lack = preflight.inspect().lacks(Lack.BPF_PERMISSION)
+    assert initial == (lack is None or "user namespace" not in lack.why)
