@@ -8,8 +8,8 @@ from ktrace_agent.analyze.findings import connect_reasons, connects
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import (
     Row,
-    enter,
     grade,
+    inside,
     literal,
     names,
     number,
@@ -26,7 +26,7 @@ _FAST_US = 2_000_000
 which a blocking connect() may learn with its second SYN only."""
 
 
-_SEE_ICMP = "; tcpdump -nni any 'icmp or icmp6 or tcp[13] & 4 != 0'"
+_SEE_ICMP = "tcpdump -nni any 'icmp or icmp6 or tcp[13] & 4 != 0'"
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -76,8 +76,12 @@ def _unanswered(case: Case, row: Row) -> Finding:
         points_to=cause,
         refuted_by="A SYN-ACK or RST for these ports in a packet capture at the client, or a peer"
         " that is meant to be gone.",
-        look=f"{enter(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
-        " nft list ruleset; ip route get " + str(row["remote_ip"]),
+        look=inside(
+            row,
+            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+            "nft list ruleset",
+            f"ip route get {row['remote_ip']}",
+        ),
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM,
         counts=_counts(row, "unanswered")
@@ -100,8 +104,11 @@ def _timeout(case: Case, row: Row) -> Finding:
         subject=row | {"peer": row["remote"]},
         points_to=cause,
         refuted_by="An answer of the peer in a packet capture at the client.",
-        look=f"{enter(row)}nc -vz -w 3 {row['remote_ip']} {row['remote_port']};"
-        f" ip route get {row['remote_ip']}",
+        look=inside(
+            row,
+            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+            f"ip route get {row['remote_ip']}",
+        ),
         rests_on=_RESTS_ON,
         counts=_counts(row, "timeout"),
         rows=connects.events(case, row, "timeout"),
@@ -138,8 +145,12 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
         subject=row | {"peer": row["remote"]},
         points_to=cause,
         refuted_by=connect_reasons.refuted_by(icmp, rejected=rejected, doubtful=doubtful),
-        look=f"{enter(row)}nc -vz {row['remote_ip']} {row['remote_port']};"
-        f" ss -ltn 'sport = :{row['remote_port']}'" + (_SEE_ICMP if doubtful else ""),
+        look=inside(
+            row,
+            f"nc -vz {row['remote_ip']} {row['remote_port']}",
+            f"ss -ltn 'sport = :{row['remote_port']}'",
+            *([_SEE_ICMP] if doubtful else []),
+        ),
         rests_on=_RESTS_ON,
         counts=_counts(row, "refused") | {"episodes": episodes},
         rows=connects.events(case, row, "refused"),
@@ -175,8 +186,7 @@ def _unreachable(case: Case, row: Row) -> Finding:
         points_to=Cause.POLICY if rejected else Cause.ROUTING,
         refuted_by="A route and an answering neighbour for the address, or a client that falls"
         " back to another IP version.",
-        look=f'{enter(row)}sh -c "ip route get {row["remote_ip"]}; ip neigh show'
-        f' {row["remote_ip"]}"',
+        look=inside(row, f"ip route get {row['remote_ip']}", f"ip neigh show {row['remote_ip']}"),
         rests_on=_RESTS_ON,
         counts=_counts(row, "unreachable"),
         rows=connects.events(case, row, "unreachable"),
@@ -199,8 +209,8 @@ def _denied(case: Case, row: Row) -> Finding:
         points_to=Cause.POLICY,
         refuted_by="No seccomp filter, cgroup program, LSM rule or prohibiting route that covers"
         " the process.",
-        look=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree;"
-        f" ip route get {row['remote_ip']}",
+        look=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree; "
+        + inside(row, f"ip route get {row['remote_ip']}"),
         rests_on=_RESTS_ON,
         counts={"denied": failed, "connects": total, "processes": row["processes"]},
         rows=connects.events(case, row, "denied"),
@@ -231,8 +241,9 @@ def _no_port(case: Case, row: Row) -> Finding:
         points_to=Cause.HOST,
         refuted_by="Free ports in ip_local_port_range towards that address, or a bind() to an"
         " address that the namespace does not have.",
-        look=f'{enter(row)}sh -c "ss -tan dst {row["remote_ip"]} | wc -l;'
-        ' sysctl net.ipv4.ip_local_port_range"',
+        look=inside(
+            row, f"ss -tan dst {row['remote_ip']} | wc -l", "sysctl net.ipv4.ip_local_port_range"
+        ),
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if held or row["established"] else Confidence.MEDIUM,
         counts={
@@ -266,8 +277,11 @@ def _slow(case: Case, row: Row) -> Finding:
         points_to=Cause.DNS if row["remote_port"] == 53 else Cause.ROUTING,
         refuted_by="A round trip time to the peer as long as the handshakes (a far peer), or a"
         " server whose accept queue is full.",
-        look=f'{enter(row)}sh -c "nc -vz {row["remote_ip"]} {row["remote_port"]};'
-        f' mtr -rwc 20 -T -P {row["remote_port"]} {row["remote_ip"]}"',
+        look=inside(
+            row,
+            f"nc -vz {row['remote_ip']} {row['remote_port']}",
+            f"mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
+        ),
         rests_on=_RESTS_ON,
         counts={"established": total, "late": late, "processes": row["processes"]},
         rows=row["slowest"],

@@ -10,8 +10,8 @@ from ktrace_agent.analyze.findings.wording import (
     LOOPBACK,
     POOL,
     Row,
-    enter,
     grade,
+    inside,
     names,
     number,
     share,
@@ -146,7 +146,7 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
         points_to=cause,
         refuted_by="Answers in a packet capture at the client's socket, or a client that closes"
         " its socket before they come (Udp.NoPorts rises).",
-        look=f"{enter(row)}dig @{row['remote_ip']} +tries=1 +time=2 . NS",
+        look=inside(row, f"dig @{row['remote_ip']} +tries=1 +time=2 . NS"),
         rests_on=_RESTS_ON,
         confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
         counts={
@@ -187,7 +187,7 @@ def _slow(case: Case, row: Row) -> Finding:
         points_to=Cause.DNS,
         refuted_by="A client that reads its socket late: then the answer waits there, as a packet"
         " capture or `ss -uanm` (Recv-Q) shows.",
-        look=f"{enter(row)}dig @{row['remote_ip']} . NS | grep 'Query time'",
+        look=inside(row, f"dig @{row['remote_ip']} . NS | grep 'Query time'"),
         rests_on=_RESTS_ON,
         confidence=Confidence.MEDIUM if row["ambiguous"] < row["answers"] else Confidence.LOW,
         counts={

@@ -57,8 +57,8 @@ def _udp(case: Case, file: str, netns: int | None, drops: int) -> Finding:
         points_to=Cause.APPLICATION,
         refuted_by="No socket with a `d` counter in `ss -uanm`: then memory for all of UDP"
         " (udp_mem) was short.",
-        look=f"{inside(row)}ss -uanmp; {inside(row)}nstat -az UdpRcvbufErrors Udp6RcvbufErrors;"
-        " sysctl net.core.rmem_max",
+        look=inside(row | {"net": netns}, "ss -uanmp", "nstat -az UdpRcvbufErrors Udp6RcvbufErrors")
+        + "; sysctl net.core.rmem_max",
         confidence=Confidence.HIGH if alone else Confidence.MEDIUM,
         counts={"dropped": drops, "received": None if unknown else taken},
         rows=row["shown"],

@@ -75,8 +75,12 @@ def _full(case: Case) -> Iterator[Finding]:
             points_to=Cause.NAT,
             refuted_by="A count that stays well below nf_conntrack_max in that namespace while drop"
             " and early_drop stand still.",
-            look="sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max;"
-            " conntrack -S; dmesg | grep 'table full'",
+            look=inside(
+                {"net": netns},
+                "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max",
+                "conntrack -S",
+            )
+            + "; dmesg | grep 'table full'",
             confidence=Confidence.HIGH if dropped or thrown_out else Confidence.MEDIUM,
             counts={"entries": int(held), "dropped": dropped, "early_drop": thrown_out},
             numbers=[
@@ -119,7 +123,9 @@ def _insert_failed(case: Case, netns: int | None, failed: int) -> Finding:
         subject={"net": netns},
         points_to=Cause.NAT,
         refuted_by="No source NAT and no parallel queries from one port in that namespace.",
-        look="conntrack -S; nft list ruleset | grep -nE 'masquerade|snat'",
+        look=inside(
+            {"net": netns}, "conntrack -S", "nft list ruleset | grep -nE 'masquerade|snat'"
+        ),
         confidence=Confidence.MEDIUM,
         counts={"insert_failed": failed},
         numbers=[number("insert_failed", failed, limits.conntrack_insert_failed, "packets")],
@@ -167,8 +173,11 @@ def _unreplied(case: Case, row: Row) -> Finding:
         points_to=Cause.NAT if translated else Cause.POLICY,
         refuted_by="A protocol that never answers (syslog, statsd, NetFlow), or answers in a"
         " packet capture.",
-        look=f"{inside(row)}conntrack -L -p udp --orig-dst {row['remote_ip']}"
-        f" --orig-port-dst {row['remote_port']}",
+        look=inside(
+            row,
+            f"conntrack -L -p udp --orig-dst {row['remote_ip']}"
+            f" --orig-port-dst {row['remote_port']}",
+        ),
         confidence=Confidence.HIGH if warn else Confidence.LOW,
         counts={"flows": row["flows"], "datagrams": sent},
         rows=shown,

@@ -107,8 +107,10 @@ def _reset(case: Case, row: Row, resets: int) -> Finding:
         points_to=Cause.APPLICATION,
         refuted_by="A client that aborts its connections itself (SO_LINGER 0, unread data): then"
         " TcpExt.TCPAbortOn* rises in its namespace.",
-        look=f"{inside(row)}tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host"
-        f" {row['remote_ip']}'",
+        look=inside(
+            row,
+            f"tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host {row['remote_ip']}'",
+        ),
         rests_on=(RowType.TCP_STATE,),
         confidence=Confidence.HIGH if row["by_peer"] >= limits.reset_count else Confidence.MEDIUM,
         counts={"resets": resets, "cut": row["cut"], "opened": opened},

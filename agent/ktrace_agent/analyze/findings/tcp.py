@@ -141,8 +141,11 @@ def _loss(case: Case, row: Row) -> Finding:
         points_to=Cause.ROUTING,
         refuted_by="Duplicates reported by the receiver (TcpExt.TCPDSACKRecv rises as much): the"
         " segments were late, not lost.",
-        look=f"{inside(row)}ss -tino dst {row['remote_ip']};"
-        f" {inside(row)}ping -M do -s 1472 -c 5 {row['remote_ip']}",
+        look=inside(
+            row,
+            f"ss -tino dst {row['remote_ip']}",
+            f"ping -M do -s 1472 -c 5 {row['remote_ip']}",
+        ),
         rests_on=(RowType.TCP_RETRANSMIT,),
         confidence=Confidence.HIGH if stalled or segs >= 50 else Confidence.MEDIUM,
         counts={
@@ -182,7 +185,7 @@ def _close_wait(case: Case, row: Row) -> Finding:
         points_to=Cause.APPLICATION,
         refuted_by="A process that still sends on them (half-closed streams), or fewer of them a"
         " minute later.",
-        look=f"{inside(row)}ss -tanpo state close-wait",
+        look=inside(row, "ss -tanpo state close-wait"),
         rests_on=(RowType.TCP_STATE,),
         counts={"before": row["before"], "after": row["after"], "stale": row["stale"]},
         rows=shown,
@@ -224,8 +227,12 @@ def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
         subject=row | {"net": netns},
         points_to=Cause.APPLICATION,
         refuted_by="Counters that stand still in the next minute: a burst at start-up.",
-        look=f"{inside(row)}ss -ltnp; {inside(row)}nstat -az TcpExtListenOverflows"
-        " TcpExtListenDrops (Recv-Q at Send-Q: full)",
+        look=inside(
+            row | {"net": netns},
+            "ss -ltnp",
+            "nstat -az TcpExtListenOverflows TcpExtListenDrops",
+        )
+        + " # Recv-Q at Send-Q: full",
         confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
         counts={"overflows": drops, "not_accepted": row["waiting"]},
         rows=row["shown"],

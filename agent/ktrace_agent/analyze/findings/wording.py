@@ -60,20 +60,21 @@ def literal(value: int | str | None) -> str:
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
-def inside(row: Row) -> str:
-    """Prefix of a command that runs in the network namespace of the process."""
-    tgid = row.get("tgid")
-    return f"nsenter -t {tgid} -n " if tgid is not None else ""
+def inside(row: Row, *commands: str) -> str:
+    """These commands, to be typed on the node, in the network namespace of the process.
 
-
-def enter(row: Row) -> str:
-    """Prefix of a command that runs in the network namespace of names().
-
-    Of many processes none may be left: then any process of the namespace will do.
+    Of many processes (names()) none may be left, and sometimes none is known: then any process of
+    the namespace will do. Commands hold no double quotes and no dollar.
     """
-    if row["processes"] <= 1 or row["net"] is None:
-        return inside(row)
-    return f"nsenter -t $(lsns -nt net -o NS,PID | awk '/{row['net']}/{{print $2}}') -n "
+    tgid, net = row.get("tgid"), row.get("net")
+    if net is not None and (tgid is None or row.get("processes", 1) > 1):
+        pid = f"$(lsns -nt net -o NS,PID | awk '/{net}/{{print $2}}')"
+    elif tgid is not None:
+        pid = str(tgid)
+    else:
+        return "; ".join(commands)
+    every = commands[0] if len(commands) == 1 else f'sh -c "{"; ".join(commands)}"'
+    return f"nsenter -t {pid} -n {every}"
 
 
 def grade(limits: Thresholds, failed: int, total: int, *, warn: bool) -> Severity:
