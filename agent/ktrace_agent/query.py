@@ -26,7 +26,7 @@ _IN_FILES = ("rows", "flows", "sockets")
 
 
 class Answer(NamedTuple):
-    """Names of the columns, and the rows in batches."""
+    """Names of the columns, each another one, and the rows in batches."""
 
     names: list[str]
     batches: Iterator[list[tuple[Any, ...]]]
@@ -73,7 +73,7 @@ def ask(con: duckdb.DuckDBPyConnection, question: str) -> Answer:
         found = con.execute(statements[0])
     except (duckdb.Error, RuntimeError) as error:
         raise _refusal(error) from error
-    return Answer([column[0] for column in found.description or ()], _batches(found))
+    return Answer(_apart([column[0] for column in found.description or ()]), _batches(found))
 
 
 def write(answer: Answer, form: str, out: TextIO | None = None) -> None:
@@ -107,6 +107,21 @@ def plain_value(value: Any) -> Any:
             return [plain_value(one) for one in value]
         case _:
             return value if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names without doubles, as DuckDB tells the columns of a subquery apart: comm, comm_1.
+
+    A line of JSON holds one value a name. A name that the query gives once is kept.
+    """
+    taken, found = set(names), list[str]()
+    for name in names:
+        new, number = name, 0
+        while new in found or (number and new in taken):
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found
 
 
 def _cell(value: Any) -> Any:

@@ -205,6 +205,33 @@ def test_json_lines_are_json(con: duckdb.DuckDBPyConnection):
     assert (second["flags"], second["map"], second["far"]) == (["PEEK"], {"a": 1}, "inf")
 
 
+@pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        ("SELECT 1 AS a, 2 AS a, 3 AS a", ["a", "a_1", "a_2"]),
+        # A name that the query gives is kept.
+        ("SELECT 1 AS a, 2 AS a, 3 AS a_1", ["a", "a_2", "a_1"]),
+        ("SELECT 1 AS a, 2 AS A, 3 AS b", ["a", "A", "b"]),
+    ],
+)
+def test_columns_of_one_name_are_told_apart(
+    con: duckdb.DuckDBPyConnection, question: str, names: list[str]
+):
+    lines, table = io.StringIO(), io.StringIO()
+    query.write(query.ask(con, question), "jsonl", lines)
+    query.write(query.ask(con, question), "csv", table)
+    assert json.loads(lines.getvalue()) == dict(zip(names, [1, 2, 3], strict=True))
+    assert table.getvalue() == f"{','.join(names)}\n1,2,3\n"
+
+
+def test_both_ends_of_a_conversation_are_in_the_answer(con: duckdb.DuckDBPyConnection):
+    question = """SELECT c.comm, s.comm, c.remote, s.remote FROM flows c JOIN flows s
+        ON c.proto = 'tcp' AND s.proto = 'udp'"""
+    assert rows(con, question) == [
+        {"comm": "curl", "comm_1": "curl", "remote": "10.0.0.2:443", "remote_1": "10.0.0.2:53"}
+    ]
+
+
 def test_descriptors_are_closed(bundle: Path):
     before = len(os.listdir("/proc/self/fd"))
     with reader.opened(bundle) as found, query.database(found) as database:
