@@ -5,6 +5,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ FORMATS = ("table", "csv", "jsonl")
 _BATCH = 4096
 _ALLOWED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 _IN_FILES = ("rows", "flows", "sockets")
+_ZONED = re.compile(
+    r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|(TIMESTAMP WITH TIME ZONE|TIMESTAMPTZ_NS)(?=[\[,)]|$)"""
+)
+"""In the name of a type: a quoted name, or a time with a zone, alone or inside another type."""
+_PLAIN = {"TIMESTAMP WITH TIME ZONE": "TIMESTAMP", "TIMESTAMPTZ_NS": "TIMESTAMP_NS"}
 
 
 class Answer(NamedTuple):
@@ -56,6 +62,8 @@ def database(bundle: Opened) -> Iterator[duckdb.DuckDBPyConnection]:
         for table in COLUMNS.keys() - set(_IN_FILES):
             con.execute(create(table))
         facts.load(con, bundle.summary, bundle.node)
+        # Of times with a zone, and of plain ones that a query makes one of: ours are UTC.
+        con.execute("SET TimeZone = 'UTC'")
         con.execute(f"SET allowed_paths = {paths}")
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")
@@ -70,10 +78,31 @@ def ask(con: duckdb.DuckDBPyConnection, question: str) -> Answer:
         statements = con.extract_statements(question)
         if len(statements) != 1 or statements[0].type not in _ALLOWED:
             raise UsageError("a query is one SELECT; nothing else is run")
-        found = con.execute(statements[0])
+        found = _run(con, statements[0])
     except (duckdb.Error, RuntimeError) as error:
         raise _refusal(error) from error
     return Answer(_apart([column[0] for column in found.description or ()]), _batches(found))
+
+
+def _run(con: duckdb.DuckDBPyConnection, asked: duckdb.Statement) -> duckdb.DuckDBPyConnection:
+    """Run it; times with a zone come as plain ones, for DuckDB makes Python's of them by pytz."""
+    if asked.type != duckdb.StatementType.SELECT:
+        return con.execute(asked)
+    columns = con.execute(f"DESCRIBE {asked.query}").fetchall()
+    casts = [(name, kind, _ZONED.sub(_without_zone, kind)) for name, kind, *_ in columns]
+    if all(kind == plain for _, kind, plain in casts):
+        return con.execute(asked)
+    # By number: names may be there twice. A view: a subquery bears no ";" and no last comment.
+    con.execute(f"CREATE OR REPLACE TEMP VIEW answer AS {asked.query}")
+    values = ", ".join(
+        f"CAST(#{number} AS {plain}) AS {_quoted(name)}"
+        for number, (name, _, plain) in enumerate(casts, 1)
+    )
+    return con.execute(f"SELECT {values} FROM answer")
+
+
+def _without_zone(found: re.Match[str]) -> str:
+    return found[1] or _PLAIN[found[2]]
 
 
 def write(answer: Answer, form: str, out: TextIO | None = None) -> None:
@@ -102,7 +131,7 @@ def plain_value(value: Any) -> Any:
         case Decimal():
             return float(value)
         case dict():
-            return {str(name): plain_value(one) for name, one in value.items()}
+            return {str(plain_value(name)): plain_value(one) for name, one in value.items()}
         case list() | tuple():
             return [plain_value(one) for one in value]
         case _:
@@ -144,10 +173,16 @@ def _refusal(error: Exception) -> BaseException:
     return UsageError(f"the query cannot be answered: {_line(error)}")
 
 
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _views(con: duckdb.DuckDBPyConnection) -> Sequence[Any]:
     return con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
 
 
 def _line(error: Exception) -> str:
-    """The first lines of a message of DuckDB without its drawing of the statement."""
-    return " ".join(str(error).split("\nLINE ")[0].split())
+    """The first lines of a message of DuckDB, without a drawing of the statement or a trace."""
+    if "'pytz'" in str(error):
+        return "a time with a zone is inside of a value of any type; cast it to VARCHAR"
+    return " ".join(re.split(r"\nLINE |\nTraceback", str(error))[0].split())

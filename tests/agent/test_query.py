@@ -232,6 +232,68 @@ def test_both_ends_of_a_conversation_are_in_the_answer(con: duckdb.DuckDBPyConne
     ]
 
 
+EPOCH = "1970-01-01T00:00:00.000000Z"
+ZONED = "to_timestamp(0)"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (ZONED, EPOCH),
+        ("TIMESTAMPTZ '1970-01-01 02:00:00+02'", EPOCH),
+        ("TIMESTAMP '1970-01-01'::TIMESTAMPTZ", EPOCH),
+        (f"{ZONED}::TIMESTAMPTZ_NS", EPOCH),
+        (f"[{ZONED}, NULL]", [EPOCH, None]),
+        (f"array_value({ZONED})", [EPOCH]),
+        (f"MAP {{{ZONED}: 1}}", {EPOCH: 1}),
+        (f"union_value(a := {ZONED})", EPOCH),
+        (
+            f"""{{'TIMESTAMP WITH TIME ZONE': [{ZONED}], 'a "b"': 'TIMESTAMPTZ_NS'}}""",
+            {"TIMESTAMP WITH TIME ZONE": [EPOCH], 'a "b"': "TIMESTAMPTZ_NS"},
+        ),
+        (f"{ZONED}::VARCHAR", "1970-01-01 00:00:00+00"),
+        ("NULL::TIMESTAMPTZ", None),
+    ],
+)
+def test_a_time_with_a_zone_is_told_as_any_other(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, value: str, shown: Any
+):
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    out = io.StringIO()
+    with reader.opened(bundle) as found, query.database(found) as con:
+        query.write(query.ask(con, f"SELECT 7 AS n, {value} AS n -- why"), "jsonl", out)
+    assert json.loads(out.getvalue()) == {"n": 7, "n_1": shown}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "SELECT ts::TIMESTAMPTZ AS seen FROM rows ORDER BY n DESC;",
+        """-- a comment
+        WITH a AS (SELECT n, ts::TIMESTAMPTZ AS seen FROM rows) SELECT seen FROM a ORDER BY n DESC
+        """,
+        "FROM (SELECT ts::TIMESTAMPTZ AS seen FROM rows ORDER BY n DESC)",
+        "(SELECT max(ts)::TIMESTAMPTZ AS seen FROM rows GROUP BY n ORDER BY n DESC)",
+    ],
+)
+def test_times_with_a_zone_keep_the_order_of_the_query(
+    con: duckdb.DuckDBPyConnection, question: str
+):
+    times = [row["ts"] for row in rows(con, "SELECT ts FROM rows ORDER BY n DESC")]
+    assert len(set(times)) == 2
+    assert [row["seen"] for row in rows(con, question)] == times
+
+
+def test_an_error_while_rows_are_read_is_no_trace(con: duckdb.DuckDBPyConnection):
+    """A VARIANT does not tell what is in it before it is read."""
+    with pytest.raises(UsageError) as failure:
+        rows(con, "SELECT now()::VARIANT AS v")
+    message = str(failure.value)
+    assert "Traceback" not in message
+    assert "cast it to VARCHAR" in message
+    assert len(message) < 200
+
+
 def test_descriptors_are_closed(bundle: Path):
     before = len(os.listdir("/proc/self/fd"))
     with reader.opened(bundle) as found, query.database(found) as database:
