@@ -66,6 +66,13 @@ Exit status:
   7  an agent of the operator: another one records on this node
   130  given up by a second Ctrl-C
 """
+_QUERY = """Answer one SELECT in DuckDB's SQL from a bundle.tgz, or the folder with one.
+
+\b
+Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, hooks.
+  ktrace query out 'SELECT comm, remote, count(*) FROM rows GROUP BY ALL ORDER BY 3 DESC'
+  ktrace query out 'DESCRIBE flows'
+"""
 
 
 class _Commands(click.Group):
@@ -257,7 +264,9 @@ def show(bundle: str, as_json: str | None) -> None:
     look.show(Path(bundle), as_document=_asked_for_json(as_json))
 
 
-@cli.command(short_help="Answer a SELECT over rows, flows, sockets, findings of a bundle.")
+@cli.command(
+    help=_QUERY, short_help="Answer a SELECT over rows, flows, sockets, findings of a bundle."
+)
 @click.argument("bundle")
 @click.argument("select")
 @click.option(
@@ -267,13 +276,7 @@ def show(bundle: str, as_json: str | None) -> None:
     help="table, csv or jsonl.  [default: table on a terminal, else csv]",
 )
 def query(bundle: str, select: str, form: str | None) -> None:
-    r"""Answer one SELECT in DuckDB's SQL from a bundle.tgz, or the folder with one.
-
-    \b
-    Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, hooks.
-      ktrace query out 'SELECT comm, remote, count(*) FROM rows GROUP BY ALL ORDER BY 3 DESC'
-      ktrace query out 'DESCRIBE flows'
-    """
+    """Answer one SELECT from a bundle."""
     from ktrace_agent import look
 
     look.answer(Path(bundle), select, form)

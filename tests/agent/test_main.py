@@ -388,6 +388,15 @@ def test_an_unusable_out_dir_is_found_before_the_session(
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
+def test_help_of_a_query_has_its_examples_as_lines(capsys: pytest.CaptureFixture[str]):
+    assert main.main(["query", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "ktrace query out 'DESCRIBE flows'" in lines
+    assert not any("\\b" in line for line in lines)
+    (tables,) = (line for line in lines if line.startswith("Tables: "))
+    assert tables.endswith("hooks.")
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]):
     assert main.main(["--help"]) == 0
     out = capsys.readouterr().out
