@@ -5,20 +5,18 @@ The archive is read once, as a stream. Tables go to files without a name, all el
 rows as text are only hashed.
 """
 
-import gzip
 import hashlib
 import io
 import os
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
-from isal import igzip, isal_zlib
+from isal import igzip_lib
 from pydantic import ValidationError
 
 from ktrace_agent.archive import COPY_BYTES, MANIFEST, MANIFEST_MAX_BYTES
@@ -47,9 +45,7 @@ _EXTENDED_BYTES = 4 * _BLOCK
 _ARCHIVE, _SUMMARY = ".bundle.tgz", ".summary.json"
 _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    cast("type[Exception]", isal_zlib.error),
+    cast("type[Exception]", igzip_lib.error),
     tarfile.HeaderError,
     UnicodeDecodeError,
 )
@@ -89,8 +85,9 @@ def _find(path: Path) -> Path:
     """The archive in a folder, else its summary; a file is itself."""
     if not path.is_dir():
         return path
+    held = sorted(path.iterdir())  # unlike glob() it tells that a folder may not be read
     for ending in (_ARCHIVE, _SUMMARY):
-        found = sorted(path.glob(f"*{ending}"))
+        found = [file for file in held if file.name.endswith(ending)]
         if len(found) > 1:
             raise UsageError(f"{path} holds {len(found)} bundles; name one, such as {found[-1]}")
         if found:
@@ -152,6 +149,28 @@ class _Source(io.RawIOBase):
         return len(data)
 
 
+class _Unpacking:
+    """What a gzip archive holds. Unlike gzip it takes no second archive for a part of the first."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+        self._inner = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none behind its checksum, EOFError where the file ends before."""
+        found = b""
+        while not found and not self._inner.eof:
+            packed = self._source.read(COPY_BYTES) if self._inner.needs_input else b""
+            if self._inner.needs_input and not packed:
+                raise EOFError
+            found = self._inner.decompress(packed, size)
+        return found
+
+    def is_all(self) -> bool:
+        """At its end: whether the file ends there too."""
+        return not (self._inner.unused_data or self._source.read(1))
+
+
 class _Unpacked:
     """The members so far: hashes by name, small members and tables by kind."""
 
@@ -190,12 +209,15 @@ class _Unpacked:
 
 def _unpack(file: Path, source: _Source, stack: ExitStack) -> _Unpacked:
     found = _Unpacked(file, stack)
-    with igzip.IGzipFile(fileobj=source, mode="rb") as stream:  # type: ignore[no-untyped-call]
-        for name, size in _headers(file, stream):
-            source.member = name
-            found.take(name, size, stream)
-        while stream.read(COPY_BYTES):  # to the checksum at its end
-            pass
+    stream = _Unpacking(source)
+    for name, size in _headers(file, stream):
+        source.member = name
+        found.take(name, size, stream)
+    more = False
+    while padding := stream.read(COPY_BYTES):  # to the checksum at its end
+        more = more or any(padding)
+    if more or not stream.is_all():
+        raise BadBundle(f"{file} was changed after it was sealed: there is more behind its end")
     return found
 
 

@@ -8,7 +8,8 @@ import os
 import random
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,57 @@ def test_a_truncated_bundle_says_where_it_ends(sealed: Sealed, tmp_path: Path, s
     whole, cut = sealed.bundle.read_bytes(), tmp_path / "cut.bundle.tgz"
     cut.write_bytes(whole[: int(len(whole) * share)])
     assert "is truncated: it ends within" in refused(cut)
+
+
+@pytest.mark.parametrize("after", ["twice", "text", "gzip", "empty", "zeros", "a byte"])
+def test_what_stands_behind_a_bundle_is_told(sealed: Sealed, tmp_path: Path, after: str):
+    whole, longer = sealed.bundle.read_bytes(), tmp_path / "longer.bundle.tgz"
+    behind = {
+        "twice": whole,
+        "text": b"hello\n",
+        "gzip": gzip.compress(b"hello"),
+        "empty": gzip.compress(b""),
+        "zeros": bytes(512),
+        "a byte": b"\x1f",
+    }
+    longer.write_bytes(whole + behind[after])
+    assert "was changed after it was sealed: there is more behind its end" in refused(longer)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_what_stands_behind_the_members_is_told(sealed: Sealed, tmp_path: Path, twice: bool):
+    inside, longer = gzip.decompress(sealed.bundle.read_bytes()), tmp_path / "longer.bundle.tgz"
+    longer.write_bytes(gzip.compress(inside + (inside if twice else b"hello")))
+    assert "was changed after it was sealed: there is more behind its end" in refused(longer)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9])
+def test_a_bundle_without_its_last_bytes_is_truncated(sealed: Sealed, tmp_path: Path, cut: int):
+    short = tmp_path / "short.bundle.tgz"
+    short.write_bytes(sealed.bundle.read_bytes()[:-cut])
+    assert "is truncated: it ends within manifest.json" in refused(short)
+
+
+@contextmanager
+def as_a_plain_user() -> Iterator[None]:
+    """Permissions count, also where the tests run as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(sealed: Sealed):
+    with tempfile.TemporaryDirectory() as name:
+        closed = Path(name)
+        (closed / sealed.bundle.name).write_bytes(sealed.bundle.read_bytes())
+        closed.chmod(0o111)
+        with as_a_plain_user():
+            assert "cannot be read: Permission denied" in refused(closed, UsageError)
+        closed.chmod(0o700)
 
 
 @pytest.mark.parametrize(
