@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +21,7 @@ from ktrace_agent import facts
 from ktrace_agent.errors import BadBundle, UsageError
 from ktrace_agent.reader import TABLES, Opened
 from ktrace_agent.sql import COLUMNS, create
+from ktrace_api.node import NodeInfo
 
 FORMATS = ("table", "csv", "jsonl")
 _BATCH = 4096
@@ -51,25 +54,60 @@ def database(bundle: Opened) -> Iterator[duckdb.DuckDBPyConnection]:
         }
     )
     try:
-        paths = [f"/proc/self/fd/{file.fileno()}" for file in bundle.tables]
-        try:
-            for table, path in zip(_IN_FILES, paths, strict=True):
-                columns = ", ".join(COLUMNS[table])
-                con.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM read_parquet('{path}')")
-        except duckdb.Error as error:
-            name = TABLES[len(_views(con))]
-            raise BadBundle(f"{bundle.path}: {name} cannot be read: {_line(error)}") from error
-        for table in COLUMNS.keys() - set(_IN_FILES):
-            con.execute(create(table))
-        facts.load(con, bundle.summary, bundle.node)
-        # Of times with a zone, and of plain ones that a query makes one of: ours are UTC.
-        con.execute("SET TimeZone = 'UTC'")
-        con.execute(f"SET allowed_paths = {paths}")
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
-        yield con
+        with _interruptible(con):
+            _fill(con, bundle, bundle.node)
+            yield con
     finally:
         con.close()
+
+
+def _fill(con: duckdb.DuckDBPyConnection, bundle: Opened, node: NodeInfo) -> None:
+    """The tables of the bundle, and no way out of it any more."""
+    paths = [f"/proc/self/fd/{file.fileno()}" for file in bundle.tables]
+    try:
+        for table, path in zip(_IN_FILES, paths, strict=True):
+            columns = ", ".join(COLUMNS[table])
+            con.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM read_parquet('{path}')")
+    except duckdb.Error as error:
+        name = TABLES[len(_views(con))]
+        raise BadBundle(f"{bundle.path}: {name} cannot be read: {_line(error)}") from error
+    for table in COLUMNS.keys() - set(_IN_FILES):
+        con.execute(create(table))
+    facts.load(con, bundle.summary, node)
+    # Of times with a zone, and of plain ones that a query makes one of: ours are UTC.
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute(f"SET allowed_paths = {paths}")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+@contextmanager
+def _interruptible(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """SIGINT ends what DuckDB does and raises KeyboardInterrupt, as everywhere else.
+
+    DuckDB makes a RuntimeError of it, and without interrupt() waits for its threads to be done.
+    """
+    told = False
+
+    def end(*_: object) -> None:
+        nonlocal told
+        told = True
+        con.interrupt()
+        raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # nobody interrupts a thread, and whoever handles or ignores it goes on to do so
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    except Exception as error:
+        if told:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ask(con: duckdb.DuckDBPyConnection, question: str) -> Answer:
@@ -166,10 +204,7 @@ def _batches(found: duckdb.DuckDBPyConnection) -> Iterator[list[tuple[Any, ...]]
         raise _refusal(error) from error
 
 
-def _refusal(error: Exception) -> BaseException:
-    """What an error of DuckDB means; it makes a RuntimeError of an interrupt."""
-    if "interrupted" in str(error).lower():
-        return KeyboardInterrupt()
+def _refusal(error: Exception) -> UsageError:
     return UsageError(f"the query cannot be answered: {_line(error)}")
 
 

@@ -5,6 +5,9 @@ import csv
 import io
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from ktrace_agent import query, reader
+from ktrace_agent import facts, query, reader
 from ktrace_agent.bundle import seal
 from ktrace_agent.errors import BadBundle, UsageError
 from ktrace_agent.sql import COLUMNS
@@ -292,6 +295,63 @@ def test_an_error_while_rows_are_read_is_no_trace(con: duckdb.DuckDBPyConnection
     assert "Traceback" not in message
     assert "cast it to VARCHAR" in message
     assert len(message) < 200
+
+
+LONG = "SELECT count(*) FROM range(100_000_000) a, range(100_000) b"
+
+
+@pytest.fixture
+def ctrl_c(bundle: Path) -> Iterator[None]:
+    """Ctrl-C in half a second, whatever the tests were started by."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interrupt_ends_a_long_query(bundle: Path):
+    began = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        reader.opened(bundle) as found,
+        query.database(found) as con,
+    ):
+        rows(con, LONG)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interrupt_while_tables_are_filled_is_one_too(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """DuckDB makes a RuntimeError of it."""
+    monkeypatch.setattr(facts, "load", lambda con, *_: con.execute(LONG))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        reader.opened(bundle) as found,
+        query.database(found),
+    ):
+        pass
+
+
+def test_an_ignored_interrupt_stays_ignored(bundle: Path):
+    """As of a job that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with reader.opened(bundle) as found, query.database(found) as con:
+            signal.raise_signal(signal.SIGINT)
+            assert rows(con, "SELECT 1 AS a") == [{"a": 1}]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_wrong_name_is_no_interrupt(con: duckdb.DuckDBPyConnection):
+    with pytest.raises(UsageError, match="interrupted"):
+        rows(con, "SELECT * FROM rows WHERE result = interrupted")
 
 
 def test_descriptors_are_closed(bundle: Path):
