@@ -63,6 +63,17 @@ _Noreturn static void broken(void)
 	die("the file is damaged or cut short, copy it again");
 }
 
+/*
+ * A standard stream that is closed would be the next file that is opened. /dev/null
+ * the wrong way round is there instead: writing fails as it does on a closed one.
+ */
+static void fill_gaps(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 /* The next `size` bytes of the tar; they are read into `to` or, with fd >= 0, written there. */
 static void take(struct stream *s, char *to, int fd, size_t size)
 {
@@ -232,6 +243,7 @@ int main(int argc, char **argv)
 	struct stream image;
 	int fd, n = 0;
 
+	fill_gaps();
 	open_image(&image);
 	fd = mount_nowhere();
 	if (fd < 0)

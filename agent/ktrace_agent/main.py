@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ktrace_agent import streams
 from ktrace_agent.errors import KtraceError, UsageError
 from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
@@ -344,6 +345,11 @@ def _usage(error: click.UsageError) -> str:
 
 def main(args: Sequence[str]) -> int:
     """Run with these arguments (without the program's name); the exit status."""
+    with streams.guarded():
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     try:
         status = cli.main(list(args), prog_name="ktrace", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -371,9 +377,10 @@ def entry() -> None:
     """The console script: without arguments, an assignment in KTRACE_CAPTURE is worked on."""
     args = sys.argv[1:]
     if not args and CAPTURE_VARIABLE in os.environ:
-        from ktrace_agent import assigned
+        with streams.guarded():
+            from ktrace_agent import assigned
 
-        sys.exit(assigned.run(os.environ))
+            sys.exit(assigned.run(os.environ))
     sys.exit(main(args))
 
 
