@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ktrace_agent.errors import KtraceError, UsageError
 from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
 from ktrace_agent.outdir import prepared
 from ktrace_agent.signals import Stop, stopping
+from ktrace_agent.streams import OutputFailed, ReaderLeft
 from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
 from ktrace_api import __version__
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
@@ -66,6 +68,9 @@ Exit status:
   6  show, query: the bundle is damaged or none
   7  an agent of the operator: another one records on this node
   130  given up by a second Ctrl-C
+  141  the reader of standard output left; a capture has sealed its bundle
+A result that cannot be printed is a failure (1) too; the message says where the
+sealed bundle is.
 """
 _QUERY = """Answer one SELECT in DuckDB's SQL from a bundle.tgz, or the folder with one.
 
@@ -206,10 +211,13 @@ def capture(
         with terminal.observer(config) as observer:
             sealed = session.run(config, folder, observer, stop, Path(host_root))
             sent_to = _deliver(sealed, target, observer) if target else ""
-        if as_document:
-            _print(json.dumps(result.document(sealed, sent_to), indent=2))
-        else:
-            terminal.show(sealed, sent_to)
+        try:
+            if as_document:
+                _print(json.dumps(result.document(sealed, sent_to), indent=2))
+            else:
+                terminal.show(sealed, sent_to)
+        except OutputFailed as error:
+            raise type(error)(f"{error}; the bundle is sealed: {sealed.bundle}") from error
 
 
 def _target(
@@ -325,9 +333,10 @@ def _fail(args: Sequence[str], reason: NodeReason, message: str, status: int) ->
     line = " ".join(message.split())
     if _wants_json(args):
         error = {"reason": str(reason), "message": line, "exit_status": status}
-        _print(json.dumps({"error": error}, indent=2))
-    else:
-        sys.stderr.write(f"ktrace: {line}\n")
+        with suppress(OutputFailed):  # then the line has to do
+            _print(json.dumps({"error": error}, indent=2))
+            return status
+    sys.stderr.write(f"ktrace: {line}\n")
     return status
 
 
@@ -352,7 +361,10 @@ def main(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> int:
     try:
         status = cli.main(list(args), prog_name="ktrace", standalone_mode=False)
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
+    except ReaderLeft as error:
+        return error.exit_status
     except KtraceError as error:
         return _fail(args, error.reason, str(error), error.exit_status)
     except click.UsageError as error:
@@ -362,10 +374,6 @@ def _run(args: Sequence[str]) -> int:
         message = "given up at the second interrupt: there is no bundle" if captured else "given up"
         said = str(error.__cause__ or error)  # click makes an Abort of it
         return _fail(args, NodeReason.CANCELED, said or message, INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output is gone; Python's own flush at exit must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # the last line of defence: one line, not a trace
         if os.environ.get("KTRACE_DEBUG"):
             raise

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard error as whoever started us left it: closed, on a full disk, without a reader.
+"""Standard output and error as whoever started us left them: closed, full, without a reader.
 
-What goes there tells people how things stand; a capture is worth more than that, so what becomes
-of it is nobody's error.
+What goes to standard error tells people how things stand; a capture is worth more than that, so
+what becomes of it is nobody's error. Standard output has the result: what does not get there is
+told.
 """
 
 import errno
@@ -11,6 +12,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
+
+from ktrace_agent.errors import KtraceError
+
+
+class OutputFailed(KtraceError):
+    """The result could not be written to standard output."""
+
+
+class ReaderLeft(OutputFailed):
+    """Whoever read standard output is gone, and wants to hear no more of it."""
+
+    exit_status = 141
+    """As shells count a death by SIGPIPE, which is how other programs end then."""
 
 
 @contextmanager
@@ -21,12 +35,13 @@ def guarded() -> Iterator[None]:
     complains nor changes the exit status.
     """
     _fill_gaps()
-    err = sys.stderr
-    sys.stderr = cast("TextIO", _Messages(err))
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast("TextIO", _Result(out)), cast("TextIO", _Messages(err))
     try:
         yield
     finally:
-        sys.stderr = err
+        sys.stdout, sys.stderr = out, err
+        _settle(out)
         _settle(err)
 
 
@@ -78,6 +93,36 @@ class _Messages(_Stream):
         with suppress(OSError, ValueError):  # of a stream that was closed here
             if self._stream is not None:
                 getattr(self._stream, name)(*args)
+
+
+class _Result(_Stream):
+    """Writes or raises OutputFailed; once that happened nothing more is written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._failed = None if stream else _closed()
+
+    def write(self, text: str) -> int:
+        self._do("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:  # without a stream nothing is left to write
+            self._do("flush")
+
+    def _do(self, name: str, *args: Any) -> None:
+        if self._failed is None:
+            try:
+                getattr(self._stream, name)(*args)
+            except OSError as error:
+                self._failed = error
+        if self._failed is not None:
+            raise _told(self._failed) from self._failed
+
+
+def _told(error: OSError) -> OutputFailed:
+    kind = ReaderLeft if error.errno == errno.EPIPE else OutputFailed
+    return kind(f"the result could not be written to standard output ({error.strerror})")
 
 
 def _closed() -> OSError:
