@@ -99,7 +99,8 @@ def resolvers(summary: Summary) -> Group | None:
         return None
     left_out = found.resolvers_left_out + max(0, len(found.resolvers) - TOP)
     columns = ("resolver", "queries", "no answer", "p50", "p99", "max")
-    table = table_of("DNS (times are a heuristic)", left_out, *columns)
+    spare = ("p50", "max", "p99")
+    table = table_of("DNS (times are a heuristic)", left_out, *columns, spare=spare)
     for one in found.resolvers[:TOP]:
         table.add_row(
             plain(one.peer), number(one.queries), alarming(one.unanswered), *quantiles(one.rtt_us)

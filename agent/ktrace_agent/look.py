@@ -77,6 +77,8 @@ def _blocks(names: Sequence[str], cells: Sequence[Sequence[Text]]) -> Group:
     blocks: list[RenderableType] = []
     for number_of_row, row in enumerate(cells):
         table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
         for name, cell in zip(names, row, strict=True):
             table.add_row(Text.assemble((plain(name).plain, DIM)), cell)
         blocks += ["", table] if number_of_row else [table]

@@ -89,7 +89,9 @@ def _events(summary: Summary) -> Group:
     ]
     accounts = summary.accounting
     shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]
-    table = table_of("Events", 0, "type", "rows", *(name for name, _ in shown))
+    names = [name for name, _ in shown]
+    spare = [name for name in names if name != "lost"]
+    table = table_of("Events", 0, "type", "rows", *names, spare=spare)
     for row in RowType:
         if row not in accounts:
             continue
@@ -105,9 +107,9 @@ def _connects(summary: Summary) -> Group | None:
     if not found.top:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
-    table = table_of(
-        "Connects", left_out, "to", "how they ended", "all", "p50", "p99", "max", words=2
-    )
+    columns = ("to", "how they ended", "all", "p50", "p99", "max")
+    spare = ("p50", "max", "p99")
+    table = table_of("Connects", left_out, *columns, words=2, spare=spare)
     for one in found.top[:TOP]:
         table.add_row(
             plain(one.peer), _outcome(one), number(one.connects), *quantiles(one.latency_us)
@@ -148,8 +150,10 @@ def _talkers(summary: Summary) -> Group | None:
         return None
     left_out = found.left_out + max(0, len(found.by_bytes) - TOP)
     pods = any(one.pod != UNKNOWN for one in found.by_bytes[:TOP])
-    columns = ("process", *(["pod"] if pods else []), "sent", "received", "opened", "failed")
-    table = table_of("Top talkers", left_out, *columns, "flows", words=2 if pods else 1)
+    numbers = ("sent", "received", "opened", "failed", "flows")
+    columns = ("process", *(["pod"] if pods else []), *numbers)
+    spare = ("flows", "opened", "failed")
+    table = table_of("Top talkers", left_out, *columns, words=2 if pods else 1, spare=spare)
     for one in found.by_bytes[:TOP]:
         table.add_row(
             _process(one),
@@ -175,7 +179,8 @@ def _flows(summary: Summary) -> Group | None:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
     columns = ("process", "peer", "", "sent", "received", "opened", "failed")
-    table = table_of("Biggest conversations", left_out, *columns, words=3)
+    spare = ("opened", "", "failed")
+    table = table_of("Biggest conversations", left_out, *columns, words=3, spare=spare)
     for one in found.top[:TOP]:
         table.add_row(
             _process(one),

@@ -5,10 +5,12 @@ Names of processes are whatever their owners chose, so every text from the outsi
 through `plain()`: no control character and no markup of it reaches the terminal.
 """
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from ktrace_agent.columns import Columns
 from ktrace_api.finding import RoundTrip
 from ktrace_api.summary import Quantiles
 
@@ -57,23 +59,15 @@ def span(microseconds: int) -> str:
     return f"{microseconds / 1e6:.3g} s" if microseconds < 1e8 else f"{microseconds / 1e6:,.0f} s"
 
 
-def table_of(title: str, left_out: int, *columns: str, words: int = 1) -> Table:
-    """An airy table: the first `words` columns are text, the others numbers."""
+def table_of(
+    title: str, left_out: int, *columns: str, words: int = 1, spare: Sequence[str] = ()
+) -> Columns:
+    """An airy table: the first `words` columns are text, the others numbers.
+
+    Those of `spare` are left out on a narrow terminal, the first one first.
+    """
     more = f"  (+{left_out:,} in the summary)" if left_out > 0 else ""
-    table = Table(
-        title=Text.assemble((title, HEAD), (more, DIM)),
-        title_justify="left",
-        title_style="",
-        box=None,
-        padding=(0, 2, 0, 0),
-        header_style=DIM,
-    )
-    for position, column in enumerate(columns):
-        if position < words:
-            table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=46)
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
-    return table
+    return Columns(Text.assemble((title, HEAD), (more, DIM)), columns, words, spare, DIM)
 
 
 def spaced(part: RenderableType) -> Group:

@@ -5,7 +5,7 @@ Both go to standard error; the result goes to standard output.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,12 +13,15 @@ from ktrace_agent.session import Live, Observer
 from ktrace_api.capture import CaptureConfig, format_duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
 
     from ktrace_agent.bundle import Sealed
 
 PLAIN_EVERY_S = 10.0
 _WIDTH_OF_A_FILE = 100
+_BAR, _GAP = 24, 2
+"""Columns of the live line: its bar, and blanks between facts."""
 
 
 @contextmanager
@@ -98,23 +101,53 @@ class LiveLine:
 
 
 def live_line(live: Live) -> "RenderableType":
-    """Time left as a bar and in seconds, events, rate, lost."""
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+    """Time left as a bar and in seconds, events, rate, lost; as many of them as fit."""
     from rich.text import Text
 
-    line = Table.grid(padding=(0, 2))
-    total = live.elapsed_s + live.remaining_s
-    line.add_row(
-        ProgressBar(
-            total=max(total, 1e-9), completed=live.elapsed_s, width=24, complete_style="cyan"
-        ),
-        Text(f"{live.remaining_s:4.0f} s left"),
-        Text(f"{live.events:>9,} events"),
-        Text(f"{live.rate_per_s:>8,.0f}/s", "dim"),
-        Text(f"{live.lost:,} lost", "bold red" if live.lost else "dim"),
+    return _Line(
+        live,
+        {
+            "left": Text(f"{live.remaining_s:4.0f} s left"),
+            "events": Text(f"{live.events:>9,} events"),
+            "rate": Text(f"{live.rate_per_s:>8,.0f}/s", "dim"),
+            "lost": Text(f"{live.lost:,} lost", "bold red" if live.lost else "dim"),
+        },
     )
-    return line
+
+
+class _Line:
+    """Facts in one line; on a narrow terminal without those that tell least, never cut."""
+
+    def __init__(self, live: Live, facts: "dict[str, Text]") -> None:
+        self._live, self._facts = live, facts
+
+    def __rich_console__(
+        self, console: "Console", options: "ConsoleOptions"
+    ) -> "Iterator[RenderableType]":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        shown, room = dict(self._facts), options.max_width
+        for spare in ("rate", "left"):
+            if _width(shown.values()) > room:
+                del shown[spare]
+        if _width(shown.values()) > room:
+            yield Text(" ").join(Text(one.plain.strip(), one.style) for one in shown.values())
+            return
+        line = Table.grid(padding=(0, _GAP))
+        cells: list[RenderableType] = list(shown.values())
+        if _BAR + _GAP + _width(shown.values()) <= room:
+            total = max(self._live.elapsed_s + self._live.remaining_s, 1e-9)
+            done = self._live.elapsed_s
+            cells.insert(0, ProgressBar(total, done, width=_BAR, complete_style="cyan"))
+        line.add_row(*cells)
+        yield line
+
+
+def _width(facts: "Iterable[Text]") -> int:
+    """Of these side by side."""
+    return sum(one.cell_len + _GAP for one in facts) - _GAP
 
 
 def tell(*parts: "RenderableType") -> None:

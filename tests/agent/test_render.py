@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ktrace_agent import explain, render, shapes
+from ktrace_agent import explain, look, render, shapes
 from ktrace_api.summary import Summary
 
 NOTHING = {
@@ -305,3 +305,50 @@ def test_talkers_carry_the_names_of_pods():
     )
     assert "etcd 77    shop/cart-7d9   1 B" in text(summary)
     assert "curl 4711  -                 0" in text(summary)
+
+
+NARROW_FACTS = (
+    "10.0.0.9:6443", "[fd00::2]:443", "10.0.0.1:22", "10.96.0.10:53", "10.96.0.11:53", "1,200",
+    "5.0 MiB", "3.0 GiB", "120", "91", "tcp_retransmit",
+)  # fmt: skip
+LONG = "[2001:0db8:85a3:1111:2222:8a2e:0370:7334]:65535"
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_on_a_narrow_terminal_no_number_and_no_port_is_cut(width: int):
+    shown = text(incident(), width=width)
+    assert "…" not in shown
+    assert [fact for fact in NARROW_FACTS if fact not in shown] == []
+    assert shown.count("[fd00::2]:443") == shown.count("3.0 GiB") == 2
+
+
+@pytest.mark.parametrize("width", [10, 20, 30, 40, 60, 100])
+def test_what_is_wider_than_the_terminal_goes_on_in_the_next_line(width: int):
+    one = {**talker(CURL, tx_bytes=1, rx_bytes=10**12), "namespace": "a-namespace-of-a-length",
+           "pod": "that-nobody-would-want-to-read-7d9f8b6c5-x2x4z"}  # fmt: skip
+    top = ({**CURL, "peer": LONG, "segs": 123_456},)
+    shown = text(
+        quiet(
+            retransmits={"segs": 123_456, "flow_segs": 1, "left_out": 0, "top": top},
+            talkers={"by_bytes": (one,), "by_connections": (), "left_out": 0},
+        ),
+        width=width,
+    )
+    assert "…" not in shown
+    assert all(len(line) <= width for line in shown.splitlines())
+    letters = "".join(shown.split())
+    if width >= 30:
+        assert "123,456" in shown
+    if width == 100:
+        assert LONG in shown
+        assert all(part in letters for part in ("x2x4z", "a-namespace"))
+
+
+def test_blocks_of_a_query_are_not_cut_either():
+    out = io.StringIO()
+    Console(file=out, width=40, _environ={}).print(
+        look.table_or_blocks(["remote", "note"], [[LONG, "x" * 90]], 40)
+    )
+    assert "…" not in out.getvalue()
+    assert out.getvalue().count("x") == 90
+    assert "65535" in "".join(out.getvalue().split())

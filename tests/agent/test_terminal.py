@@ -86,3 +86,19 @@ def test_colours_of_the_result(monkeypatch: pytest.MonkeyPatch, *, no_color: boo
 
     terminal.tell(Text("bad", "red"))
     assert ("\x1b[31m" in out.getvalue()) is not no_color
+
+
+@pytest.mark.parametrize("width", [12, 20, 30, 40, 60, 79])
+def test_on_a_narrow_terminal_the_live_line_leaves_out_what_tells_least(width: int):
+    out = io.StringIO()
+    Console(file=out, width=width, _environ={}).print(
+        terminal.live_line(Live(15.0, 45.0, 1_234_567, 123_456.0, 7))
+    )
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert all(len(line.rstrip()) <= width for line in shown.splitlines())
+    assert "1,234,567" in shown
+    assert "7 lost" in " ".join(shown.split())
+    if width >= 40:
+        assert "45 s left" in shown
+        assert len(shown.splitlines()) == 1
