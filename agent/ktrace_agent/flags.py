@@ -181,6 +181,13 @@ FLAGS: tuple[Flag, ...] = (
 BY_PARAMETER: Mapping[str, Flag] = {flag.parameter: flag for flag in FLAGS}
 
 
+NEED_NO_VALUE: Mapping[str, str] = {
+    "--json": _BOOLEAN,
+    **{flag.name: flag.accepts for flag in FLAGS if flag.boolean or flag.alone},
+}
+"""Flags that may stand alone, and what they accept."""
+
+
 def refuse(flag: str, value: object, accepts: str, variable: str = "") -> UsageError:
     """The one line for a wrong value; `variable` is set where it came from the environment."""
     text = str(value)
@@ -191,10 +198,21 @@ def refuse(flag: str, value: object, accepts: str, variable: str = "") -> UsageE
 
 def boolean(flag: str, value: str, variable: str = "") -> bool:
     """`true` or `false` and their usual synonyms; UsageError for anything else."""
-    word = value.strip().lower()
-    if word not in _TRUE + _FALSE:
+    if (found := word(value)) is None:
         raise refuse(flag, value, _BOOLEAN, variable)
-    return word in _TRUE
+    return found
+
+
+def word(value: str) -> bool | None:
+    """`true` or `false` and their usual synonyms; None for anything else."""
+    text = value.strip().lower()
+    return text in _TRUE if text in _TRUE + _FALSE else None
+
+
+def _alone(value: str) -> str:
+    """The value of a flag that takes a word beside true and false, as CaptureConfig spells it."""
+    found = word(value)
+    return value.strip().lower() if found is None else str(found).lower()
 
 
 def configure(
@@ -217,10 +235,12 @@ def configure(
     given: dict[str, object] = {}
     for flag in FLAGS:
         value = values.get(flag.parameter)
-        if value is not None:
-            given[flag.parameter] = (
-                boolean(flag.name, value, origin.get(flag.parameter, "")) if flag.boolean else value
-            )
+        if value is None:
+            continue
+        if flag.boolean:
+            given[flag.parameter] = boolean(flag.name, value, origin.get(flag.parameter, ""))
+        else:
+            given[flag.parameter] = _alone(value) if flag.alone else value
     events = [EventKind.TCP, EventKind.UDP]
     if given.pop("with_connect_latency", True):
         events.append(EventKind.CONNECT)

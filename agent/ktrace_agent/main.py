@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,26 @@ from click.core import ParameterSource
 
 from ktrace_agent import streams
 from ktrace_agent.errors import KtraceError, UsageError
-from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure, refuse
+from ktrace_agent.flags import (
+    BY_PARAMETER,
+    FLAGS,
+    NEED_NO_VALUE,
+    boolean,
+    configure,
+    refuse,
+    word,
+)
 from ktrace_agent.outdir import prepared
 from ktrace_agent.signals import Stop, stopping
 from ktrace_agent.streams import OutputFailed, ReaderLeft
-from ktrace_agent.threshold_flags import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
+from ktrace_agent.threshold_flags import (
+    FILE_FLAG,
+    FILE_VARIABLE,
+    FLAG,
+    PAIR,
+    VARIABLE,
+    thresholds,
+)
 from ktrace_api import __version__
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 
@@ -35,6 +50,16 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit status after a second Ctrl-C: as shells count a death by SIGINT."""
+
+_HOST_ROOT = "the folder where the host's / is mounted"
+_OTHERS = {
+    "pairs": (FLAG, VARIABLE, PAIR),
+    "threshold_file": (FILE_FLAG, FILE_VARIABLE, "a file that can be read"),
+    "out_dir": ("--out-dir", "KTRACE_OUT_DIR", "a folder that is writable and has room"),
+    "sink": ("--sink", "KTRACE_SINK", "s3://BUCKET/PREFIX?region=NAME&endpoint=URL"),
+    "host_root": ("--host-root", "KTRACE_HOST_ROOT", _HOST_ROOT),
+}
+"""Flags beside those of flags.py by parameter: name, variable, and what is accepted."""
 
 _EXAMPLES = """\b
 Examples:
@@ -81,11 +106,28 @@ Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, 
 """
 
 
+class _Command(click.Command):
+    """A command that takes `--json=-1` for a wrong value of --json, not for a flag `-1`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts}
+        for arg in args:
+            name, _, value = arg.partition("=")
+            if name in known and name in NEED_NO_VALUE and value.startswith("-"):
+                raise refuse(name, value, NEED_NO_VALUE[name])
+        return super().parse_args(ctx, args)
+
+
 class _Commands(click.Group):
     """A group whose first command is meant where none is named."""
 
+    command_class = _Command
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = (*self.commands, "--help", "-h", "--version")
+        alone = ("--help", "-h", "--version")
+        known = (*self.commands, *alone)
+        if args and args[0] in alone:
+            args = args[:1]  # whatever else is there, it is not looked at
         if not args or (args[0] not in known and args[0].startswith("-")):
             args = ["capture", *args]
         return super().parse_args(ctx, args)
@@ -105,6 +147,13 @@ class _Commands(click.Group):
         with formatter.section("Flags of a capture"):
             formatter.write_dl(records)
         self.format_commands(ctx, formatter)
+
+
+class _Whole(click.types.StringParamType):
+    """A text that stays in one piece also where it comes from a variable."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
 
 
 def _capture_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -150,6 +199,7 @@ def cli() -> None:
 @click.option(
     FLAG,
     "pairs",
+    type=_Whole(),
     metavar="NAME=VALUE",
     envvar=VARIABLE,
     multiple=True,
@@ -196,16 +246,17 @@ def capture(
 ) -> None:
     """Record what this node's sockets do and seal a bundle."""
     as_document = _asked_for_json(as_json)
+    variables = _variables(ctx)
+    _refuse_blank(ctx, variables)
     if values["node"] is None:
         values["node"] = os.environ.get("NODE_NAME") or socket.gethostname()
-    variables = _variables(ctx)
     limits = thresholds(pairs, threshold_file, variables)
     config = configure(values, variables, limits)
     if not Path(host_root).is_dir():
-        raise refuse("--host-root", host_root, "the folder where the host's / is mounted")
-    target = _target(sink, config, from_variable=ctx.get_parameter_source("sink")) if sink else None
+        raise refuse("--host-root", host_root, _HOST_ROOT, variables.get("--host-root", ""))
+    target = _target(sink, config, _source("--sink", variables)) if sink else None
     stop = Stop()
-    with prepared(Path(out_dir)) as folder, stopping(stop):
+    with prepared(Path(out_dir), _source("--out-dir", variables)) as folder, stopping(stop):
         from ktrace_agent import result, session, terminal
 
         with terminal.observer(config) as observer:
@@ -220,15 +271,10 @@ def capture(
             raise type(error)(f"{error}; the bundle is sealed: {sealed.bundle}") from error
 
 
-def _target(
-    sink: str, config: "CaptureConfig", from_variable: ParameterSource | None
-) -> "S3Target":
+def _target(sink: str, config: "CaptureConfig", source: str) -> "S3Target":
     """Where --sink leads, and whether there is a chance to be let in."""
     from ktrace_agent.sinks import address, credentials
 
-    source = "--sink"
-    if from_variable is ParameterSource.ENVIRONMENT:
-        source += " (from KTRACE_SINK)"
     target = address.parse(sink, config.node, os.environ, source=source)
     credentials.from_environment(os.environ)
     return target
@@ -270,7 +316,7 @@ def show(bundle: str, as_json: str | None) -> None:
     """
     from ktrace_agent import look
 
-    look.show(Path(bundle), as_document=_asked_for_json(as_json))
+    look.show(_bundle(bundle), as_document=_asked_for_json(as_json))
 
 
 @cli.command(
@@ -288,38 +334,63 @@ def query(bundle: str, select: str, form: str | None) -> None:
     """Answer one SELECT from a bundle."""
     from ktrace_agent import look
 
-    look.answer(Path(bundle), select, form)
+    look.answer(_bundle(bundle), select, form)
 
 
 def _variables(ctx: click.Context) -> dict[str, str]:
     """Which values came from the environment, and by which variable."""
-    origin = {
-        name: flag.variable
-        for name, flag in BY_PARAMETER.items()
-        if ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT
-    }
+    origin = {name: flag.variable for name, flag in BY_PARAMETER.items() if _is_variable(ctx, name)}
     if ctx.get_parameter_source("node") is ParameterSource.DEFAULT and os.environ.get("NODE_NAME"):
         origin["node"] = "NODE_NAME"
-    for name, flag, variable in (
-        ("pairs", FLAG, VARIABLE),
-        ("threshold_file", FILE_FLAG, FILE_VARIABLE),
-    ):
-        if ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
-            origin |= {flag: variable}
-    return origin
+    return origin | {
+        flag: variable for name, (flag, variable, _) in _OTHERS.items() if _is_variable(ctx, name)
+    }
+
+
+def _is_variable(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT
+
+
+def _source(flag: str, variables: Mapping[str, str]) -> str:
+    """The flag, and the variable that its value came from."""
+    return f"{flag} (from {variables[flag]})" if flag in variables else flag
+
+
+def _refuse_blank(ctx: click.Context, variables: Mapping[str, str]) -> None:
+    """An empty value is a variable that a script never set: it must not mean everything.
+
+    A variable of ours that is empty is one that is not set, it does not come here.
+    """
+    known = {
+        **{name: (name, flag.name, flag.accepts) for name, flag in BY_PARAMETER.items()},
+        **{name: (flag, flag, accepts) for name, (flag, _, accepts) in _OTHERS.items()},
+    }
+    for name, (key, flag, accepts) in known.items():
+        given = ctx.params[name]
+        for text in given if isinstance(given, tuple) else (given,):
+            if text is not None and not text.strip():
+                raise refuse(flag, text, accepts, variables.get(key, ""))
+
+
+def _bundle(text: str) -> Path:
+    """Where a bundle is; an empty text would be the folder one is in."""
+    if not text.strip():
+        raise refuse("BUNDLE", text, "a bundle.tgz, or the folder where one is")
+    return Path(text)
 
 
 def _asked_for_json(text: str | None) -> bool:
-    return text is not None and boolean("--json", text)
+    variable = "KTRACE_JSON" if _is_variable(click.get_current_context(), "as_json") else ""
+    return text is not None and boolean("--json", text, variable)
 
 
 def _wants_json(args: Sequence[str]) -> bool:
     """Whether errors should be JSON too, also when the arguments themselves are wrong."""
-    wanted = os.environ.get("KTRACE_JSON", "").lower() in ("true", "yes", "on", "1")
+    wanted = word(os.environ.get("KTRACE_JSON", "")) is True
     for arg in args:
         name, _, value = arg.partition("=")
         if name == "--json":
-            wanted = value.lower() not in ("false", "no", "off", "0")
+            wanted = word(value) is not False
     return wanted
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder for the bundle, known to be writable before anything is attached."""
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,12 @@ def prepared(folder: Path, source: str = "--out-dir") -> Iterator[Path]:
 def _make(folder: Path, made: list[Path]) -> None:
     """mkdir -p that notes what it made."""
     for path in (*reversed(folder.parents), folder):
-        if not path.is_dir():
+        if path.is_dir():
+            continue
+        try:
             path.mkdir()
+        except FileExistsError:  # a file or a dangling link, or somebody was faster
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        else:
             made.append(path)

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ktrace_agent.explain import findings, resolvers, verdict
+from ktrace_agent.recording import DISK_FILLED, DISK_FULL
 from ktrace_agent.result import lost
 from ktrace_agent.shapes import (
     BAD,
@@ -72,7 +73,9 @@ def _headline(summary: Summary) -> Text:
 def _advice(summary: Summary) -> Text | None:
     if not any(one.lost_ring for one in summary.accounting.values()):
         return None
-    return Text("  To lose less: a larger --ring-bytes, or --ports, --sample.", DIM)
+    full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
+    room = "more room in --out-dir" if full else "a larger --ring-bytes"
+    return Text(f"  To lose less: {room}, or --ports, --sample.", DIM)
 
 
 def _process(process: Process) -> Text:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ktrace_agent.recording import Recording
+from ktrace_agent.recording import DISK_FULL, Recording
 from ktrace_agent.sinks.directory import DiskFull, disk_errors, write_all
 from ktrace_agent.tables import Tables
 from ktrace_api.capture import CaptureConfig
@@ -73,7 +73,7 @@ class RowFile:
                 " reached."
             )
         if lost := sum(self.lost.values()):
-            notes.append(f"The last {lost} rows are not in the bundle: the disk is full.")
+            notes.append(f"The last {lost} rows are not in the bundle: {DISK_FULL}")
         return notes
 
     def _shorten(self, limit: int) -> Counts:

@@ -6,6 +6,7 @@ The file is TOML or JSON, one member for each threshold that differs from its de
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FLAG, FILE_FLAG = "--threshold", "--threshold-file"
 VARIABLE, FILE_VARIABLE = "KTRACE_THRESHOLD", "KTRACE_THRESHOLD_FILE"
+PAIR = "NAME=VALUE such as dns_slow_p50_us=200000"
+_BETWEEN = re.compile(r"\s*,\s*|\s+(?=[^\s=,]+\s*=)")
+"""A comma with or without blanks, or blanks before the next NAME=."""
 _MAX_BYTES = 64 * 1024
 """Of a file: all thresholds with a comment each are a tenth of it."""
 
@@ -50,12 +54,12 @@ def thresholds(
 
 
 def _split(pairs: Iterable[str], variable: str) -> dict[str, Any]:
-    """NAME=VALUE texts, of which one may hold several that commas separate."""
+    """NAME=VALUE texts, of which one may hold several that commas or blanks separate."""
     values = {}
-    for pair in (part.strip() for text in pairs for part in text.split(",")):
+    for pair in (part for text in pairs for part in _BETWEEN.split(text.strip())):
         name, equals, value = pair.partition("=")
         if not equals:
-            raise refuse(FLAG, pair, "NAME=VALUE such as dns_slow_p50_us=200000", variable)
+            raise refuse(FLAG, pair, PAIR, variable)
         values[name.strip()] = value.strip()
     return values
 

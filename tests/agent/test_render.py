@@ -307,6 +307,19 @@ def test_talkers_carry_the_names_of_pods():
     assert "curl 4711  -                 0" in text(summary)
 
 
+@pytest.mark.parametrize(
+    "note",
+    ["20 of them because the disk filled up during the capture.",
+     "The last 7 rows are not in the bundle: the disk is full."],
+)  # fmt: skip
+def test_a_larger_ring_is_no_advice_where_the_disk_was_full(note: str):
+    one = {"accounting": {"tcp_state": account(seen=20, lost_ring=20)}, "complete": False}
+    assert "a larger --ring-bytes" in text(quiet(**one))
+    shown = text(quiet(**one, notes=(note,)))
+    assert "--ring-bytes" not in shown
+    assert "  To lose less: more room in --out-dir, or --ports, --sample.\n" in shown
+
+
 NARROW_FACTS = (
     "10.0.0.9:6443", "[fd00::2]:443", "10.0.0.1:22", "10.96.0.10:53", "10.96.0.11:53", "1,200",
     "5.0 MiB", "3.0 GiB", "120", "91", "tcp_retransmit",

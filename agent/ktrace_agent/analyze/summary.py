@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ktrace_agent.probes import HOOKS
-from ktrace_agent.recording import Recording
+from ktrace_agent.recording import DISK_FILLED, Recording
 from ktrace_agent.tables import Tables
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import UNKNOWN, ConnectResult, RowType
@@ -112,7 +112,7 @@ def _losses(recording: Recording, accounting: Mapping[RowType, Accounting]) -> l
     if ring:
         found.append(f"{ring} events were lost: the ring or the disk was full (accounting).")
     if disk:
-        found.append(f"{disk} of them because the disk filled up during the capture.")
+        found.append(f"{disk} of them because {DISK_FILLED}")
     if full:
         found.append(f"{full} events were lost because a map was full: raise max_sockets.")
     if unseen := {row: hook.unseen for row, hook in accounting.items() if hook.unseen}:
