@@ -42,6 +42,7 @@ build: bpf ## leave dist/ktrace, a launcher that uses this checkout
 run: build ## capture 10 s of this host into ./out and show the result (root, or sudo)
 	@$(AS_ROOT) dist/ktrace --duration=$(DURATION) --out-dir=$(OUT)
 	@$(if $(AS_ROOT),$(AS_ROOT) chown -R "$$(id -u):$$(id -g)" $(OUT))
+	@echo "Show it again: dist/ktrace show $$(ls -t $(OUT)/ktrace.*.bundle.tgz | sed -n 1p)"
 
 test: setup-test bpf ## run all tests that this machine can run; skips say why (TESTS=path, KTRACE_REQUIRE=world,...)
 	@$(BIN)/pytest $(TESTS)

@@ -312,7 +312,7 @@ def doctor(as_json: str | None) -> None:
 def show(bundle: str, as_json: str | None) -> None:
     """Show what a bundle holds: a bundle.tgz, a summary.json, or the folder with one of them.
 
-    With --json the whole summary.
+    Of several bundles of one node in a folder the newest. With --json the whole summary.
     """
     from ktrace_agent import look
 

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,54 @@ def test_show_prints_what_the_capture_printed(ran: Session, capsys: pytest.Captu
     assert main.main(["show", "out", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["rows"], summary["node"]) == (2, ran.configs[0].node)
+
+
+def test_of_several_captures_in_a_folder_the_newest_is_read(
+    ran: Session, capsys: pytest.CaptureFixture[str]
+):
+    assert main.main(["--node=n1"]) == 0
+    assert main.main(["show", "out"]) == 0
+    assert "holds" not in capsys.readouterr().err
+    for _ in range(10):  # within one second: they are numbered
+        assert main.main(["--node=n1"]) == 0
+    capsys.readouterr()
+    assert main.main(["show", "out", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["node"] == "n1"
+    newest = "out/ktrace.n1.20260124T215754Z-11.bundle.tgz"
+    assert err == f"ktrace: out holds 11 bundles; this is the newest: {newest}\n"
+    assert main.main(["query", "out", "SELECT count(*) AS n FROM rows"]) == 0
+    assert capsys.readouterr() == ("n\n2\n", err)
+    later = Path("out/ktrace.n1.20260125T000000Z.bundle.tgz")
+    later.write_bytes(Path(newest).read_bytes())
+    os.utime(later, (0, 0))  # a copy may have any time
+    assert main.main(["show", "out"]) == 0
+    assert f"this is the newest: {later}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ktrace.n2.20260124T215754Z.bundle.tgz", "mine.bundle.tgz"])
+def test_what_is_not_of_one_node_has_no_newest(
+    ran: Session, capsys: pytest.CaptureFixture[str], name: str
+):
+    assert main.main(["--node=n1"]) == 0
+    (made,) = Path("out").glob("*.bundle.tgz")
+    made.with_name(name).write_bytes(made.read_bytes())
+    capsys.readouterr()
+    assert main.main(["show", "out"]) == 2
+    assert "out holds 2 bundles; name one, such as" in capsys.readouterr().err
+
+
+def test_the_lines_of_the_readme_work_one_after_the_other(
+    ran: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    lines = re.findall(r"^(?:sudo )?ktrace (.+)$", readme.read_text(), re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert main.main(["--duration=10s", "--out-dir=out"]) == 0  # make run
+    asked = [command for command in commands if command[0] != "doctor"]
+    assert [command[0] for command in asked].count("show") == 1
+    assert len([command for command in asked if command[0].startswith("--")]) == 2
+    assert [command for command in asked if main.main(command)] == []
 
 
 def test_query_answers_in_each_format(ran: Session, capsys: pytest.CaptureFixture[str]):
