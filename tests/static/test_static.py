@@ -119,6 +119,19 @@ def test_version_in_an_empty_root(root: Path) -> None:
     assert files(root) == before
 
 
+@pytest.mark.parametrize("user", [0, NOBODY])
+def test_closed_streams_are_no_files_of_the_image(root: Path, user: int) -> None:
+    """Nor the pipe by which the child that cleans up knows that the collector still lives."""
+    command = chrooted(root, "--nosuch", user=user)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "-", *command],
+        check=False,
+        env=environment(root),
+        timeout=120,
+    )
+    assert done.returncode == 2
+
+
 def test_doctor_finds_all_hooks(root: Path) -> None:
     done = run(root, "doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
