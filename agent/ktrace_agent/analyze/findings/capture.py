@@ -70,7 +70,7 @@ def silence(case: Case) -> str:
     (told,) = case.ask(
         """SELECT (SELECT count(*) FROM flows
                    WHERE greatest(tx_bytes, rx_bytes, tx_calls, rx_calls) > 0) AS flows,
-             (SELECT coalesce(sum(greatest(seen - coalesce(filtered, 0), 0)), 0)::HUGEINT
+             (SELECT coalesce(sum(greatest(seen::HUGEINT - coalesce(filtered, 0), 0)), 0)
               FROM accounting) AS events"""
     )
     if told["events"]:
