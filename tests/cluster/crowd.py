@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ktrace_api.names import LABEL_SNAPSHOT_UID
+from ktrace_api.names import LABEL_SNAPSHOT, LABEL_SNAPSHOT_UID
 from ktrace_api.snapshot import MAX_NODES
 from tests.bpf.workers import wait_until
 from tests.cluster import images
@@ -79,8 +79,8 @@ class Cost:
 class Crowd:
     """The operator at work for snapshots of many nodes."""
 
-    def __init__(self, cluster: Cluster, operator: Operator) -> None:
-        self.operator = operator
+    def __init__(self, cluster: Cluster, operator: Operator, kwok: Kwok) -> None:
+        self.operator, self._kwok = operator, kwok
         self.snapshots = Snapshots(cluster, NAMESPACE)
         self.cluster = cluster
 
@@ -126,9 +126,36 @@ class Crowd:
             done = [one for one in found if "completionTime" in one.get("status", {})]
             return found if len(done) == count else None
 
-        found = wait_until(ended, f"the end of {count} snapshots", seconds, 1.0)
+        try:
+            found = wait_until(ended, f"the end of {count} snapshots", seconds, 1.0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self._unfinished()}") from error
         self.snapshots.wait_gone(seconds)
         return list(found)
+
+    def _unfinished(self) -> str:
+        """What the snapshots without an end say, and how their pods are."""
+        left = {
+            one["metadata"]["name"]: one.get("status", {}).get("nodes")
+            for one in self.snapshots.all()
+            if "completionTime" not in one.get("status", {})
+        }
+        pods = self.snapshots.pods()
+        phases = Counter(
+            f"{one['metadata']['labels'][LABEL_SNAPSHOT]} {one['status'].get('phase')}"
+            for one in pods
+        )
+        return f"left: {left}; pods: {dict(phases)}"
+
+    @contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """It is killed, and behind the block started again.
+
+        So is kwok, which then looks at all pods anew: the operator's way back is what counts.
+        """
+        with self.cluster.without_api_server():
+            yield
+        self._kwok.restart()
 
     def late(self) -> float:
         """Looks at the event loop that found it more than 0.2 s late."""
@@ -154,12 +181,13 @@ def gathered(cluster: Cluster, folder: Path, nodes: int, run_s: float) -> Iterat
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account},
     )
-    Kwok(cluster).start(nodes, Life(message=AGENT, start_s=0.5, run_s=run_s))
+    kwok = Kwok(cluster)
+    kwok.start(nodes, Life(message=AGENT, start_s=0.5, run_s=run_s))
     operator = Operator(cluster, folder, [NAMESPACE], limits={"startSeconds": 300})
     operator.start()
     try:
         operator.wait_ready()
-        yield Crowd(cluster, operator)
+        yield Crowd(cluster, operator, kwok)
     finally:
         operator.stop()
 

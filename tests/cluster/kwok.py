@@ -123,6 +123,10 @@ class Kwok:
     def play(self, life: Life) -> None:
         """From now on pods go as `life` says."""
         self._config.write_text(yaml.safe_dump_all(life.stages()))
+        self.restart()
+
+    def restart(self) -> None:
+        """Anew, with the same life of pods."""
         daemon = self._daemon()
         if daemon.alive:
             daemon.kill()

@@ -97,7 +97,7 @@ def test_the_api_server_is_away_for_a_minute(crowd: Crowd):
         "the first agent that runs",
         END_S,
     )
-    with crowd.cluster.without_api_server():
+    with crowd.without_api_server():
         time.sleep(AWAY_S)
     crowd.wait(ended + 1, END_S)
     status = crowd.snapshots.status("cut-off")
