@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings made of chosen records, as the kernel side would have left them."""
+"""Recordings made of chosen records, and a session that seals one instead of recording."""
 
 import os
 import tempfile
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ktrace_agent import bundle, session
 from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
 from ktrace_agent.records import EVENT, FLOW, FLOW_KEY, ROW_TYPES
+from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
@@ -142,3 +144,49 @@ def node_info(config: CaptureConfig) -> NodeInfo:
         netns=(),
         cgroups={},
     )
+
+
+class Session:
+    """What main asked for; `then` is what happens instead of a capture."""
+
+    def __init__(self, make_recording: Make, node_info: NodeInfo) -> None:
+        self.configs: list[CaptureConfig] = []
+        self.then: BaseException | None = None
+        self._make, self._node_info = make_recording, node_info
+
+    def run(
+        self,
+        config: CaptureConfig,
+        out_dir: Path,
+        observer: session.Observer,
+        stop: Any,
+        host_root: Path,
+    ) -> bundle.Sealed:
+        self.configs.append(config)
+        self.host_root = host_root
+        assert out_dir.is_dir()
+        observer.ready()
+        observer.tick(session.Live(1.0, 9.0, 3, 3.0, 0))
+        if self.then is not None:
+            raise self.then
+        assert isinstance(stop, Stop)
+        return bundle.seal(
+            self._make(make_events([{}, {}])), config, self._node_info, out_dir, observer.sealing
+        )
+
+
+@pytest.fixture
+def ran(
+    make_recording: Make,
+    node_info: NodeInfo,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Session:
+    """A stub session; the working directory is empty and no variable of ours is set."""
+    stub = Session(make_recording, node_info)
+    monkeypatch.setattr(session, "run", stub.run)
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("KTRACE_") or name == "NODE_NAME":
+            monkeypatch.delenv(name)
+    return stub
