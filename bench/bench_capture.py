@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-KTRACE = f"{sys.executable} -m ktrace_agent.main --duration=60s --json"
+KTRACE = f"{sys.executable} -m ktrace_agent.cli.main --duration=60s --json"
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 ROOM = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOM / "api"), str(ROOM / "agent"), str(ROOM)]
 
-from ktrace_agent.enrich.conntrack_watch import Watch  # noqa: E402
+from ktrace_agent.enrich.conntrack.watch import Watch  # noqa: E402
 from tests.nat.fill import many, put  # noqa: E402
 
 CLONE_NEWNET = 0x40000000

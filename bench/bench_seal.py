@@ -33,7 +33,7 @@ def events(count: int) -> Any:
     """EVENT records: connections of 8 rows, interleaved, in the order of time."""
     import numpy as np
 
-    from ktrace_agent.records import EVENT
+    from ktrace_agent.tables.records import EVENT
 
     rng = np.random.default_rng(1)
     made = np.zeros(count, EVENT)
@@ -67,7 +67,7 @@ def facts(count: int) -> Any:
     """Process fields of EVENT for that many processes."""
     import numpy as np
 
-    from ktrace_agent.records import EVENT
+    from ktrace_agent.tables.records import EVENT
 
     rng = np.random.default_rng(2)
     made = np.zeros(count, EVENT)
@@ -85,7 +85,7 @@ def flows(made: Any) -> tuple[bytes, bytes]:
     """One flow for each connection."""
     import numpy as np
 
-    from ktrace_agent.records import FLOW, FLOW_KEY
+    from ktrace_agent.tables.records import FLOW, FLOW_KEY
 
     first = made[made["type"] == 3]
     keys, values = np.zeros(len(first), FLOW_KEY), np.zeros(len(first), FLOW)
@@ -102,10 +102,10 @@ def connections(keys: bytes) -> Any:
 
     import numpy as np
 
-    from ktrace_agent.enrich.conntrack import Conntrack
-    from ktrace_agent.enrich.conntrack_table import Table
-    from ktrace_agent.enrich.nfct import SEEN_REPLY, pack_key, pack_tuple
-    from ktrace_agent.records import FLOW_KEY
+    from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY, pack_key, pack_tuple
+    from ktrace_agent.enrich.conntrack.entries import Table
+    from ktrace_agent.enrich.conntrack.lookup import Conntrack
+    from ktrace_agent.tables.records import FLOW_KEY
 
     made = np.frombuffer(keys, FLOW_KEY)[:MAX_ENTRIES]
     tables: dict[int, Table] = {}
@@ -130,9 +130,9 @@ def connections(keys: bytes) -> Any:
 
 def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     """Seal a prepared spool in this process."""
-    from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
-    from ktrace_agent.records import FLOW_KEY
-    from ktrace_agent.tables import Names
+    from ktrace_agent.kernel.recording import Clock, HookCounters, Overflow, Recording
+    from ktrace_agent.tables.load import Names
+    from ktrace_agent.tables.records import FLOW_KEY
     from ktrace_api.capture import GIB, CaptureConfig
     from ktrace_api.names import RowType
     from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
@@ -180,7 +180,7 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     names = Names(pods, known)
     del pods, known
     begun, cpu = time.perf_counter(), time.process_time()
-    from ktrace_agent.bundle import seal
+    from ktrace_agent.bundle.seal import seal
 
     sealed = seal(recording, config, node_info, folder, names=names)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu

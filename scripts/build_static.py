@@ -42,7 +42,7 @@ MAIN = """\
 import sys
 
 sys.argv[0] = "ktrace"
-from ktrace_agent.main import entry
+from ktrace_agent.cli.main import entry
 
 sys.exit(entry())
 """

@@ -8,30 +8,29 @@ failure anywhere ends all that was begun.
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from ktrace_agent import host, preflight
-from ktrace_agent.clock import boot_ns
-from ktrace_agent.enrich import conntrack_watch, identity
-from ktrace_agent.kernel import Collector
-from ktrace_agent.netns import run_in_netns
-from ktrace_agent.probes import Choice
-from ktrace_agent.recording import Clock, HookCounters, Recording, wall_clock
+from ktrace_agent.enrich.watches import Watches
+from ktrace_agent.host.clock import boot_ns, wall_offset_ns
+from ktrace_agent.host.counters import MAX_NETNS, Snapshot, snapshot
+from ktrace_agent.host.netns import PROC, find_netns, run_in_netns
+from ktrace_agent.host.tcp_counts import witness
+from ktrace_agent.kernel import preflight
+from ktrace_agent.kernel.collector import Collector
+from ktrace_agent.kernel.probes import Choice
+from ktrace_agent.kernel.recording import Clock, HookCounters, Recording, wall_clock
+from ktrace_agent.kernel.spool import EVENT_BYTES, Spool
 from ktrace_agent.signals import Stop
-from ktrace_agent.spool import EVENT_BYTES, Spool
-from ktrace_agent.witness import witness
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 
 if TYPE_CHECKING:
-    from ktrace_agent import deltas
-    from ktrace_agent.bundle import Sealed
-    from ktrace_agent.enrich.conntrack import Conntrack
-    from ktrace_agent.tables import Names
+    from ktrace_agent.bundle.seal import Sealed
+    from ktrace_agent.host.counter_changes import Report
+    from ktrace_agent.tables.load import Names
     from ktrace_api.node import NodeInfo
 
 TICK_S = 0.25
@@ -88,30 +87,38 @@ def run(
     recording = recorded.recording
     try:
         # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
-        from ktrace_agent import bundle
+        from ktrace_agent.bundle import seal
 
         observer.sealing("asking who the containers are")
         facts, names, changes = _look_up(config, platform, recorded, watches)
         # Sealing shall be the last to hold them: it needs their memory.
         del watches
-        return bundle.seal(recording, config, facts, out_dir, observer.sealing, names, changes)
+        return seal.seal(recording, config, facts, out_dir, observer.sealing, names, changes)
     finally:
         os.close(recording.spool_fd)
 
 
 def _look_up(
-    config: CaptureConfig, platform: preflight.Platform, recorded: "Recorded", watches: "Watches"
-) -> "tuple[NodeInfo, Names, deltas.Report]":
+    config: CaptureConfig, platform: preflight.Platform, recorded: "Recorded", watches: Watches
+) -> "tuple[NodeInfo, Names, Report]":
     """node.json, what rows are named with, and all that the counters did."""
-    from ktrace_agent import deltas, node, records
-    from ktrace_agent.tables import Names
+    from ktrace_agent.bundle import node_info
+    from ktrace_agent.host import counter_changes
+    from ktrace_agent.tables import records
+    from ktrace_agent.tables.load import Names
 
     recording, tracked = recorded.recording, watches.tracked
     seen_in = records.network_namespaces(recording)
-    changes = deltas.compare(recorded.before, recorded.after, seen_in)
+    changes = counter_changes.compare(recorded.before, recorded.after, seen_in)
     identities = watches.identify(recording.cgroups)
-    facts = node.describe(
-        config, platform, recorded.choices, recording, deltas.fit(changes), identities, tracked
+    facts = node_info.describe(
+        config,
+        platform,
+        recorded.choices,
+        recording,
+        counter_changes.fit(changes),
+        identities,
+        tracked,
     )
     return facts, Names(identities.by_cgroup, tracked), changes
 
@@ -122,8 +129,8 @@ class Recorded:
 
     recording: Recording
     choices: tuple[Choice, ...]
-    before: host.Snapshot
-    after: host.Snapshot
+    before: Snapshot
+    after: Snapshot
 
 
 def record(
@@ -133,7 +140,7 @@ def record(
     cgroup_v1: bool,
     observer: Observer,
     stop: Stop,
-    watches: "Watches",
+    watches: Watches,
 ) -> Recorded:
     """Record until the duration is over or `stop` is set.
 
@@ -142,18 +149,18 @@ def record(
     with ExitStack() as stack:
         collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
         spool = stack.enter_context(closing(Spool(collector.ring_fd, folder)))
-        offset = host.clock_offset_ns()
+        offset = wall_offset_ns()
         stack.enter_context(watches)
         spool.start()
         collector.attach()
         started = wall_clock(boot_ns(), offset)
-        before = host.snapshot()
+        before = snapshot()
         collector.iterate("prime_owners")
         stock_start = _stock(collector)
         observer.ready()
         ended_by = _wait(config, collector, spool, observer, stop)
         ended = wall_clock(boot_ns(), offset)
-        after = host.snapshot()
+        after = snapshot()
         observer.sealing("detaching the programs")
         collector.detach()
         collector.iterate("list_held")  # into the ring
@@ -172,7 +179,7 @@ def record(
             counters=counters,
             overflow=collector.overflow(),
             cgroups=collector.cgroups(),
-            clock=Clock(offset, host.clock_offset_ns()),
+            clock=Clock(offset, wall_offset_ns()),
             started=started,
             ended=ended,
             ended_by=ended_by,
@@ -182,64 +189,15 @@ def record(
         return Recorded(recording, collector.choices, before, after)
 
 
-class Watches:
-    """What is looked at beside the events while they are recorded: containers, connections."""
-
-    def __init__(self, config: CaptureConfig, host_root: Path) -> None:
-        self._config, self._host_root = config, host_root
-        self._identity = identity.Watch(
-            mode=config.cri, sockets=config.cri_sockets, host_root=host_root
-        )
-        self._conntrack = conntrack_watch.Watch(_netns_pids) if config.conntrack else None
-        self._stopped = False
-        self.tracked: Conntrack | None = None
-        """What connection tracking said, once stopped."""
-
-    def __enter__(self) -> Self:
-        self._identity.start()
-        if self._conntrack:
-            self._conntrack.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Look a last time; nothing more happens when it is called again."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._identity.stop()
-        if self._conntrack:
-            self.tracked = self._conntrack.stop()
-
-    def identify(self, cgroups: Mapping[int, str]) -> identity.Identities:
-        """Who the cgroups of a recording are."""
-        return identity.identify(
-            cgroups,
-            mode=self._config.cri,
-            sockets=self._config.cri_sockets,
-            host_root=self._host_root,
-            seen=self._identity.seen,
-        )
-
-
-def _netns_pids() -> dict[int, int]:
-    """Inode of each network namespace -> a process that lives in it."""
-    deadline = time.monotonic() + STOCK_S
-    found = host.find_netns(host.PROC, lambda: time.monotonic() > deadline)
-    return {inode: int(pids[0]) for inode, pids in found.items()}
-
-
 def _stock(collector: Collector) -> bytes:
     """KT_STOCK records of every network namespace that a process lives in.
 
     Without the right to enter others it is that of the agent's own.
     """
     deadline = time.monotonic() + STOCK_S
-    namespaces = host.find_netns(host.PROC, lambda: time.monotonic() > deadline)
+    namespaces = find_netns(PROC, lambda: time.monotonic() > deadline)
     found = []
-    for inode, pids in list(namespaces.items())[: host.MAX_NETNS]:
+    for inode, pids in list(namespaces.items())[:MAX_NETNS]:
         try:
             records = run_in_netns(int(pids[0]), inode, lambda: collector.iterate("list_sockets"))
         except PermissionError:

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ktrace_api.kubeobject import rules
-from ktrace_api.names import API_GROUP, API_VERSION, KIND, PLURAL
+from ktrace_api.names import API_GROUP, API_VERSION, KIND, MAX_NAME, PLURAL
 from ktrace_api.snapshot import SnapshotSpec, TraceSnapshot
 from ktrace_api.status import SnapshotStatus
 
 Schema = dict[str, Any]
-
-MAX_NAME = 63
-"""Characters of a snapshot's name: it is a label of its agents' pods."""
 
 _KEPT = frozenset(
     {

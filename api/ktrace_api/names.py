@@ -24,6 +24,8 @@ LABEL_CREDENTIALS = "ktrace.io/credentials"
 AGENT_CONTAINER = "agent"
 CAPTURE_VARIABLE = "KTRACE_CAPTURE"
 """Environment variable of an agent pod that holds its Assignment as JSON."""
+MAX_NAME = 63
+"""Characters of a snapshot's name: it is a label's value on the agents' pods."""
 UNKNOWN = "-"
 """How a fact that is not known is written, whatever its type otherwise."""
 

@@ -232,3 +232,8 @@ class Summary(Model):
     stock_start: Stock
     stock_end: Stock
     retransmits: Retransmits
+
+    @property
+    def lost(self) -> int:
+        """Requested events without a row: lost for lack of space, or missed by the programs."""
+        return sum(one.lost_ring + one.lost_map + one.unseen for one in self.accounting.values())

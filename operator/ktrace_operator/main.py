@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ktrace_operator import logs
 from ktrace_operator.errors import OperatorError, UsageError
-from ktrace_operator.serve import serve
+from ktrace_operator.serve import logs
+from ktrace_operator.serve.run import serve
+from ktrace_operator.serve.uninstall import release_all
 from ktrace_operator.settings import Settings, SettingsError, load
-from ktrace_operator.uninstall import release_all
 
 SETTINGS_VARIABLE = "KTRACE_SETTINGS"
 

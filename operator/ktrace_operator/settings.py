@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.kubeobject import DNS_LABEL, PORT_OF_URL, KubeModel, SnapshotDuration
 from ktrace_api.snapshot import MAX_NODES, Output
-from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
+from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small captures as tables of ktrace_agent/sql.py, written by hand."""
+"""Small captures as tables of ktrace_agent/tables/contract.py, written by hand."""
 
 from datetime import datetime, timedelta
 from typing import Any, Self
 
 import duckdb
 
-from ktrace_agent import sql
 from ktrace_agent.analyze.findings import analyze
-from ktrace_agent.procfs import HELD_AGAINST
+from ktrace_agent.host.procfs import HELD_AGAINST
+from ktrace_agent.tables import contract
 from ktrace_api.finding import Finding, FindingId, Findings, Severity
 from ktrace_api.thresholds import Thresholds
 
@@ -45,8 +45,8 @@ class Captured:
     def __init__(self, *, compared: bool = True, **changes: Any) -> None:
         """`compared`: the counters of its namespaces could be read at both moments."""
         self.con, self._compared = duckdb.connect(), compared
-        for table in sql.COLUMNS:
-            self.con.execute(sql.create(table))
+        for table in contract.COLUMNS:
+            self.con.execute(contract.create(table))
         self._rows: list[tuple[float, dict[str, Any]]] = []
         usual = {
             "node": "etcd-1",

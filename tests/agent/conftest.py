@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ktrace_agent import bundle, session
-from ktrace_agent.recording import Clock, HookCounters, Overflow, Recording
-from ktrace_agent.records import EVENT, FLOW, FLOW_KEY, ROW_TYPES
+from ktrace_agent import session
+from ktrace_agent.bundle import seal
+from ktrace_agent.kernel.recording import Clock, HookCounters, Overflow, Recording
 from ktrace_agent.signals import Stop
+from ktrace_agent.tables.records import EVENT, FLOW, FLOW_KEY, ROW_TYPES
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import ClockOffsets, Kernel, NodeInfo
@@ -161,7 +162,7 @@ class Session:
         observer: session.Observer,
         stop: Any,
         host_root: Path,
-    ) -> bundle.Sealed:
+    ) -> seal.Sealed:
         self.configs.append(config)
         self.host_root = host_root
         assert out_dir.is_dir()
@@ -170,7 +171,7 @@ class Session:
         if self.then is not None:
             raise self.then
         assert isinstance(stop, Stop)
-        return bundle.seal(
+        return seal.seal(
             self._make(make_events([{}, {}])), config, self._node_info, out_dir, observer.sealing
         )
 

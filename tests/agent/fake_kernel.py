@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ktrace_agent.enrich.identity import Identities, Sources
-from ktrace_agent.recording import HookCounters, Overflow
+from ktrace_agent.enrich.pods.identify import Identities, Sources
+from ktrace_agent.kernel.recording import HookCounters, Overflow
 from ktrace_api.names import RowType
 
 

@@ -7,8 +7,9 @@
 from pathlib import Path
 from typing import Any, cast
 
-from ktrace_agent import main, session
-from ktrace_agent.bundle import Sealed
+from ktrace_agent import session
+from ktrace_agent.bundle.seal import Sealed
+from ktrace_agent.cli import main
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.summary import Summary
 

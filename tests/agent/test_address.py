@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_agent.errors import UsageError
-from ktrace_agent.sinks import address
+from ktrace_agent.sinks import s3_address
 from ktrace_api.assignment import S3Target
 
 NODE = "etcd-1"
 
 
 def parse(text: str, **environ: str) -> S3Target:
-    return address.parse(text, NODE, environ)
+    return s3_address.parse(text, NODE, environ)
 
 
 def test_a_bucket_alone_is_enough():
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named_and_what_is_accepted(text: str, why: str):
     message = str(refused.value)
     assert message.startswith("--sink is not accepted: ")
     assert why in message
-    assert message.endswith(f"give {address.ACCEPTS}")
+    assert message.endswith(f"give {s3_address.ACCEPTS}")
     assert "secret" not in message
 
 
@@ -109,5 +109,5 @@ def test_any_text_is_a_target_or_one_clear_line(text: str):
         answer = parse(text).folder
     except UsageError as error:
         answer = str(error)
-    assert answer.endswith((f"node={NODE}", address.ACCEPTS))
+    assert answer.endswith((f"node={NODE}", s3_address.ACCEPTS))
     assert "\n" not in answer

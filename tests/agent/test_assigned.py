@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from ktrace_agent import assigned, bundle, session, signals
+from ktrace_agent import session, signals
+from ktrace_agent.bundle.seal import Sealed
+from ktrace_agent.bundle.seal import seal as seal_bundle
+from ktrace_agent.cli import assigned
 from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
 from ktrace_api.assignment import Assignment, SnapshotRef, VolumeTarget
 from ktrace_api.capture import CaptureConfig
@@ -29,7 +32,7 @@ CANARY = "canary-of-a-secret-9d41"
 class Node:
     """A node with a volume, as a pod gives it; `then` is raised instead of a capture."""
 
-    def __init__(self, folder: Path, seal: Callable[[CaptureConfig, Path], bundle.Sealed]) -> None:
+    def __init__(self, folder: Path, seal: Callable[[CaptureConfig, Path], Sealed]) -> None:
         self.volume = folder / "volume"
         self.volume.mkdir()
         self.log = folder / "termination-log"
@@ -56,7 +59,7 @@ class Node:
 
     def capture(
         self, config: CaptureConfig, folder: Path, observer: session.Observer, *_: Any
-    ) -> bundle.Sealed:
+    ) -> Sealed:
         self.configs.append(config)
         observer.ready()
         if self.then is not None:
@@ -74,8 +77,8 @@ class Node:
 def node(
     make_recording: Make, node_info: NodeInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Node:
-    def seal(config: CaptureConfig, folder: Path) -> bundle.Sealed:
-        return bundle.seal(make_recording(make_events([{}, {}, {}])), config, node_info, folder)
+    def seal(config: CaptureConfig, folder: Path) -> Sealed:
+        return seal_bundle(make_recording(make_events([{}, {}, {}])), config, node_info, folder)
 
     one = Node(tmp_path, seal)
     monkeypatch.setattr(session, "run", one.capture)

@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich.backfill import backfill
-from ktrace_agent.records import OWNER, PEER_SOURCES, ROW, STATE, TYPE
+from ktrace_agent.tables.backfill import backfill
+from ktrace_agent.tables.records import OWNER, PEER_SOURCES, ROW, STATE, TYPE
 from ktrace_api.names import OwnerSource, RowType
 
 STATE_ROW, CONNECT, UDP = (TYPE[t] for t in (RowType.TCP_STATE, RowType.CONNECT, RowType.UDP_SEND))

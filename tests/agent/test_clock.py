@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent import clock, preflight
 from ktrace_agent.errors import AgentError
-from ktrace_agent.preflight import Lack
+from ktrace_agent.host import clock
+from ktrace_agent.kernel import preflight
+from ktrace_agent.kernel.preflight import Lack
 
 NOW = "monotonic           5         7\n"
 
@@ -17,9 +18,9 @@ NOW = "monotonic           5         7\n"
 def proc(tmp_path: Path) -> Path:
     """A /proc of a process in a time namespace of its own, as are its children."""
     (tmp_path / "self/ns").mkdir(parents=True)
-    (tmp_path / "self/ns/net").touch()
-    (tmp_path / "self/ns/time").touch()
-    (tmp_path / "self/ns/time_for_children").hardlink_to(tmp_path / "self/ns/time")
+    (tmp_path / "self/ns/net").symlink_to("net:[4026531833]")
+    (tmp_path / "self/ns/time").symlink_to("time:[4026532000]")
+    (tmp_path / "self/ns/time_for_children").symlink_to("time:[4026532000]")
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def test_a_kernel_without_time_namespaces_shifts_nothing(proc: Path):
 def test_offsets_of_another_namespace_are_not_taken(proc: Path):
     """unshare(CLONE_NEWTIME) alone: the children's namespace has an offset, the own has not."""
     (proc / "self/ns/time_for_children").unlink()
-    (proc / "self/ns/time_for_children").touch()
+    (proc / "self/ns/time_for_children").symlink_to("time:[4026532001]")
     offsets(proc, f"{NOW}boottime 86400 0\n")
     with pytest.raises(AgentError, match="time namespace"):
         clock.shift_ns(proc)

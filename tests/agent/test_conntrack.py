@@ -2,15 +2,10 @@
 
 import pytest
 
-from ktrace_agent.enrich.conntrack import Conntrack
-from ktrace_agent.enrich.conntrack_table import End, Entry, Proto, Table, Tuple, nat_of
-from ktrace_agent.enrich.netlink import MAPPED
-from ktrace_agent.enrich.nfct import (
-    ASSURED,
-    SEEN_REPLY,
-    TCP,
-    UDP,
-)
+from ktrace_agent.enrich.conntrack.ctnetlink import ASSURED, SEEN_REPLY, TCP, UDP
+from ktrace_agent.enrich.conntrack.entries import End, Entry, Proto, Table, Tuple, nat_of
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.enrich.conntrack.netlink import MAPPED
 from tests.agent.tuples import (
     ASKED,
     BACKEND,

@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich import netlink, nfct
-from ktrace_agent.enrich.conntrack_table import Tuple
-from ktrace_agent.enrich.conntrack_text import read_line
-from ktrace_agent.enrich.netlink import MAPPED
-from ktrace_agent.enrich.nfct import (
+from ktrace_agent.enrich.conntrack import ctnetlink, netlink
+from ktrace_agent.enrich.conntrack.ctnetlink import (
     ASSURED,
     DST_NAT,
     SEEN_REPLY,
@@ -24,6 +21,9 @@ from ktrace_agent.enrich.nfct import (
     pack_key,
     pack_tuple,
 )
+from ktrace_agent.enrich.conntrack.entries import Tuple
+from ktrace_agent.enrich.conntrack.netlink import MAPPED
+from ktrace_agent.enrich.conntrack.proc_text import read_line
 from tests.agent.tuples import (
     ASKED,
     BOTH,
@@ -42,7 +42,7 @@ from tests.nat.fill import message
 
 def read(data: bytes) -> list[tuple[bytes, int, int]]:
     got: list[tuple[bytes, int, int]] = []
-    nfct.read_entry(data, 20, len(data), lambda *one: got.append(one))
+    ctnetlink.read_entry(data, 20, len(data), lambda *one: got.append(one))
     return got
 
 
@@ -69,11 +69,11 @@ def test_a_message_is_read(flow: tuple[tuple[bytes, int], ...], zone: int):
 def test_attributes_in_another_order_give_the_same(flow: tuple[tuple[bytes, int], ...]):
     data = message(UDP, *flow)
     size = struct.unpack_from("=H", data, 20)[0] - 4
-    whole, zone = nfct.read_tuple(data, 24, 24 + size) or (b"", -1)
+    whole, zone = ctnetlink.read_tuple(data, 24, 24 + size) or (b"", -1)
     groups = [data[a - 4 : b + (-b % 4)] for _, a, b in netlink.attributes(data, 24, 24 + size)]
     with_zone = struct.pack("=HH", 6, 3) + b"\0\x09\0\0"
     turned = groups[1] + groups[0] + with_zone
-    assert nfct.read_tuple(turned, 0, len(turned)) == (whole, 9)
+    assert ctnetlink.read_tuple(turned, 0, len(turned)) == (whole, 9)
     assert zone == 0
 
 
@@ -153,7 +153,7 @@ LINES = {
             b"ipv4     2 tcp      6 src=10.1.0.5 dst=10.96.0.1 sport=4000 dport=80"
             b" src=10.96.0.1 dst=10.1.0.5 sport=80 dport=4000 [OFFLOAD] mark=0 use=3\n"
         ),
-        (key(ASKED, PLAIN), 0, SEEN_REPLY | nfct.OFFLOAD),
+        (key(ASKED, PLAIN), 0, SEEN_REPLY | ctnetlink.OFFLOAD),
     ),
     "ip_conntrack": (
         (

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich.conntrack import Conntrack
-from ktrace_agent.enrich.conntrack_table import Table
-from ktrace_agent.enrich.nfct import SEEN_REPLY, TCP, UDP, pack_key, pack_tuple
-from ktrace_agent.tables import Names, Tables
+from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY, TCP, UDP, pack_key, pack_tuple
+from ktrace_agent.enrich.conntrack.entries import Table
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.tables.load import Names, Tables
 
 from .conftest import BOOT_NS, Make, make_events, make_flows, v4
 

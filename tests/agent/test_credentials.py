@@ -2,7 +2,7 @@
 import pytest
 
 from ktrace_agent.errors import SinkFailed
-from ktrace_agent.sinks import credentials
+from ktrace_agent.sinks import s3_credentials
 
 KEY, SECRET = "AKIAEXAMPLE", "wJalr/canary+secret="
 
@@ -12,14 +12,14 @@ def environ(key: str = KEY, secret: str = SECRET, **more: str) -> dict[str, str]
 
 
 def test_nothing_given_leaves_the_choice_to_boto3():
-    assert credentials.from_environment({}) == {}
-    assert credentials.from_environment(environ(" ", "\n")) == {}
+    assert s3_credentials.from_environment({}) == {}
+    assert s3_credentials.from_environment(environ(" ", "\n")) == {}
 
 
 @pytest.mark.parametrize(("before", "after"), [("", "\n"), (" ", ""), ("\t", "\r\n"), ("", "")])
 def test_white_space_around_a_value_is_dropped(before: str, after: str):
     given = environ(before + KEY + after, before + SECRET + after, AWS_SESSION_TOKEN=f"t{after}")
-    assert credentials.from_environment(given) == {
+    assert s3_credentials.from_environment(given) == {
         "aws_access_key_id": KEY,
         "aws_secret_access_key": SECRET,
         "aws_session_token": "t",
@@ -31,7 +31,7 @@ def test_white_space_around_a_value_is_dropped(before: str, after: str):
 def test_what_cannot_be_a_key_is_refused_without_being_shown(name: str, inside: str):
     given = environ() | {name: f"canary{inside}value"}
     with pytest.raises(SinkFailed, match=f"^{name} holds white space") as refused:
-        credentials.from_environment(given)
+        s3_credentials.from_environment(given)
     assert "canary" not in str(refused.value)
 
 
@@ -44,11 +44,11 @@ def test_what_cannot_be_a_key_is_refused_without_being_shown(name: str, inside: 
 )
 def test_half_a_pair_is_refused(given: str, missing: str):
     with pytest.raises(SinkFailed, match=f"^{given} is given without {missing}"):
-        credentials.from_environment({given: "x"})
+        s3_credentials.from_environment({given: "x"})
 
 
 def test_secrets_are_taken_out_of_a_text():
     given = environ(secret=f"{SECRET}\n", AWS_SESSION_TOKEN="token-canary")
     text = f"{KEY}: Bearer {SECRET}, token-canary, {SECRET}"
-    assert credentials.scrub(text, given) == f"{KEY}: Bearer ***, ***, ***"
-    assert credentials.scrub(text, {}) == text
+    assert s3_credentials.scrub(text, given) == f"{KEY}: Bearer ***, ***, ***"
+    assert s3_credentials.scrub(text, {}) == text

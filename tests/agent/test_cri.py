@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich import cri, cri_messages
-from ktrace_agent.enrich.cri import Answer, CriState
-from ktrace_agent.enrich.cri_messages import Container, Sandbox
+from ktrace_agent.enrich.pods import cri, cri_wire
+from ktrace_agent.enrich.pods.cri import Answer, CriState
+from ktrace_agent.enrich.pods.cri_wire import Container, Sandbox
 from tests.containers.cri_server import Reply, Service, listen, serve
 from tests.containers.wire import labels, message
 
@@ -128,11 +128,11 @@ def test_no_answer_has_a_reason(tmp_path: Path, replies: dict[str, Reply], state
 
 
 def test_ten_thousand_containers_are_read_and_no_more(tmp_path: Path) -> None:
-    many = listing(*(container(f"{number:064x}") for number in range(cri_messages.MAX_ITEMS + 7)))
+    many = listing(*(container(f"{number:064x}") for number in range(cri_wire.MAX_ITEMS + 7)))
     with serve(tmp_path / "s", {**USUAL, "ListContainers": many}):
         answer = ask(tmp_path / "s", 5)
-    assert (len(answer.containers), answer.left_out, answer.bad) == (cri_messages.MAX_ITEMS, 7, 0)
-    assert len({one.id for one in answer.containers}) == cri_messages.MAX_ITEMS
+    assert (len(answer.containers), answer.left_out, answer.bad) == (cri_wire.MAX_ITEMS, 7, 0)
+    assert len({one.id for one in answer.containers}) == cri_wire.MAX_ITEMS
 
 
 def _nothing(_: socket.socket) -> None:
@@ -174,7 +174,7 @@ def test_who_speaks_no_grpc_costs_half_a_second(
 
 def test_the_terminal_stays_clean(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from ktrace_agent.enrich import cri;"
+        "import sys, time, pathlib; from ktrace_agent.enrich.pods import cri;"
         "print(cri.ask('x', pathlib.Path(sys.argv[1]), time.monotonic() + 1).state)"
     )
     with listen(tmp_path / "s", _noise):

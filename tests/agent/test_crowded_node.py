@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ktrace_agent import deltas, host, preflight, session
-from ktrace_agent.bundle import Sealed
-from ktrace_agent.host import Files, Missing, Snapshot
-from ktrace_agent.recording import HookCounters
+from ktrace_agent import session
+from ktrace_agent.bundle.seal import Sealed
+from ktrace_agent.host import counter_changes
+from ktrace_agent.host.counters import Files, Missing, Snapshot
+from ktrace_agent.kernel import preflight
+from ktrace_agent.kernel.recording import HookCounters
 from ktrace_agent.session import Live
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
@@ -112,7 +114,7 @@ def capture(monkeypatch: pytest.MonkeyPatch, config: CaptureConfig, tmp_path: Pa
             release="6.1", version="#1", machine="x86_64", btf=True, cgroup=cgroup
         )
         monkeypatch.setattr(preflight, "check", lambda: platform)
-        monkeypatch.setattr(host, "snapshot", lambda: looks.pop(0))
+        monkeypatch.setattr(session, "snapshot", lambda: looks.pop(0))
         monkeypatch.setattr(session, "Collector", Collector)
         monkeypatch.setattr(Collector, "counters", lambda *_, **__: rows)
         opened = make_flows([{"ns_net": FIRST + count - 1, "role": 1, "opened": CUT}])
@@ -137,8 +139,8 @@ def test_however_many_pods_there_are_their_own_aborts_are_no_resets(capture: Cap
     sealed = capture(pods(count, 1), pods(count, 2))
     assert serious(sealed) == set()
     node = json.loads(sealed.paths[3].read_bytes())
-    assert len(node["netns"]) == min(count, deltas.MAX_NETNS)
-    assert sealed.paths[3].stat().st_size < deltas.MAX_BYTES + 32 * 1024
+    assert len(node["netns"]) == min(count, counter_changes.KEPT_NETNS)
+    assert sealed.paths[3].stat().st_size < counter_changes.MAX_BYTES + 32 * 1024
 
 
 @pytest.mark.parametrize("count", [1, 12, 40, 120])

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent import deltas, host
-from ktrace_agent.deltas import Change, compare, fit
-from ktrace_agent.host import Files, Missing, Snapshot
-from ktrace_agent.procfs import PER_HOST, PER_NETNS
+from ktrace_agent.host import counter_changes, counters
+from ktrace_agent.host.counter_changes import Change, compare, fit
+from ktrace_agent.host.counters import Files, Missing, Snapshot
+from ktrace_agent.host.procfs import PER_HOST, PER_NETNS
 
 
 def snap(
@@ -80,8 +80,8 @@ def test_the_own_namespace_comes_first_and_the_order_of_events_is_kept():
     assert len(report.netns) == 92
     report = fit(report)
     assert [one.netns for one in report.netns[:3]] == [7, 9, 3]
-    assert len(report.netns) == deltas.MAX_NETNS
-    assert report.netns_left_out == 92 - deltas.MAX_NETNS
+    assert len(report.netns) == counter_changes.KEPT_NETNS
+    assert report.netns_left_out == 92 - counter_changes.KEPT_NETNS
 
 
 def test_files_of_the_host_that_are_not_there_have_a_reason():
@@ -94,7 +94,7 @@ def test_files_of_the_host_that_are_not_there_have_a_reason():
     assert set(report.missing) == set(PER_HOST) - {"softnet_stat"}
 
 
-def as_json(report: deltas.Report) -> str:
+def as_json(report: counter_changes.Report) -> str:
     """As node.json holds it, indented even more than there."""
     files = {"host": report.host, "netns": [
         {"netns": one.netns, "missing": one.missing, "counters": one.counters}
@@ -127,8 +127,8 @@ def crowded(seed: int) -> Snapshot:
 def test_the_size_is_bounded_whatever_happened():
     report = fit(compare(crowded(1), crowded(2), range(4_026_531_840, 4_026_532_000)))
     assert report.counters_left_out > 10_000
-    assert len(as_json(report)) <= deltas.MAX_BYTES
-    assert len(as_json(report)) > deltas.MAX_BYTES / 2
+    assert len(as_json(report)) <= counter_changes.MAX_BYTES
+    assert len(as_json(report)) > counter_changes.MAX_BYTES / 2
 
 
 def test_trouble_goes_before_the_rest_when_there_is_no_room():
@@ -159,23 +159,26 @@ def test_what_node_json_has_no_room_for_is_compared_all_the_same():
     report = compare(crowded(1), crowded(2), events)
     assert [len(one.counters) for one in report.netns] == [len(PER_NETNS)] * 160
     assert report.counters_left_out == report.netns_left_out == 0
-    assert fit(report).netns_left_out == 160 - deltas.MAX_NETNS
+    assert fit(report).netns_left_out == 160 - counter_changes.KEPT_NETNS
 
 
 def test_no_more_namespaces_are_compared_than_a_snapshot_reads():
     report = compare(snap(own=7), snap(own=7), range(1000, 2000))
-    assert (len(report.netns), report.netns_left_out) == (host.MAX_NETNS, 1001 - host.MAX_NETNS)
+    assert (len(report.netns), report.netns_left_out) == (
+        counters.MAX_NETNS,
+        1001 - counters.MAX_NETNS,
+    )
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_arbitrary_files_never_raise(old: bytes, new: bytes):
     before = snap({1: dict.fromkeys(PER_NETNS, old)}, dict.fromkeys(PER_HOST, old))
     after = snap({1: dict.fromkeys(PER_NETNS, new)}, dict.fromkeys(PER_HOST, new))
-    assert len(as_json(fit(compare(before, after, [1])))) <= deltas.MAX_BYTES
+    assert len(as_json(fit(compare(before, after, [1])))) <= counter_changes.MAX_BYTES
 
 
 def test_this_host():
-    before = host.snapshot()
-    after = host.snapshot({before.own})
+    before = counters.snapshot()
+    after = counters.snapshot({before.own})
     report = compare(before, after, [before.own])
     assert report.netns[0].missing is None

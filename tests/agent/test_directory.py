@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 import pytest
 
+from ktrace_agent import files
 from ktrace_agent.errors import SinkFailed
-from ktrace_agent.sinks import directory
-from ktrace_agent.sinks.directory import DiskFull, Written, create, disk_errors, publish
+from ktrace_agent.files import DiskFull, Written, create, disk_errors, publish
 
 
 def written(name: str, file: BinaryIO, text: bytes = b"text") -> Written:
@@ -80,5 +80,5 @@ def test_no_room_is_told_apart(code: int, tmp_path: Path):
 
 def test_a_copy_leaves_no_second_name(tmp_path: Path):
     with tempfile.TemporaryFile(dir=tmp_path, buffering=0) as file:
-        directory._copy(written("a", file).file.fileno(), tmp_path / "a")
+        files._copy(written("a", file).file.fileno(), tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ktrace_agent.bundle import seal
-from ktrace_agent.recording import HookCounters
+from ktrace_agent.bundle.seal import seal
+from ktrace_agent.kernel.recording import HookCounters
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo

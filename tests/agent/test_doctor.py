@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ktrace_agent import doctor, main
-from ktrace_agent.doctor import Examination
+from ktrace_agent.cli import doctor, main
+from ktrace_agent.cli.doctor import Examination
 from ktrace_agent.errors import AgentError
-from ktrace_agent.preflight import Cgroup, Lack, Missing, Platform
-from ktrace_agent.probes import Choice, Refusal
+from ktrace_agent.kernel.preflight import Cgroup, Lack, Missing, Platform
+from ktrace_agent.kernel.probes import Choice, Refusal
 from ktrace_api.capture import CaptureConfig
 
 GOOD = Platform(

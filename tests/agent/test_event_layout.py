@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ktrace_agent import kernel, records
-from ktrace_agent.kernel import KernelConfig
-from ktrace_agent.recording import HookCounters, Overflow
+from ktrace_agent.kernel import collector
+from ktrace_agent.kernel.collector import KernelConfig
+from ktrace_agent.kernel.recording import HookCounters, Overflow
+from ktrace_agent.tables import records
 from ktrace_api.names import ConnectResult, OwnerSource, PeerSource, Role, RowType
 
 BPF = Path(__file__).parents[2] / "agent" / "bpf"
@@ -73,10 +74,10 @@ def test_names_of_cgroups_and_pods_are_where_the_kernel_puts_them(btf: dict[str,
     found = btf["kt_cgroup"]
     expected = [(member["name"], member["bits_offset"] // 8) for member in found["members"]]
     assert expected == [
-        (name, getattr(kernel.CgroupNames, name).offset) for name in ("name", "in_pods")
+        (name, getattr(collector.CgroupNames, name).offset) for name in ("name", "in_pods")
     ]
-    assert found["size"] == ctypes.sizeof(kernel.CgroupNames)
-    assert btf["kt_pod_uid"]["size"] == kernel.POD_UID_LEN
+    assert found["size"] == ctypes.sizeof(collector.CgroupNames)
+    assert btf["kt_pod_uid"]["size"] == collector.POD_UID_LEN
 
 
 def test_the_knobs_are_where_the_kernel_reads_them(btf: dict[str, Any]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent.bundle import seal
+from ktrace_agent.bundle.seal import seal
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import ConntrackFacts, Delta, HookChoice, NodeInfo, Refusal, TrackedNetns
 

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent import sql
 from ktrace_agent.analyze.findings import DNS_BYTES, FINDINGS_BYTES, analyze
+from ktrace_agent.tables import contract
 from ktrace_api.finding import Cause, Findings
 
 from .captured import CLIENT, SERVER, Captured, at, ends, serious
@@ -76,7 +76,7 @@ def values(name: str, kind: str) -> st.SearchStrategy[Any]:
 
 
 def lines(table: str, most: int) -> st.SearchStrategy[list[tuple[Any, ...]]]:
-    columns = [values(name, kind) for name, kind in sql.COLUMNS[table].items()]
+    columns = [values(name, kind) for name, kind in contract.COLUMNS[table].items()]
     return st.lists(st.tuples(*columns), max_size=most)
 
 
@@ -85,7 +85,7 @@ MADE = ("findings", "dns_suspects")
 TABLES = st.fixed_dictionaries(
     {
         table: lines(table, 12 if table == "rows" else 5)
-        for table in sql.COLUMNS
+        for table in contract.COLUMNS
         if table not in MADE
     }
 )
@@ -106,10 +106,10 @@ def check(found: Findings) -> None:
 def test_any_tables_of_the_right_types_are_analysed(tables: dict[str, list[tuple[Any, ...]]]):
     con = duckdb.connect()
     try:
-        for table, columns in sql.COLUMNS.items():
+        for table, columns in contract.COLUMNS.items():
             if table in MADE:
                 continue
-            con.execute(sql.create(table))
+            con.execute(contract.create(table))
             marks = ", ".join("?" * len(columns))
             for line in tables.get(table, ()):
                 con.execute(f"INSERT INTO {table} VALUES ({marks})", line)

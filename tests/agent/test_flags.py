@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrace_agent.cli.options import BY_PARAMETER, FLAGS, boolean, configure
 from ktrace_agent.errors import UsageError
-from ktrace_agent.flags import BY_PARAMETER, FLAGS, boolean, configure
 from ktrace_api.capture import GIB, KIB, MIB, CaptureConfig
 from ktrace_api.names import EventKind
 

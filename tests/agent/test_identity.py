@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich import identity, kubelet
-from ktrace_agent.enrich import seen as looks
-from ktrace_agent.enrich.cri import Answer, CriState
-from ktrace_agent.enrich.cri_messages import Container, Sandbox
-from ktrace_agent.enrich.identity import Identities, Seen, Watch, identify
-from ktrace_agent.enrich.kubelet import Folders, LogLink
+from ktrace_agent.enrich.pods import kubelet, watch
+from ktrace_agent.enrich.pods.cri import Answer, CriState
+from ktrace_agent.enrich.pods.cri_wire import Container, Sandbox
+from ktrace_agent.enrich.pods.identify import MAX_NOTES, Identities, Seen, Watch, identify
+from ktrace_agent.enrich.pods.kubelet import Folders, LogLink
 from ktrace_api.row import PodIdentity
 from tests.bpf.workers import wait_until
 
@@ -162,19 +161,19 @@ def test_many_contradictions_are_counted(tmp_path: Path) -> None:
         paths[number] = f"/kubepods/pod{UID}/{key}"
         seen.add(Folders(), [answer(*(Container(key, POD, name) for name in ("a", "b")))])
     found = identify(paths, host_root=tmp_path, proc=tmp_path, seen=seen)
-    assert len(found.notes) <= identity.MAX_NOTES
+    assert len(found.notes) <= MAX_NOTES
     assert found.sources.contradictions == 50
     assert found.notes[-1].endswith("more contradictions are not listed.")
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "MAX_KNOWN", 3)
+    monkeypatch.setattr(watch, "MAX_KNOWN", 3)
     seen = Seen()
     for number in range(9):
         seen.add(Folders(), [answer(Container(ID, POD, f"n{number}"))])
         seen.add(Folders(), [answer(Container(f"{number:064x}", POD, "app"))])
     assert len(seen.containers) == 3
-    assert len(seen.containers[ID]) == looks.MAX_CLAIMS
+    assert len(seen.containers[ID]) == watch.MAX_CLAIMS
     assert seen.limits == {"more than 3 containers or pods were named"}
 
 

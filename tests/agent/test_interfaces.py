@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent import interfaces
+from ktrace_agent.host import interfaces
 
 
 def test_the_loopback_of_this_host():

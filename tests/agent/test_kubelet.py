@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich import kubelet
-from ktrace_agent.enrich.kubelet import Folders, LogLink
+from ktrace_agent.enrich.pods import kubelet
+from ktrace_agent.enrich.pods.kubelet import Folders, LogLink
 
 ID = "7d" * 32
 UID = "0f61a1d3-3c5e-4b0a-9d2e-2f4b6a7c8d9e"

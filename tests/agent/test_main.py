@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent import main
+from ktrace_agent.cli import main
+from ktrace_agent.cli.options import FLAGS
 from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
-from ktrace_agent.flags import FLAGS
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.thresholds import Thresholds
 
@@ -344,15 +344,16 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 def test_nothing_heavy_is_imported_at_start():
     heavy = {"numpy", "duckdb", "rich", "pydantic", "isal", "ctypes"}
-    script = f"import sys, ktrace_agent.main; print({heavy!r} & set(sys.modules))"
+    script = f"import sys, ktrace_agent.cli.main; print({heavy!r} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert found.stdout.decode().strip() == "set()"
 
 
 def test_the_watch_over_a_capture_loads_no_numpy():
     script = (
-        "import sys; from ktrace_agent import result, session, terminal, preflight, host, flags;"
-        "flags.configure({'node': 'n'});"
+        "import sys; from ktrace_agent import session; from ktrace_agent.host import counters;"
+        "from ktrace_agent.kernel import preflight; from ktrace_agent.view import progress;"
+        "from ktrace_agent.cli import json_result, options; options.configure({'node': 'n'});"
         "print({'numpy', 'duckdb', 'rich', 'isal'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -360,7 +361,7 @@ def test_the_watch_over_a_capture_loads_no_numpy():
 
 
 def test_the_reader_of_our_output_may_leave():
-    script = "import sys; from ktrace_agent.main import main; sys.exit(main(['--help']))"
+    script = "import sys; from ktrace_agent.cli.main import main; sys.exit(main(['--help']))"
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as out:
@@ -377,7 +378,7 @@ def test_who_gives_up_a_delivery_keeps_the_bundle(
     def give_up(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ktrace_agent.delivery.deliver", give_up)
+    monkeypatch.setattr("ktrace_agent.sinks.deliver.deliver", give_up)
     assert main.main(["--sink=s3://traces", "--out-dir=here"]) == 130
     assert "ktrace: given up: the bundle is in here only\n" in capsys.readouterr().err
     assert len(list(Path("here").glob("*.bundle.tgz"))) == 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import duckdb
 
-from ktrace_agent import parquet
+from ktrace_agent.bundle import parquet
+from ktrace_agent.files import create
 from ktrace_agent.signals import Stop, stopping
-from ktrace_agent.sinks.directory import create
-from ktrace_agent.tables import _settings
+from ktrace_agent.tables.load import _settings
 
 ROWS = 60_000
 TIMES = 13

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent import preflight
 from ktrace_agent.errors import KtraceError, PermissionDenied, UnsupportedKernel
-from ktrace_agent.preflight import Cgroup, Lack
+from ktrace_agent.kernel import preflight
+from ktrace_agent.kernel.preflight import Cgroup, Lack
 
 BPF, PERFMON, ADMIN, PTRACE = 1 << 39, 1 << 38, 1 << 21, 1 << 19
 V1 = "33 31 0:30 / /sys/fs/cgroup/{0} rw,relatime - cgroup cgroup rw,{0}\n"
@@ -156,7 +156,7 @@ def test_this_machine_is_inspected_without_an_exception():
 def test_capabilities_of_a_user_namespace_do_not_count(proc: Path, btf: Path):
     """unshare -U -r: uid 0 with all capabilities, and the kernel refuses BPF all the same."""
     (proc / "self/ns").mkdir()
-    (proc / "self/ns/user").touch()
+    (proc / "self/ns/user").symlink_to("user:[4026532999]")
     lack = preflight.inspect(proc=proc, btf=btf).lacks(Lack.BPF_PERMISSION)
     assert lack
     assert "user namespace" in lack.why

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.probes import HOOKS, TARGETS, Event, Hook, RawTracepoint, choose, preallocates
+from ktrace_agent.kernel.probes import (
+    HOOKS,
+    TARGETS,
+    Event,
+    Hook,
+    RawTracepoint,
+    choose,
+    preallocates,
+)
 from ktrace_api.names import EventKind
 
 TRACEPOINTS = {t.name: t.args for t in TARGETS.values() if isinstance(t, RawTracepoint)} | {

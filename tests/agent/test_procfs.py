@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent import procfs
+from ktrace_agent.host import procfs
 
 NETSTAT = b"""TcpExt: SyncookiesSent ListenOverflows TCPTimeouts
 TcpExt: 0 3 17

@@ -15,11 +15,11 @@ from typing import Any
 import duckdb
 import pytest
 
-from ktrace_agent import facts, query, reader
-from ktrace_agent.bundle import seal
+from ktrace_agent.bundle import fact_tables, query, reader
+from ktrace_agent.bundle.seal import seal
 from ktrace_agent.errors import BadBundle, UsageError
-from ktrace_agent.sql import COLUMNS
-from ktrace_agent.tables import Names
+from ktrace_agent.tables.contract import COLUMNS
+from ktrace_agent.tables.load import Names
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import Delta, HookChoice, NetnsCounters, NodeInfo, Refusal
 from ktrace_api.row import PodIdentity
@@ -329,7 +329,7 @@ def test_an_interrupt_while_tables_are_filled_is_one_too(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """DuckDB makes a RuntimeError of it."""
-    monkeypatch.setattr(facts, "load", lambda con, *_: con.execute(LONG))
+    monkeypatch.setattr(fact_tables, "load", lambda con, *_: con.execute(LONG))
     with (
         pytest.raises(KeyboardInterrupt),
         reader.opened(bundle) as found,

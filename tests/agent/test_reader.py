@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent import archive, reader
-from ktrace_agent.bundle import Sealed, seal
+from ktrace_agent.bundle import archive, reader
+from ktrace_agent.bundle.reader import opened
+from ktrace_agent.bundle.seal import Sealed, seal
 from ktrace_agent.errors import BadBundle, KtraceError, UsageError
-from ktrace_agent.reader import opened
 from ktrace_api.capture import GIB, CaptureConfig
 from ktrace_api.node import NodeInfo
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.records import (
+from ktrace_agent.tables.records import (
     EVENT,
     Dictionary,
     address_text,

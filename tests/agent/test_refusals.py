@@ -6,10 +6,10 @@ import resource
 
 import pytest
 
-from ktrace_agent import preflight, refusals
 from ktrace_agent.errors import AgentError, PermissionDenied
-from ktrace_agent.libbpf import BpfError
-from ktrace_agent.preflight import Lack
+from ktrace_agent.kernel import load_errors, preflight
+from ktrace_agent.kernel.libbpf import BpfError
+from ktrace_agent.kernel.preflight import Lack
 
 NOISE = "libbpf: prog 'x': BPF program load failed\n"
 SPOKEN = f"{NOISE}R1 invalid mem access 'scalar'\nprocessed 3 insns\n"
@@ -25,20 +25,20 @@ SPOKEN = f"{NOISE}R1 invalid mem access 'scalar'\nprocessed 3 insns\n"
 )
 def test_what_is_short_is_named(code: int, words: tuple[str, ...]):
     with pytest.raises(AgentError) as short:
-        refusals.raise_if_scarce(BpfError("load", code, NOISE))
+        load_errors.raise_if_scarce(BpfError("load", code, NOISE))
     assert all(word in str(short.value) for word in words)
     assert short.value.exit_status == 1
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.EPERM, errno.E2BIG])
 def test_other_failures_are_looked_at_program_by_program(code: int):
-    refusals.raise_if_scarce(BpfError("load", code, NOISE))
+    load_errors.raise_if_scarce(BpfError("load", code, NOISE))
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES])
 def test_all_programs_denied_is_a_right_that_is_missing(code: int):
     with pytest.raises(PermissionDenied, match="CAP_BPF"):
-        refusals.raise_if_denied([BpfError("load", code, NOISE)] * 3, tried=3)
+        load_errors.raise_if_denied([BpfError("load", code, NOISE)] * 3, tried=3)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_all_programs_denied_is_a_right_that_is_missing(code: int):
     ids=["none", "not all", "others", "the verifier spoke"],
 )
 def test_refused_programs_are_no_missing_right(refused: list[BpfError], tried: int):
-    refusals.raise_if_denied(refused, tried)
+    load_errors.raise_if_denied(refused, tried)
 
 
 def test_the_reason_is_the_verifiers_where_it_spoke():
-    assert refusals.reason(BpfError("load", errno.EACCES, SPOKEN)) == (
+    assert load_errors.reason(BpfError("load", errno.EACCES, SPOKEN)) == (
         "R1 invalid mem access 'scalar'"
     )
-    assert refusals.reason(BpfError("load", errno.EINVAL, NOISE)) == "Invalid argument"
+    assert load_errors.reason(BpfError("load", errno.EINVAL, NOISE)) == "Invalid argument"
 
 
 @pytest.mark.parametrize(("limit", "short"), [(20, True), (127, True), (128, False), (-1, False)])

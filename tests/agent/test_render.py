@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ktrace_agent import explain, look, render, shapes
+from ktrace_agent.view import findings, query_table, report, style
 from ktrace_api.summary import Summary
 
 NOTHING = {
@@ -149,7 +149,7 @@ def text(summary: Summary, *, color: bool = False, width: int = 100) -> str:
     Console(
         file=out, width=width, force_terminal=color, color_system="standard" if color else None,
         _environ={}, highlight=False,
-    ).print(render.report(summary))  # fmt: skip
+    ).print(report.report(summary))  # fmt: skip
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -255,7 +255,7 @@ def test_names_of_processes_cannot_reach_the_terminal():
 
 @given(st.text(max_size=20))
 def test_any_name_is_shown_without_control_characters(comm: str):
-    assert all(char.isprintable() for char in shapes.plain(comm).plain)
+    assert all(char.isprintable() for char in style.plain(comm).plain)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_any_name_is_shown_without_control_characters(comm: str):
      (1_500_000, "1.5 s"), (120_000_000, "120 s")],
 )  # fmt: skip
 def test_spans(microseconds: int, wanted: str):
-    assert shapes.span(microseconds) == wanted
+    assert style.span(microseconds) == wanted
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,14 @@ def test_spans(microseconds: int, wanted: str):
     [(0, "0"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**40, "1.0 TiB"), ("-", "-")],
 )
 def test_sizes(value: int | str, wanted: str):
-    assert shapes.size(value).plain == wanted
+    assert style.size(value).plain == wanted
 
 
 def whereabouts(summary: Summary, folder: Path) -> str:
     bundle = folder / "out dir" / "x.bundle.tgz"
     bundle.parent.mkdir(exist_ok=True)
     bundle.write_bytes(bytes(2048))
-    return "\n".join(explain.whereabouts(summary, bundle))
+    return "\n".join(findings.whereabouts(summary, bundle))
 
 
 def test_the_next_command_follows_what_was_found(tmp_path: Path):
@@ -360,7 +360,7 @@ def test_what_is_wider_than_the_terminal_goes_on_in_the_next_line(width: int):
 def test_blocks_of_a_query_are_not_cut_either():
     out = io.StringIO()
     Console(file=out, width=40, _environ={}).print(
-        look.table_or_blocks(["remote", "note"], [[LONG, "x" * 90]], 40)
+        query_table.table_or_blocks(["remote", "note"], [[LONG, "x" * 90]], 40)
     )
     assert "…" not in out.getvalue()
     assert out.getvalue().count("x") == 90

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent import report
+from ktrace_agent.cli import termination_message
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity, Subject
 from ktrace_api.names import NodeReason
 from ktrace_api.result import MAX_MESSAGE_BYTES, read
@@ -29,7 +29,7 @@ def finding(id_: FindingId, comm: str = "curl", left_out: int = 0, title: str = 
 
 
 def test_findings_of_one_id_are_one_line_with_the_worst_first_and_their_number():
-    found = report.reported(
+    found = termination_message.reported(
         [
             finding(FindingId.DNS_NO_REPLY, "coredns"),
             finding(FindingId.TCP_RESETS),
@@ -54,18 +54,20 @@ def test_findings_of_one_id_are_one_line_with_the_worst_first_and_their_number()
     ],
 )
 def test_a_subject_is_one_line(subject: Subject, line: str):
-    assert report.subject_line(subject) == line
+    assert termination_message.subject_line(subject) == line
 
 
 @given(st.text(max_size=2000))
 def test_a_message_is_one_short_line(text: str):
-    line = report.shortened(text)
-    assert len(line) <= report.MESSAGE_CHARS
+    line = termination_message.shortened(text)
+    assert len(line) <= termination_message.MESSAGE_CHARS
     assert "\n" not in line
 
 
 def test_both_ends_of_a_long_message_are_kept():
-    line = report.shortened(f"bucket b does not exist; {'x' * 500} the bundle is in /w/b")
+    line = termination_message.shortened(
+        f"bucket b does not exist; {'x' * 500} the bundle is in /w/b"
+    )
     assert line.startswith("bucket b does not exist; x")
     assert line.endswith(" the bundle is in /w/b")
 
@@ -78,8 +80,10 @@ def test_both_ends_of_a_long_message_are_kept():
 def test_whatever_is_reported_fits_and_is_read_again(message: str, titles: list[str], uid: str):
     ids = list(FindingId)
     found = [finding(ids[n % len(ids)], title=title) for n, title in enumerate(titles)]
-    reported = report.reported(found)
-    result = report.result(uid, "n1", NodeReason.AGENT_ERROR, ended=NOW, message=message)
+    reported = termination_message.reported(found)
+    result = termination_message.result(
+        uid, "n1", NodeReason.AGENT_ERROR, ended=NOW, message=message
+    )
     result = result.model_copy(update={"findings": tuple(reported[:12])})
     text = result.to_message()
     assert len(text) <= MAX_MESSAGE_BYTES
@@ -94,12 +98,12 @@ def test_whatever_is_reported_fits_and_is_read_again(message: str, titles: list[
     max_leaves=8,
 ).map(json.dumps))  # fmt: skip
 def test_an_addressee_is_a_pair_of_texts(text: str):
-    uid, node = report.addressee(text)
+    uid, node = termination_message.addressee(text)
     assert isinstance(uid, str)
     assert isinstance(node, str)
 
 
 def test_an_assignment_of_another_version_still_has_its_addressee():
     text = json.dumps({"version": 9, "snapshot": {"uid": "u"}, "capture": {"node": "n"}, "new": 1})
-    assert report.addressee(text) == ("u", "n")
-    assert report.addressee("[" * 100_000) == ("", "")
+    assert termination_message.addressee(text) == ("u", "n")
+    assert termination_message.addressee("[" * 100_000) == ("", "")

@@ -25,13 +25,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent import archive
-from ktrace_agent.bundle import Sealed, seal
-from ktrace_agent.ends import Connection
+from ktrace_agent.bundle import archive
+from ktrace_agent.bundle.seal import Sealed, seal
 from ktrace_agent.errors import SinkFailed
-from ktrace_agent.recording import HookCounters, Recording
-from ktrace_agent.sql import COLUMNS
-from ktrace_agent.tables import Names
+from ktrace_agent.kernel.recording import HookCounters, Recording
+from ktrace_agent.tables.contract import COLUMNS
+from ktrace_agent.tables.endpoints import Connection
+from ktrace_agent.tables.load import Names
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import MIB, CaptureConfig
 from ktrace_api.names import RowType
@@ -378,9 +378,9 @@ def test_lost_records_of_the_spool_are_named(
 KILLED = """
 import os, pickle, sys
 from pathlib import Path
-from ktrace_agent.bundle import seal
+from ktrace_agent.bundle.seal import seal
 facts, config, node_info, spool, out = pickle.load(sys.stdin.buffer)
-from ktrace_agent.recording import Recording
+from ktrace_agent.kernel.recording import Recording
 seal(Recording(spool_fd=os.open(spool, os.O_RDWR), **facts), config, node_info, Path(out),
      lambda text: print(text, flush=True))
 """

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ktrace_agent import host, session
-from ktrace_agent.bundle import seal
-from ktrace_agent.recording import Clock, HookCounters
+from ktrace_agent import session
+from ktrace_agent.bundle.seal import seal
+from ktrace_agent.host import clock
+from ktrace_agent.kernel.recording import Clock, HookCounters
 from ktrace_agent.session import Live, Recorded
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
@@ -50,10 +51,10 @@ def recorded(
     tmp_path: Path,
 ) -> Iterator[tuple[Recorded, list[int]]]:
     """A capture whose wall clock is set by `request.param` s meanwhile, and moments within it."""
-    now = host.clock_offset_ns()
+    now = clock.wall_offset_ns()
     # The clock of this machine stays as it is: it is the one after the step.
     readings = [now - round(request.param * 1e9), now]
-    monkeypatch.setattr(host, "clock_offset_ns", lambda: readings.pop(0))
+    monkeypatch.setattr(session, "wall_offset_ns", lambda: readings.pop(0))
     monkeypatch.setattr(session, "Collector", Collector)
     monkeypatch.setattr(session, "Spool", Spool)
     short = config.model_copy(update={"duration": timedelta(seconds=WINDOW_S)})

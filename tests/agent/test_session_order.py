@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from ktrace_agent import session
-from ktrace_agent.recording import HookCounters
+from ktrace_agent.kernel.recording import HookCounters
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent import bundle
+from ktrace_agent.bundle import seal
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
 
@@ -109,7 +109,7 @@ def test_show_and_query_too(
     form: str,
 ):
     recording = make_recording(make_events([{}] * 5_000))
-    sealed = bundle.seal(recording, config, node_info, tmp_path).bundle
+    sealed = seal.seal(recording, config, node_info, tmp_path).bundle
     for ask in (f"show {sealed}", f"query {sealed} 'SELECT * FROM rows' --format={form}"):
         for stdout, why in ((">&-", CLOSED), (">/dev/full", FULL)):
             done = shell(f"ktrace {ask} {stdout}", tmp_path)
@@ -141,7 +141,8 @@ def test_an_agent_of_the_operator_reports_also_without_standard_error(tmp_path: 
 
 def test_no_file_becomes_a_stream_that_was_closed(tmp_path: Path):
     script = (
-        "import os, sys; from ktrace_agent import streams; context = streams.guarded();"
+        "import os, sys; from ktrace_agent.cli.standard_streams import guarded;"
+        "context = guarded();"
         "context.__enter__(); fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY);"
         "sys.stderr.write('gone'); sys.stderr.flush(); os.write(fd, b'3' if fd > 2 else b'no')"
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ktrace_agent.analyze.summary import summarize
-from ktrace_agent.recording import Clock, Overflow
-from ktrace_agent.tables import Tables
+from ktrace_agent.kernel.recording import Clock, Overflow
+from ktrace_agent.tables.load import Tables
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType, TcpState
 from ktrace_api.summary import SUMMARY_MAX_BYTES, Accounting, Summary

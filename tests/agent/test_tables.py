@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ktrace_agent import ends, tables
-from ktrace_agent.records import EVENT
-from ktrace_agent.tables import Names, Tables
+from ktrace_agent.tables import endpoints, load
+from ktrace_agent.tables.load import Names, Tables
+from ktrace_agent.tables.records import EVENT
 from ktrace_api.row import EVENT as ROW_MODEL
 from ktrace_api.row import PodIdentity
 from ktrace_api.schemas import schemas
@@ -164,7 +164,7 @@ def test_ipv6_stands_in_brackets(rows_of: Any):
 
 
 def test_rows_are_in_the_order_of_time(rows_of: Any, monkeypatch: pytest.MonkeyPatch):
-    for room in (tables, ends):
+    for room in (load, endpoints):
         monkeypatch.setattr(room, "CHUNK", 3)
     times = [5, 1, 9, 1, 0, 7, 3, 3, 8, 2, 6]
     rows = rows_of(*({"ts": BOOT_NS + t * 10**9, "pid": n} for n, t in enumerate(times)))
@@ -274,9 +274,9 @@ def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recordin
     assert found[3:5] == [(None, "a -> b", "dnat", "a", True), (None, None, None, None, False)]
     assert of_flows == [("dnat",), (None,)]
     assert len(lookup.asked) == 5
-    ends = (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443)
+    endpoints = (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443)
     ((*_, since, until),) = [
-        one for one in lookup.asked[:4] if one[:4] == (4026531840, "tcp", *ends)
+        one for one in lookup.asked[:4] if one[:4] == (4026531840, "tcp", *endpoints)
     ]
     assert since == BOOT_NS < until
     assert lookup.asked[-1][0] == 1

@@ -5,8 +5,8 @@ import re
 import pytest
 from rich.console import Console
 
-from ktrace_agent import terminal
 from ktrace_agent.session import Live
+from ktrace_agent.view import console, progress
 from ktrace_api.capture import CaptureConfig
 
 CONFIG = CaptureConfig(node="n1", duration="60s")
@@ -19,7 +19,7 @@ class Tty(io.StringIO):
 
 def test_without_a_terminal_there_is_a_line_every_ten_seconds():
     out = io.StringIO()
-    with terminal.observer(CONFIG, out) as watch:
+    with progress.observer(CONFIG, out) as watch:
         watch.ready()
         for tick in range(100):
             elapsed = 0.25 * (tick + 1)
@@ -36,7 +36,7 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds():
 def test_on_a_terminal_a_live_line_comes_and_goes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     out = Tty()
-    with terminal.observer(CONFIG, out) as watch:
+    with progress.observer(CONFIG, out) as watch:
         watch.ready()
         watch.tick(Live(15.0, 45.0, 12_345, 1_234.0, 0))
         watch.sealing("writing 7 rows")
@@ -49,7 +49,7 @@ def test_on_a_terminal_a_live_line_comes_and_goes(monkeypatch: pytest.MonkeyPatc
 
 def test_a_failure_before_the_first_tick_leaves_the_terminal_as_it_was():
     out = Tty()
-    with pytest.raises(RuntimeError), terminal.observer(CONFIG, out):
+    with pytest.raises(RuntimeError), progress.observer(CONFIG, out):
         raise RuntimeError
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h")
 
@@ -59,7 +59,7 @@ def line(live: Live, *, color: bool) -> str:
     Console(
         file=out, width=90, force_terminal=True, color_system="standard" if color else None,
         _environ={}, highlight=False,
-    ).print(terminal.live_line(live))  # fmt: skip
+    ).print(progress.live_line(live))  # fmt: skip
     return out.getvalue().rstrip()
 
 
@@ -84,7 +84,7 @@ def test_colours_of_the_result(monkeypatch: pytest.MonkeyPatch, *, no_color: boo
         monkeypatch.setenv("NO_COLOR", "1")
     from rich.text import Text
 
-    terminal.tell(Text("bad", "red"))
+    console.tell(Text("bad", "red"))
     assert ("\x1b[31m" in out.getvalue()) is not no_color
 
 
@@ -92,7 +92,7 @@ def test_colours_of_the_result(monkeypatch: pytest.MonkeyPatch, *, no_color: boo
 def test_on_a_narrow_terminal_the_live_line_leaves_out_what_tells_least(width: int):
     out = io.StringIO()
     Console(file=out, width=width, _environ={}).print(
-        terminal.live_line(Live(15.0, 45.0, 1_234_567, 123_456.0, 7))
+        progress.live_line(Live(15.0, 45.0, 1_234_567, 123_456.0, 7))
     )
     shown = out.getvalue()
     assert "…" not in shown

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrace_agent.cli.threshold_options import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
 from ktrace_agent.errors import UsageError
-from ktrace_agent.threshold_flags import (
-    FILE_FLAG,
-    FILE_VARIABLE,
-    FLAG,
-    VARIABLE,
-    thresholds,
-)
 from ktrace_api.thresholds import Thresholds
 
 PAGE = Path(__file__).parents[2] / "docs/thresholds.md"

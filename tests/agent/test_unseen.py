@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent.bundle import seal
-from ktrace_agent.host import Files, Missing, Snapshot
-from ktrace_agent.recording import HookCounters, TcpCounts, Witness
-from ktrace_agent.tables import Tables
-from ktrace_agent.unseen import count
-from ktrace_agent.witness import witness
+from ktrace_agent.bundle.seal import seal
+from ktrace_agent.host.counters import Files, Missing, Snapshot
+from ktrace_agent.host.tcp_counts import TcpCounts, Witness, witness
+from ktrace_agent.kernel.recording import HookCounters
+from ktrace_agent.tables.load import Tables
+from ktrace_agent.tables.missed_events import count
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import FindingId, Severity
 from ktrace_api.names import EventKind, RowType

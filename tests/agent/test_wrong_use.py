@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent import main
-from ktrace_agent.flags import BY_PARAMETER
+from ktrace_agent.cli import main
+from ktrace_agent.cli.options import BY_PARAMETER
 
 from .conftest import Session
 from .test_flags import WRONG

@@ -3,14 +3,9 @@
 
 import socket
 
-from ktrace_agent.enrich.conntrack_table import End, Entry, Table, Tuple
-from ktrace_agent.enrich.netlink import MAPPED
-from ktrace_agent.enrich.nfct import (
-    TCP,
-    TCP_STATES,
-    pack_key,
-    pack_tuple,
-)
+from ktrace_agent.enrich.conntrack.ctnetlink import TCP, TCP_STATES, pack_key, pack_tuple
+from ktrace_agent.enrich.conntrack.entries import End, Entry, Table, Tuple
+from ktrace_agent.enrich.conntrack.netlink import MAPPED
 
 HOST, POD, OTHER, FAR = 1, 2, 3, 4
 S = 1_000_000_000

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ktrace_agent import tracefs
+from ktrace_agent.kernel import tracefs
 
 _INSTANCE = "ktrace-tests"
 _BUFFER_KB = "16384"

@@ -16,12 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent.errors import (
-    PermissionDenied,
-    SinkFailed,
-    UnsupportedKernel,
-    UsageError,
-)
+from ktrace_agent.errors import PermissionDenied, SinkFailed, UnsupportedKernel, UsageError
 from tests.bpf.captures import KTRACE, READY, Capture
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace

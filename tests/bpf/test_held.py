@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ktrace_agent.kernel import Collector
-from ktrace_agent.records import EVENT
-from ktrace_agent.spool import Spool
+from ktrace_agent.kernel.collector import Collector
+from ktrace_agent.kernel.spool import Spool
+from ktrace_agent.tables.records import EVENT
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from tests.bpf import syscalls

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent.kernel import Collector
-from ktrace_agent.spool import Spool
+from ktrace_agent.kernel.collector import Collector
+from ktrace_agent.kernel.spool import Spool
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from tests.bpf.conftest import Begin

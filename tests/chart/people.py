@@ -6,7 +6,7 @@ from typing import Any
 
 from ktrace_api.names import API_GROUP, API_VERSION, KIND
 from ktrace_api.snapshot import Output, TraceSnapshot
-from ktrace_operator.pods import assignment, manifest
+from ktrace_operator.plan.agent_pod import assignment, manifest
 from ktrace_operator.settings import AgentSettings, Settings
 from tests.chart.apiserver import Answer, User
 from tests.chart.helm import NAMESPACE, Thing

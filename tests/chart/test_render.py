@@ -13,8 +13,7 @@ import yaml
 
 from ktrace_api.crd import definition
 from ktrace_api.snapshot import Output
-from ktrace_operator.kube import RIGHTS, Right
-from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
+from ktrace_operator.kube.client import RIGHTS, Right
 from ktrace_operator.settings import (
     ALLOWED_ENDPOINT,
     AgentSettings,
@@ -23,6 +22,7 @@ from ktrace_operator.settings import (
     Settings,
     load,
 )
+from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 from tests.chart.helm import CHART, NAMESPACE, ROOT, Refused, Thing, lint, of_kind, render
 from tests.chart.scenarios import S3, SCENARIOS
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ktrace_operator.transport import CRASH_STATUS, CRASH_VARIABLE
+from ktrace_operator.kube.transport import CRASH_STATUS, CRASH_VARIABLE
 from tests.bpf.workers import wait_until
 from tests.cluster.cluster import Cluster
 from tests.containers.runtime import make_image

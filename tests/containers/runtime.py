@@ -21,8 +21,8 @@ from pathlib import Path
 
 import grpc
 
-from ktrace_agent.enrich import cri, kubelet
-from ktrace_agent.enrich.cri_messages import fields
+from ktrace_agent.enrich.pods import cri, kubelet
+from ktrace_agent.enrich.pods.cri_wire import fields
 from tests.bpf.workers import wait_until
 from tests.containers.wire import labels, message
 

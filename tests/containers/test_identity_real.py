@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent.enrich import kubelet
-from ktrace_agent.enrich.cri import CriState
-from ktrace_agent.enrich.identity import Identities, identify
-from ktrace_agent.enrich.seen import Watch
+from ktrace_agent.enrich.pods import kubelet
+from ktrace_agent.enrich.pods.cri import CriState
+from ktrace_agent.enrich.pods.identify import Identities, identify
+from ktrace_agent.enrich.pods.watch import Watch
 from ktrace_api.row import PodIdentity
 from tests.bpf.captures import Capture
 from tests.bpf.workers import wait_until

@@ -15,8 +15,8 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from ktrace_agent.enrich.conntrack_table import End, Proto
-from ktrace_agent.enrich.netlink import MAPPED
+from ktrace_agent.enrich.conntrack.entries import End, Proto
+from ktrace_agent.enrich.conntrack.netlink import MAPPED
 from tests.bpf.namespaces import Namespace
 from tests.bpf.workers import Crew, Line, Worker, wait_until
 

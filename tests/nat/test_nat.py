@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from ktrace_agent.enrich.conntrack import Conntrack
-from ktrace_agent.enrich.conntrack_watch import Watch
-from ktrace_agent.enrich.netlink import MAPPED
-from ktrace_agent.enrich.nfct import SEEN_REPLY
+from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.enrich.conntrack.netlink import MAPPED
+from ktrace_agent.enrich.conntrack.watch import Watch
 from tests.nat.cluster import (
     BACKENDS,
     Cluster,

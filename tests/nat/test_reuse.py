@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ktrace_agent.ends import END, Flows, Track, look
-from ktrace_agent.enrich.conntrack import Conntrack
-from ktrace_agent.enrich.conntrack_table import Tuple
-from ktrace_agent.enrich.conntrack_watch import Watch
-from ktrace_agent.records import ROW, Dictionary
+from ktrace_agent.enrich.conntrack.entries import Tuple
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.enrich.conntrack.watch import Watch
+from ktrace_agent.tables.endpoints import END, Flows, Track, look
+from ktrace_agent.tables.records import ROW, Dictionary
 from tests.bpf.workers import Line
 from tests.nat.cluster import CLIENT, VIP_PORT, VIPS, Address, Answered, Asked, Cluster, packed
 

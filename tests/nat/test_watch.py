@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ktrace_agent.enrich import nfct
-from ktrace_agent.enrich.conntrack_table import End, Entry
-from ktrace_agent.enrich.conntrack_watch import Watch
-from ktrace_agent.enrich.netlink import MAPPED, Lack, NetlinkFailed
-from ktrace_agent.enrich.nfct import TCP, UDP
-from ktrace_agent.netns import run_in_netns
+from ktrace_agent.enrich.conntrack import ctnetlink
+from ktrace_agent.enrich.conntrack.ctnetlink import TCP, UDP
+from ktrace_agent.enrich.conntrack.entries import End, Entry
+from ktrace_agent.enrich.conntrack.netlink import MAPPED, Lack, NetlinkFailed
+from ktrace_agent.enrich.conntrack.watch import Watch
+from ktrace_agent.host.netns import run_in_netns
 from tests.bpf.namespaces import Namespace
 from tests.bpf.workers import Crew, Line, wait_until
 from tests.nat.fill import many, message, put
@@ -126,7 +126,7 @@ def test_the_files_tell_the_same_as_netlink(place: Namespace, monkeypatch: pytes
     def refuse(deadline: float) -> dict[str, int]:
         raise NetlinkFailed(Lack.DENIED, "not allowed")
 
-    monkeypatch.setattr(nfct, "figures", refuse)
+    monkeypatch.setattr(ctnetlink, "figures", refuse)
     by_text = watch(place, period_s=60)
     by_text.start()
     text = by_text.stop()

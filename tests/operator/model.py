@@ -19,8 +19,8 @@ from ktrace_api.result import AgentResult, Delivered
 from ktrace_api.snapshot import LabelSelector
 from ktrace_api.status import NodeResult, SnapshotStatus
 from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied, NotFound, Unavailable
-from ktrace_operator.facts import AgentPod, Claim, Node, Secret, TargetPod
-from ktrace_operator.reconcile import Reconciler, SnapshotKey
+from ktrace_operator.objects import AgentPod, Claim, Node, Secret, TargetPod
+from ktrace_operator.serve.reconcile import Reconciler, SnapshotKey
 from ktrace_operator.settings import AgentSettings, Limits, OutputSettings, Settings
 
 START = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)

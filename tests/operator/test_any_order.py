@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ktrace_api.names import NodeReason, Outcome
 from ktrace_api.status import SnapshotStatus
 from ktrace_operator.errors import ApiError, Denied
-from ktrace_operator.facts import Node
-from ktrace_operator.reconcile import SnapshotKey
+from ktrace_operator.objects import Node
+from ktrace_operator.serve.reconcile import SnapshotKey
 from tests.operator.model import START, ApiModel, Crash, Operator, good_result, node_of
 
 DAY = timedelta(days=1)

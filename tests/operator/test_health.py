@@ -8,7 +8,7 @@ import time
 import aiohttp
 import pytest
 
-from ktrace_operator.health import Health, WatchCheck
+from ktrace_operator.serve.health import Health, WatchCheck
 
 A, B = ("agents", "a"), ("agents", "b")
 

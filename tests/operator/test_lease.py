@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from ktrace_operator.errors import ApiError, Conflict, Unavailable
-from ktrace_operator.lease import Lease
-from ktrace_operator.pacing import LONGEST_WRITE_SECONDS
+from ktrace_operator.kube.lease import Lease
 from ktrace_operator.settings import LeaseSettings
+from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 
 SETTINGS = LeaseSettings(duration_seconds=15, renew_seconds=5)
 

@@ -8,8 +8,8 @@ import pytest
 
 from ktrace_api.names import ConditionReason, ConditionType, NodeReason, Outcome, Phase
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator.facts import Claim, Node, Secret, TargetPod
-from ktrace_operator.reconcile import SnapshotKey
+from ktrace_operator.objects import Claim, Node, Secret, TargetPod
+from ktrace_operator.serve.reconcile import SnapshotKey
 from ktrace_operator.settings import Limits, OutputSettings
 from tests.operator.model import (
     SHA,

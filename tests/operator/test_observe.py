@@ -9,8 +9,8 @@ import pytest
 
 from ktrace_api.names import FINALIZER, NodeReason, Outcome
 from ktrace_api.result import AgentResult, Delivered
-from ktrace_operator.facts import AgentPod, Node, Running, Terminated, Waiting
-from ktrace_operator.observe import Case, Ended, Going, in_doubt, observe
+from ktrace_operator.objects import AgentPod, Node, Running, Terminated, Waiting
+from ktrace_operator.plan.agent_state import Case, Ended, Going, in_doubt, observe
 from tests.operator.model import SHA, START
 
 UID = "0a1b2c3d-0000-4000-8000-000000000000"

@@ -15,8 +15,8 @@ from ktrace_api.finding import Cause, FindingId, Severity
 from ktrace_api.names import NodeReason
 from ktrace_api.result import MAX_FINDINGS, BadResult
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator import status as statuses
-from ktrace_operator.results import count_verdicts, entry, read_result, roll_up
+from ktrace_operator.plan import conditions
+from ktrace_operator.plan.results import count_verdicts, entry, read_result, roll_up
 from tests.operator.model import SHA, START
 
 UID, NODE = "16d1be55-4d13-4e2e-b4bd-89861e542501", "node-a"
@@ -49,7 +49,7 @@ def taken(message: str) -> bool:
     except BadResult:
         return False
     before = SnapshotStatus(findings=roll_up((), [result]), verdicts=count_verdicts({}, [result]))
-    made = statuses.progress(
+    made = conditions.progress(
         before, [entry(result, START, NOW)], stop=False, generation=1, now=NOW
     ).to_json()
     problems = [f"{one.json_path}: {one.message}" for one in ADMITTED.iter_errors(made)]

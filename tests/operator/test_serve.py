@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ktrace_operator.errors import ApiError, Denied, Unavailable
-from ktrace_operator.health import WatchCheck
-from ktrace_operator.logs import News
-from ktrace_operator.reconcile import SnapshotKey
-from ktrace_operator.serve import relist
+from ktrace_operator.serve.health import WatchCheck
+from ktrace_operator.serve.logs import News
+from ktrace_operator.serve.reconcile import SnapshotKey
+from ktrace_operator.serve.run import relist
 
 SERVED = ("team-a", "agents", "team-b")
 

@@ -14,10 +14,10 @@ from ktrace_api.names import ConditionReason, NodeReason, Outcome, Phase
 from ktrace_api.result import AgentResult, Delivered, ReportedFinding
 from ktrace_api.snapshot import SnapshotSpec
 from ktrace_api.status import FindingRollup, NodeResult, SnapshotStatus
-from ktrace_operator import status as statuses
-from ktrace_operator.pace import wait_to_write
-from ktrace_operator.results import count_verdicts, roll_up
-from ktrace_operator.targets import Refusal
+from ktrace_operator.plan import conditions
+from ktrace_operator.plan.results import count_verdicts, roll_up
+from ktrace_operator.plan.status_pace import wait_to_write
+from ktrace_operator.plan.targets import Refusal
 from tests.operator.model import SHA, START
 
 FINAL = (Outcome.SUCCEEDED, Outcome.FAILED, Outcome.SKIPPED)
@@ -43,7 +43,7 @@ def progress(
     stop: bool = False,
     now: datetime = START,
 ) -> SnapshotStatus:
-    return statuses.progress(
+    return conditions.progress(
         before or SnapshotStatus(), entries(kinds), stop=stop, generation=1, now=now
     )
 
@@ -118,14 +118,14 @@ def test_times_of_transitions_change_only_with_the_status():
 
 def test_messages_are_one_line_and_cut():
     refusal = Refusal(ConditionReason.INVALID_SPEC, "a\nb\x1b[31m" + "x" * 5000)
-    status = statuses.refused(SnapshotStatus(), refusal, 1, START)
+    status = conditions.refused(SnapshotStatus(), refusal, 1, START)
     message = status.conditions[0].message
     assert message.startswith("a b [31m")
     assert len(message) == 1024
 
 
 def test_who_failed_is_named_and_many_are_counted():
-    text = statuses.summary(entries([Outcome.SUCCEEDED, *[Outcome.FAILED] * 7]))
+    text = conditions.summary(entries([Outcome.SUCCEEDED, *[Outcome.FAILED] * 7]))
     assert text == "1 of 8 nodes delivered; OOMKilled: node-1, node-2, node-3 and 4 more"
 
 
@@ -200,7 +200,7 @@ def size(name_chars: int) -> int:
     ]
     path = "s3://" + "p" * 500 + "/"
     before = SnapshotStatus(start_time=START, path=path)
-    status = statuses.progress(before, results, stop=False, generation=1, now=START)
+    status = conditions.progress(before, results, stop=False, generation=1, now=START)
     return len(json.dumps(status.to_json(), separators=(",", ":")))
 
 

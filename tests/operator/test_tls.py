@@ -13,11 +13,11 @@ import kopf
 import kubernetes.client
 import pytest
 
-from ktrace_operator import tls
 from ktrace_operator.errors import Unavailable
-from ktrace_operator.kube import Kube
-from ktrace_operator.pacing import TokenBucket
-from ktrace_operator.transport import Transport
+from ktrace_operator.kube import tls
+from ktrace_operator.kube.client import Kube
+from ktrace_operator.kube.rate_limit import TokenBucket
+from ktrace_operator.kube.transport import Transport
 from tests.cluster.pki import Authority
 
 DEFAULT = ssl.create_default_context

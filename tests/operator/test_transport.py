@@ -13,7 +13,6 @@ import pytest
 from ktrace_api.kubeobject import ObjectMeta
 from ktrace_api.snapshot import LabelSelector
 from ktrace_api.status import SnapshotStatus
-from ktrace_operator import transport
 from ktrace_operator.errors import (
     AlreadyExists,
     ApiError,
@@ -23,10 +22,11 @@ from ktrace_operator.errors import (
     Throttled,
     Unavailable,
 )
-from ktrace_operator.facts import AgentPod
-from ktrace_operator.kube import Kube, selector_text
-from ktrace_operator.pacing import TokenBucket
-from ktrace_operator.transport import Transport
+from ktrace_operator.kube import transport
+from ktrace_operator.kube.client import Kube, selector_text
+from ktrace_operator.kube.rate_limit import TokenBucket
+from ktrace_operator.kube.transport import Transport
+from ktrace_operator.objects import AgentPod
 from tests.operator.http_server import Answer, Server, page
 
 FINALIZERS = ("other/keeps", "ktrace.io/collect")

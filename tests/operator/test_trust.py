@@ -8,10 +8,10 @@ import pytest
 
 from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_operator.errors import Conflict
-from ktrace_operator.lease import Lease
-from ktrace_operator.pods import assignment, manifest
+from ktrace_operator.kube.lease import Lease
+from ktrace_operator.plan.agent_pod import assignment, manifest
+from ktrace_operator.plan.targets import Refusal, pod_namespace
 from ktrace_operator.settings import AgentSettings, LeaseSettings, Settings
-from ktrace_operator.targets import Refusal, pod_namespace
 
 SETTINGS = Settings(namespaces=("agents",), agent=AgentSettings(image="example/ktrace-agent:1"))
 NOW = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)

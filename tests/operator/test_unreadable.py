@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ktrace_api.names import ConditionReason, ConditionType, NodeReason, Outcome, Phase
-from ktrace_operator.reconcile import SnapshotKey
+from ktrace_operator.serve.reconcile import SnapshotKey
 from tests.operator.model import ApiModel, Crash, Operator, Run, goes_on, later, names, result
 
 NEW_FINDING = {"id": "NEW_FINDING", "severity": "info", "title": "t", "count": 1, "nodes": 1}

@@ -8,7 +8,7 @@ import pytest
 
 from ktrace_api.names import NodeReason, Outcome, Phase
 from ktrace_operator.errors import Denied
-from ktrace_operator.reconcile import SnapshotKey
+from ktrace_operator.serve.reconcile import SnapshotKey
 from tests.operator.model import (
     NAMESPACE,
     ApiModel,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktrace_operator import workqueue
 from ktrace_operator.errors import Throttled
-from ktrace_operator.workqueue import WorkQueue
+from ktrace_operator.serve import workqueue
+from ktrace_operator.serve.workqueue import WorkQueue
 
 Work = Callable[[str], Awaitable[timedelta | None]]
 

@@ -10,9 +10,10 @@ whole over SUMMARY_MAX_BYTES, all lists become shorter.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ktrace_agent.probes import HOOKS
-from ktrace_agent.recording import DISK_FILLED, Recording
-from ktrace_agent.tables import Tables
+from ktrace_agent.kernel.probes import HOOKS
+from ktrace_agent.kernel.recording import DISK_FILLED, Recording
+from ktrace_agent.tables.ask import records
+from ktrace_agent.tables.load import Tables
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import UNKNOWN, ConnectResult, RowType
 from ktrace_api.summary import (
@@ -163,9 +164,7 @@ class _Query:
         self._con, self.types, self._limit = tables.con, tables.types, limit
 
     def __call__(self, sql: str) -> list[dict[str, Any]]:
-        found = self._con.execute(sql)
-        names = [column[0] for column in found.description or ()]
-        return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
+        return records(self._con, sql)
 
     def top(self, sql: str, order: str) -> tuple[list[dict[str, Any]], int]:
         """The first groups of a query by `order`, NULL as "-", and how many were left out."""

@@ -23,7 +23,7 @@ from s3transfer.subscribers import BaseSubscriber
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
-from ktrace_agent.sinks import credentials
+from ktrace_agent.sinks import s3_credentials
 from ktrace_agent.sinks.parcel import Budget, Parcel, composite_sha256
 from ktrace_agent.sinks.s3_errors import Place, S3Failed, explain
 from ktrace_api.assignment import S3Target
@@ -65,7 +65,7 @@ class S3:
             self._tries()(self._try, parcel)
 
     def _connect(self, environ: Mapping[str, str]) -> "S3Client":
-        session = boto3.Session(**credentials.from_environment(environ))  # type: ignore[arg-type]
+        session = boto3.Session(**s3_credentials.from_environment(environ))  # type: ignore[arg-type]
         patience = min(30.0, max(2.0, self._budget.seconds / 10))
         try:
             client = session.client(

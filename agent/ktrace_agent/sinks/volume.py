@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ktrace_agent.errors import SinkFailed
-from ktrace_agent.sinks.directory import NameTaken, NotWhatWasWritten, Written, create, give_names
+from ktrace_agent.files import NameTaken, NotWhatWasWritten, Written, create, give_names
 from ktrace_agent.sinks.parcel import Parcel
 from ktrace_api.assignment import VolumeTarget
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong in a capture: SQL over the tables of ktrace_agent/sql.py in, models out.
+"""Findings: SQL over the tables of ktrace_agent/tables/contract.py in, models out.
 
 A family a module. Healthy traffic gives nothing above info; every limit is in
 ktrace_api/thresholds.py with its reason.
@@ -10,11 +10,19 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from ktrace_agent.analyze.findings import capture, connect, dns, host, nat, resets, tcp
+from ktrace_agent.analyze.dns_clients import prepare
+from ktrace_agent.analyze.dns_summary import summarize
+from ktrace_agent.analyze.findings import (
+    connect_failures,
+    conntrack,
+    coverage,
+    dns,
+    host,
+    tcp,
+    tcp_resets,
+)
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.verdict import NO_TRAFFIC, judge, worst_first
-from ktrace_agent.enrich.dns import summarize
-from ktrace_agent.enrich.dns_clients import prepare
 from ktrace_api.finding import MAX_FINDINGS, DnsSummary, Finding, FindingId, Findings
 from ktrace_api.model import Model
 from ktrace_api.names import RowType
@@ -30,12 +38,12 @@ DNS_BYTES = 8 * 1024
 _DEFAULT = Thresholds()
 _FAMILIES = (
     (dns.find, ("dns_messages", "dns_shapes")),
-    (connect.find, ("f_connects", "f_clients", "f_watched")),
+    (connect_failures.find, ("f_connects", "f_clients", "f_watched")),
     (tcp.find, ("f_stalls",)),
-    (resets.find, ()),
-    (nat.find, ()),
+    (tcp_resets.find, ()),
+    (conntrack.find, ()),
     (host.find, ()),
-    (capture.find, ("f_retransmits",)),
+    (coverage.find, ("f_retransmits",)),
 )
 """In the order of asking; the tables that grow with the capture and that nobody asks afterwards."""
 
@@ -46,10 +54,10 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
     Makes temporary tables in `con`; of them dns_answers stays: the round trip of each answer.
     """
     case = Case(con, thresholds)
-    coverage = case.coverage
-    timed = coverage.sample == 1
-    exact = timed and not coverage.lost_share((RowType.UDP_SEND, RowType.UDP_RECV))
-    prepare(con, coverage.end, thresholds, exact=exact)
+    covered = case.coverage
+    timed = covered.sample == 1
+    exact = timed and not covered.lost_share((RowType.UDP_SEND, RowType.UDP_RECV))
+    prepare(con, covered.end, thresholds, exact=exact)
     tcp.prepare(case)
     found: list[Finding] = []
     for find, tables in _FAMILIES:
@@ -58,11 +66,11 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
             con.execute(f"DROP TABLE {table}")
     shown = _fit(_limit(worst_first(found))[:MAX_FINDINGS], FINDINGS_BYTES)
     summary = summarize(con, timed=timed)
-    no_rows = NO_TRAFFIC if coverage.rows else capture.silence(case)
+    no_rows = NO_TRAFFIC if covered.rows else coverage.silence(case)
     return Findings(
         findings=tuple(shown),
         findings_left_out=len(found) - len(shown),
-        verdict=judge(found, coverage.rows, coverage.sample, no_rows),
+        verdict=judge(found, covered.rows, covered.sample, no_rows),
         dns=_shorten(summary),
     )
 

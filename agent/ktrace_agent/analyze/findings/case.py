@@ -10,7 +10,7 @@ from typing import Literal
 import duckdb
 
 from ktrace_agent.analyze.findings.wording import Row, cut
-from ktrace_agent.enrich.dns_talks import records
+from ktrace_agent.tables.ask import records
 from ktrace_api.finding import (
     MAX_COVERAGE,
     MAX_NUMBERS,
@@ -84,7 +84,7 @@ class Coverage:
 
 @dataclass(slots=True)
 class Case:
-    """The tables of one capture (ktrace_agent/sql.py) and the limits they are held against."""
+    """The tables of one capture (tables/contract.py) and the thresholds that they are judged by."""
 
     con: duckdb.DuckDBPyConnection
     limits: Thresholds

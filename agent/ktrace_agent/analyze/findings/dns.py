@@ -4,8 +4,10 @@
 
 from collections.abc import Iterator
 
+from ktrace_agent.analyze import dns_summary
+from ktrace_agent.analyze.dns_clients import CT_STATE, FAILING, WORST_FIRST
 from ktrace_agent.analyze.findings.case import Case
-from ktrace_agent.analyze.findings.late import Space, spaces
+from ktrace_agent.analyze.findings.dns_late_answers import Space, spaces
 from ktrace_agent.analyze.findings.wording import (
     LOOPBACK,
     POOL,
@@ -17,8 +19,6 @@ from ktrace_agent.analyze.findings.wording import (
     share,
     verb,
 )
-from ktrace_agent.enrich import dns
-from ktrace_agent.enrich.dns_clients import CT_STATE, FAILING, WORST_FIRST
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -133,7 +133,7 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
         and not gave_up
     )
     cause, story = _story(row, errors)
-    peer = dns.resolver_name(row["remote_ip"])
+    peer = dns_summary.resolver_name(row["remote_ip"])
     if gave_up:
         story = "answers came after the client had closed its socket"
     sure = row["ct_state"] == "UNREPLIED" or bool(row["answered_by"]) or bool(errors)
@@ -170,7 +170,7 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
 def _slow(case: Case, row: Row) -> Finding:
     limits = case.limits
     least, p50, p90, most = row["rtt"]
-    peer = dns.resolver_name(row["remote_ip"])
+    peer = dns_summary.resolver_name(row["remote_ip"])
     few = limits.dns_slow_min_answers
     if row["processes"] > 1:  # the answers of each are one wait, as those to A and AAAA
         often = p50 >= limits.dns_slow_p50_us or row["late"] >= limits.min_count

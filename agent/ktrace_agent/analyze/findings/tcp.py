@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
-from ktrace_agent.procfs import DUPLICATES
+from ktrace_agent.host.procfs import DUPLICATES
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 

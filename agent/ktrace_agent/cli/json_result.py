@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outcome of a capture as the one JSON document that --json prints."""
+
+from typing import TYPE_CHECKING, Any
+
+from ktrace_api.names import NodeReason
+
+if TYPE_CHECKING:
+    from ktrace_agent.bundle.seal import Sealed  # brings numpy and DuckDB: not while recording
+
+
+def document(sealed: "Sealed", sent_to: str = "") -> dict[str, Any]:
+    """What a program wants to know: where the bundle is, whether it is whole, what it holds.
+
+    `sent_to`: the address of the archive's verified copy, where there is one.
+    """
+    summary = sealed.summary
+    kinds = ("events", "parquet", "summary", "node", "bundle")
+    return {
+        "reason": str(NodeReason.COMPLETED),
+        "ended_by": summary.ended_by,
+        "node": summary.node,
+        "started": summary.started.isoformat(),
+        "ended": summary.ended.isoformat(),
+        "paths": {
+            kind: str(path.absolute()) for kind, path in zip(kinds, sealed.paths, strict=True)
+        },
+        "sent_to": sent_to or None,
+        "bytes": sealed.bytes,
+        "sha256": sealed.sha256,
+        "events": summary.rows,
+        "lost": summary.lost,
+        "complete": summary.complete,
+        "counts": {str(row): count for row, count in summary.rows_by_type.items()},
+        "notes": list(summary.notes),
+        "verdict": str(summary.verdict.verdict),
+        "findings": [
+            one.model_dump(mode="json", include={"id", "severity", "title", "subject", "next"})
+            for one in summary.findings
+        ],
+    }

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of this host and of its network namespaces, read before and after a capture.
+
+A snapshot only reads (standard library, bounded in time and number); parsing and comparing
+wait until the programs are detached (deltas.py). Another
+namespace is read through /proc/PID/net of a process that lives in it, so no setns() is needed
+and a namespace without a process cannot be read. What is missing has a typed reason, nothing
+here raises.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ktrace_agent.host import procfs
+from ktrace_agent.host.clock import boot_ns
+from ktrace_agent.host.netns import PROC, find_netns, inode_of
+
+MAX_NETNS = 256
+"""Namespaces that a snapshot reads at most."""
+READ_SECONDS = 1.0
+"""Time that a snapshot takes at most."""
+_FILE_BYTES = 256 * 1024
+
+
+class Missing(StrEnum):
+    """Why a counter file or a namespace has no figures."""
+
+    VANISHED = "vanished"
+    """It was there and is no longer: its last process ended."""
+    APPEARED = "appeared"
+    """It had no process when the capture began: its figures are since it was made."""
+    ABSENT = "absent"
+    """This kernel does not offer the file."""
+    DENIED = "denied"
+    """The kernel does not let this user read it."""
+    TOO_LATE = "too_late"
+    """The time for reading was over."""
+    TOO_MANY = "too_many"
+    """More namespaces than are read."""
+    UNREADABLE = "unreadable"
+    """Reading failed in another way."""
+
+
+Raw = bytes | Missing
+Files = Mapping[str, Raw]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Unparsed counter files at one moment."""
+
+    host: Files
+    netns: Mapping[int, Files | Missing]
+    """By inode of the namespace."""
+    own: int
+    """Inode of the agent's namespace; 0 where /proc does not say."""
+    whole: bool
+    """All processes were looked at: a namespace that is not here had none."""
+    begun_ns: int = 0
+    """The kernel's boot clock before the first file was read."""
+    ended_ns: int = 0
+    """After the last one."""
+
+
+def _why(problem: OSError) -> Missing:
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        return Missing.DENIED
+    if problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.ENODEV):
+        return Missing.ABSENT
+    if problem.errno == errno.ESRCH:
+        return Missing.VANISHED
+    return Missing.UNREADABLE
+
+
+def read_file(path: Path | str) -> Raw:
+    """A small file of /proc as it is, at most 256 KiB of it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as problem:
+        return _why(problem)
+    try:
+        parts: list[bytes] = []
+        left = _FILE_BYTES
+        while left > 0 and (part := os.read(fd, min(left, 1 << 16))):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    except OSError as problem:
+        return _why(problem)
+    finally:
+        os.close(fd)
+
+
+def _read_netns(proc: Path, inode: int, witnesses: Iterable[str]) -> Files | Missing:
+    reason = Missing.VANISHED
+    for pid in witnesses:
+        files = {name: read_file(f"{proc}/{pid}/net/{name}") for name in procfs.PER_NETNS}
+        # A pid that ended meanwhile may be another process in another namespace by now.
+        if inode_of(f"{proc}/{pid}/ns/net") != inode:
+            continue
+        if any(isinstance(raw, bytes) for raw in files.values()):
+            return files
+        reason = next((raw for raw in files.values() if isinstance(raw, Missing)), reason)
+    return reason
+
+
+def snapshot(
+    only: Collection[int] | None = None,
+    *,
+    proc: Path = PROC,
+    limit: int = MAX_NETNS,
+    seconds: float = READ_SECONDS,
+) -> Snapshot:
+    """Read all counters now; of network namespaces only those in `only`, where it is given.
+
+    The agent's own namespace comes first and is always read.
+    """
+    begun_ns = boot_ns()
+    end = time.monotonic() + seconds
+
+    def over() -> bool:
+        return time.monotonic() > end
+
+    host = {name: read_file(proc / path) for name, (path, _) in procfs.PER_HOST.items()}
+    own = inode_of(f"{proc}/self/ns/net") or 0
+    found = find_netns(proc, over)
+    whole = not over()
+    if own:
+        found = {own: ["self"]} | {inode: pids for inode, pids in found.items() if inode != own}
+    wanted = [inode for inode in found if only is None or inode in only or inode == own]
+    netns: dict[int, Files | Missing] = {}
+    for inode in wanted[:limit]:
+        netns[inode] = Missing.TOO_LATE if over() else _read_netns(proc, inode, found[inode])
+    for inode in wanted[limit:]:
+        netns[inode] = Missing.TOO_MANY
+    ended_ns = boot_ns()
+    return Snapshot(host, netns, own, whole, begun_ns, ended_ns)

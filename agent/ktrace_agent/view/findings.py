@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - SQL that people copy; its parts are numbers
+"""Verdict and findings for people, and the exact command that looks closer."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from ktrace_agent.view.style import (
+    BAD,
+    DIM,
+    GOOD,
+    HEAD,
+    TOP,
+    alarming,
+    number,
+    plain,
+    quantiles,
+    size,
+    spaced,
+    table_of,
+)
+from ktrace_api.finding import Cause, Confidence, Finding, Severity
+from ktrace_api.names import UNKNOWN, ConnectResult
+from ktrace_api.summary import Summary
+
+_VERDICTS = {
+    Cause.DNS: "DNS",
+    Cause.POLICY: "a policy: something refuses or drops on purpose",
+    Cause.ROUTING: "the network on the way",
+    Cause.NAT: "NAT or connection tracking",
+    Cause.APPLICATION: "an application",
+    Cause.HOST: "this host",
+    Cause.HEALTHY: "healthy",
+    Cause.UNKNOWN: "not clear",
+}
+_SEVERITIES = {
+    Severity.CRITICAL: "bold red",
+    Severity.WARNING: "yellow",
+    Severity.INFO: DIM,
+}
+
+
+def verdict(summary: Summary) -> Group:
+    """The answer first, then why."""
+    found = summary.verdict
+    style = {Cause.HEALTHY: GOOD, Cause.UNKNOWN: "yellow"}.get(found.verdict, BAD)
+    return spaced(
+        Text.assemble(
+            ("Verdict  ", HEAD), (_VERDICTS[found.verdict], style), "\n  ", plain(found.why)
+        )
+    )
+
+
+def findings(summary: Summary) -> Group | None:
+    """Worst first: what, then who and where, then how sure."""
+    if not summary.findings:
+        return None
+    left_out = summary.findings_left_out + max(0, len(summary.findings) - TOP)
+    more = f"  (+{left_out:,} more)" if left_out else ""
+    lines: list[RenderableType] = [Text.assemble(("Findings", HEAD), (more, DIM))]
+    for one in summary.findings[:TOP]:
+        style = _SEVERITIES[one.severity]
+        name = f"{one.severity.upper():<8}  {one.id}"
+        lines.append(Text.assemble((name, style), (f"  {_certainty(one)}", DIM)))
+        lines.append(Padding(plain(one.title), (0, 0, 0, 2)))
+        if where := _where(one):
+            lines.append(Padding(where, (0, 0, 0, 2)))
+    return Group("", *lines)
+
+
+def _certainty(finding: Finding) -> str:
+    return f"confidence {finding.confidence}" if finding.confidence != Confidence.HIGH else ""
+
+
+def _where(finding: Finding) -> Text:
+    """Process, pod, peer and namespace as far as they are known and not in the title."""
+    subject, parts = finding.subject, []
+    if subject.tgid != UNKNOWN and str(subject.tgid) not in finding.title:
+        parts.append(f"{subject.comm} ({subject.tgid})")
+    if subject.pod != UNKNOWN:
+        parts.append(f"pod {subject.namespace}/{subject.pod}")
+    if subject.peer != UNKNOWN and subject.peer not in finding.title:
+        parts.append(f"peer {subject.peer}")
+    if subject.netns != UNKNOWN:
+        parts.append(f"netns {subject.netns}")
+    shown = plain(", ".join(parts))
+    shown.stylize(DIM)
+    return shown
+
+
+def resolvers(summary: Summary) -> Group | None:
+    """Name resolution in a table of resolvers, where any was asked."""
+    found = summary.dns
+    if not found.resolvers:
+        return None
+    left_out = found.resolvers_left_out + max(0, len(found.resolvers) - TOP)
+    columns = ("resolver", "queries", "no answer", "p50", "p99", "max")
+    spare = ("p50", "max", "p99")
+    table = table_of("DNS (times are a heuristic)", left_out, *columns, spare=spare)
+    for one in found.resolvers[:TOP]:
+        table.add_row(
+            plain(one.peer), number(one.queries), alarming(one.unanswered), *quantiles(one.rtt_us)
+        )
+    return spaced(table)
+
+
+def whereabouts(summary: Summary, bundle: Path, sent_to: str = "") -> tuple[str, ...]:
+    """Where the bundle is and what to type next, as lines that may be copied whole."""
+    lines = ["", f"Bundle       {plain(bundle)} ({size(bundle.stat().st_size)})"]
+    if sent_to:
+        lines.append(f"Copy         {sent_to}")
+    worst = next((one for one in summary.findings if one.severity != Severity.INFO), None)
+    if worst:
+        lines.append(f"Look closer  {plain(worst.next)}")
+    lines.append(f"{'Its rows     ' if worst else 'Look closer  '}{plain(_query(summary, bundle))}")
+    return tuple(lines)
+
+
+def _query(summary: Summary, bundle: Path) -> str:
+    """The command that shows the rows which this capture makes one want to see."""
+    columns = "ts, type, comm, tgid, local, remote"
+    shown = next((one for one in summary.findings if one.evidence.rows), None)
+    if shown:
+        numbers = ", ".join(map(str, shown.evidence.rows))
+        question = f"SELECT {columns}, new_state, error, result FROM rows WHERE n IN ({numbers})"
+    elif any(result != ConnectResult.ESTABLISHED for result in summary.connects.results):
+        question = (
+            f"SELECT {columns}, result, error, measure AS us FROM rows"
+            " WHERE type = 'connect' AND result <> 'established'"
+        )
+    elif summary.retransmits.segs:
+        question = f"SELECT {columns}, measure AS segs FROM rows WHERE type = 'tcp_retransmit'"
+    else:
+        question = f"SELECT {columns} FROM rows LIMIT 20"
+    return f'ktrace query {shlex.quote(str(bundle))} "{question}"'

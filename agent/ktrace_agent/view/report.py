@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A summary for people: models in, rich renderables out, no other effect."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ktrace_agent.kernel.recording import DISK_FILLED, DISK_FULL
+from ktrace_agent.view.findings import findings, resolvers, verdict
+from ktrace_agent.view.style import (
+    BAD,
+    DIM,
+    GOOD,
+    HEAD,
+    TOP,
+    alarming,
+    number,
+    plain,
+    quantiles,
+    size,
+    spaced,
+    table_of,
+)
+from ktrace_api.names import UNKNOWN, ConnectResult, RowType
+from ktrace_api.summary import Accounting, Destination, Process, Summary, Talker
+
+
+def report(summary: Summary) -> Group:
+    """What a capture found, the most telling things first."""
+    parts: list[RenderableType | None] = [
+        Group("", _headline(summary)),
+        *(Text.assemble("  ", plain(note)) for note in summary.notes),
+        _advice(summary),
+        verdict(summary),
+        findings(summary),
+        resolvers(summary),
+        _events(summary),
+        _connects(summary),
+        _talkers(summary),
+        _flows(summary),
+        _retransmits(summary),
+        _sockets(summary),
+    ]
+    return Group(*(part for part in parts if part is not None))
+
+
+def _headline(summary: Summary) -> Text:
+    line = Text.assemble(
+        (plain(summary.node).plain, HEAD),
+        f"  {summary.window_s:.1f} s  {summary.rows:,} rows",
+    )
+    if summary.ended_by == "signal":
+        line.append("  ended early", DIM)
+    if summary.sample > 1:
+        line.append(f"  1 in {summary.sample:,}", DIM)
+    missing = summary.lost
+    if summary.complete and summary.hooks_missing:
+        without = ", ".join(summary.hooks_missing)
+        line.append(f"  no event was lost, but no program serves {plain(without)}", "yellow")
+    elif summary.complete:
+        line.append("  complete: nothing was lost", GOOD)
+    elif missing:
+        line.append(f"  INCOMPLETE: {missing:,} events were lost", BAD)
+    elif capped := sum(one.capped for one in summary.accounting.values()):
+        line.append(f"  INCOMPLETE: {capped:,} events were beyond the limit", BAD)
+    else:
+        line.append("  INCOMPLETE: some facts were lost, see `overflow` in the summary", BAD)
+    return line
+
+
+def _advice(summary: Summary) -> Text | None:
+    if not any(one.lost_ring for one in summary.accounting.values()):
+        return None
+    full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
+    room = "more room in --out-dir" if full else "a larger --ring-bytes"
+    return Text(f"  To lose less: {room}, or --ports, --sample.", DIM)
+
+
+def _process(process: Process) -> Text:
+    return Text.assemble(plain(process.comm), (f" {process.tgid}", DIM))
+
+
+def _events(summary: Summary) -> Group:
+    """Rows by type; why others are not there, as far as there are such."""
+    causes: list[tuple[str, Callable[[Accounting], int]]] = [
+        ("filtered", lambda one: one.filtered),
+        ("sampled out", lambda one: one.sampled),
+        ("over limit", lambda one: one.capped),
+        ("lost", lambda one: one.lost_ring + one.lost_map + one.unseen),
+    ]
+    accounts = summary.accounting
+    shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]
+    names = [name for name, _ in shown]
+    spare = [name for name in names if name != "lost"]
+    table = table_of("Events", 0, "type", "rows", *names, spare=spare)
+    for row in RowType:
+        if row not in accounts:
+            continue
+        cells = [number(summary.rows_by_type.get(row, 0))]
+        for name, count in shown:
+            cells.append((alarming if name == "lost" else number)(count(accounts[row])))
+        table.add_row(Text(row), *cells)
+    return spaced(table)
+
+
+def _connects(summary: Summary) -> Group | None:
+    found = summary.connects
+    if not found.top:
+        return None
+    left_out = found.left_out + max(0, len(found.top) - TOP)
+    columns = ("to", "how they ended", "all", "p50", "p99", "max")
+    spare = ("p50", "max", "p99")
+    table = table_of("Connects", left_out, *columns, words=2, spare=spare)
+    for one in found.top[:TOP]:
+        table.add_row(
+            plain(one.peer), _outcome(one), number(one.connects), *quantiles(one.latency_us)
+        )
+    return spaced(table)
+
+
+def _outcome(destination: Destination) -> Text:
+    """`12 established, 3 ECONNREFUSED`: errors by name where there is one."""
+    parts: list[tuple[str, str]] = []
+    established = destination.results.get(ConnectResult.ESTABLISHED, 0)
+    if established:
+        parts.append((f"{established:,} established", GOOD))
+    named = sum(destination.errors.values())
+    parts += [(f"{count:,} {plain(name)}", BAD) for name, count in _most(destination.errors)]
+    others = {
+        result: count
+        for result, count in destination.results.items()
+        if result not in (ConnectResult.ESTABLISHED, ConnectResult.FAILED)
+    }
+    if named and ConnectResult.DENIED in others:
+        others.pop(ConnectResult.DENIED)  # its errno is among the errors
+    parts += [(f"{count:,} {plain(result)}", "yellow") for result, count in _most(others)]
+    line = Text()
+    for position, (text, style) in enumerate(parts):
+        line.append(", " if position else "")
+        line.append(text, style)
+    return line
+
+
+def _most(counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _talkers(summary: Summary) -> Group | None:
+    found = summary.talkers
+    if not found.by_bytes:
+        return None
+    left_out = found.left_out + max(0, len(found.by_bytes) - TOP)
+    pods = any(one.pod != UNKNOWN for one in found.by_bytes[:TOP])
+    numbers = ("sent", "received", "opened", "failed", "flows")
+    columns = ("process", *(["pod"] if pods else []), *numbers)
+    spare = ("flows", "opened", "failed")
+    table = table_of("Top talkers", left_out, *columns, words=2 if pods else 1, spare=spare)
+    for one in found.by_bytes[:TOP]:
+        table.add_row(
+            _process(one),
+            *([_pod(one)] if pods else []),
+            size(one.tx_bytes),
+            size(one.rx_bytes),
+            number(one.opened),
+            alarming(one.failed),
+            number(one.flows),
+        )
+    return spaced(table)
+
+
+def _pod(talker: Talker) -> Text:
+    if talker.pod == UNKNOWN:
+        return Text("-", DIM)
+    return plain(f"{talker.namespace}/{talker.pod}")
+
+
+def _flows(summary: Summary) -> Group | None:
+    found = summary.flows
+    if not found.top:
+        return None
+    left_out = found.left_out + max(0, len(found.top) - TOP)
+    columns = ("process", "peer", "", "sent", "received", "opened", "failed")
+    spare = ("opened", "", "failed")
+    table = table_of("Biggest conversations", left_out, *columns, words=3, spare=spare)
+    for one in found.top[:TOP]:
+        table.add_row(
+            _process(one),
+            plain(one.peer),
+            Text(one.proto, DIM),
+            size(one.tx_bytes),
+            size(one.rx_bytes),
+            number(one.opened),
+            alarming(one.failed),
+        )
+    return spaced(table)
+
+
+def _retransmits(summary: Summary) -> Group | None:
+    found = summary.retransmits
+    segments = max(found.segs, found.flow_segs)  # rows may be sampled, flows left out
+    if not segments:
+        return None
+    left_out = found.left_out + max(0, len(found.top) - TOP)
+    title = f"Retransmits: {segments:,} segments sent again"
+    table = table_of(title, left_out, "process", "peer", "segments", words=2)
+    for one in found.top[:TOP]:
+        table.add_row(_process(one), plain(one.peer), number(one.segs))
+    return spaced(table)
+
+
+def _sockets(summary: Summary) -> Group | None:
+    """The stock of TCP sockets at the start and at the end, and whose CLOSE_WAITs they are."""
+    first, last = summary.stock_start.states, summary.stock_end.states
+    if not first and not last:
+        return None
+    line = Text.assemble(("TCP sockets ", HEAD), ("start -> end  ", DIM))
+    for state in sorted(first.keys() | last.keys(), key=lambda name: -last.get(name, 0)):
+        before, after = first.get(state, 0), last.get(state, 0)
+        grew = state in ("CLOSE_WAIT", "SYN_SENT") and after > before
+        line.append(f" {plain(state)} ", DIM)
+        line.append(f"{before:,} -> {after:,} ", BAD if grew else "")
+    return spaced(line)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What everything that is shown to people is made of.
+
+Names of processes are whatever their owners chose, so every text from the outside goes
+through `plain()`: no control character and no markup of it reaches the terminal.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ktrace_agent.view.fitted_table import Columns
+from ktrace_api.finding import RoundTrip
+from ktrace_api.summary import Quantiles
+
+TOP = 8
+"""Lines of a table; the summary holds more."""
+
+GOOD, BAD, DIM, HEAD = "green", "bold red", "dim", "bold"
+_KIB = 1024
+
+
+def plain(text: object) -> Text:
+    """A text from the outside, harmless on a terminal."""
+    return Text("".join(char if char.isprintable() else "�" for char in str(text)))
+
+
+def number(value: int | str) -> Text:
+    """With thousands' separators; zero and unknown in the background."""
+    if isinstance(value, str):
+        return Text(value, DIM)
+    return Text(f"{value:,}", "" if value else DIM)
+
+
+def alarming(value: int) -> Text:
+    """A number that should be zero."""
+    return Text(f"{value:,}", BAD if value else DIM)
+
+
+def size(value: int | str) -> Text:
+    """Bytes with a unit of 1024."""
+    if isinstance(value, str) or value == 0:
+        return Text(str(value), DIM)
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < _KIB:
+            return Text(f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}")
+        amount /= _KIB
+    return Text(f"{amount:.1f} TiB")
+
+
+def span(microseconds: int) -> str:
+    """A duration with three digits: 412 us, 1.2 ms, 3.05 s, 120 s."""
+    if microseconds < 1_000:
+        return f"{microseconds} us"
+    if microseconds < 999_500:  # what would be rounded to 1000 ms is a second
+        return f"{microseconds / 1e3:.3g} ms"
+    return f"{microseconds / 1e6:.3g} s" if microseconds < 1e8 else f"{microseconds / 1e6:,.0f} s"
+
+
+def table_of(
+    title: str, left_out: int, *columns: str, words: int = 1, spare: Sequence[str] = ()
+) -> Columns:
+    """An airy table: the first `words` columns are text, the others numbers.
+
+    Those of `spare` are left out on a narrow terminal, the first one first.
+    """
+    more = f"  (+{left_out:,} in the summary)" if left_out > 0 else ""
+    return Columns(Text.assemble((title, HEAD), (more, DIM)), columns, words, spare, DIM)
+
+
+def spaced(part: RenderableType) -> Group:
+    """With an empty line before it."""
+    return Group("", part)
+
+
+def quantiles(found: Quantiles | RoundTrip | None) -> list[Text]:
+    """p50, p99 and the longest, each a dash where nothing was measured."""
+    if found is None or not found.count:
+        return [Text("-", DIM)] * 3
+    return [Text(span(found.p50)), Text(span(found.p99)), Text(span(found.max))]

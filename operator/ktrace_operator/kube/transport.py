@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to the API server: timeouts, pace, what an answer means. kube.py has their meaning.
+
+`kubernetes` gives connections and credentials (kubeconfig, service account, token rotation);
+objects stay the JSON that they are: its generated models cost memory and drop what they do not
+know.
+"""
+
+import http
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import urllib3
+from kubernetes import client as kubernetes_client
+from kubernetes import config as kubernetes_config
+
+from ktrace_operator import metrics
+from ktrace_operator.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Denied,
+    Expired,
+    NotFound,
+    Throttled,
+    Unavailable,
+    UsageError,
+)
+from ktrace_operator.kube.rate_limit import TokenBucket
+from ktrace_operator.kube.tls import open_client
+from ktrace_operator.timeouts import CONNECT_SECONDS, LONGEST_WRITE_SECONDS, WRITE_SECONDS
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""Accept header: the API server leaves everything but the metadata out."""
+METADATA_LIST = METADATA_ONLY.replace("PartialObjectMetadata", "PartialObjectMetadataList")
+
+READ_SECONDS = 30.0
+CRASH_VARIABLE = "KTRACE_OPERATOR_CRASH_AFTER"
+CRASH_STATUS = 86
+
+
+def connect(pool: int) -> kubernetes_client.ApiClient:
+    """A client by service account or else by kubeconfig; UsageError where there is neither."""
+    configuration = kubernetes_client.Configuration()
+    try:
+        kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
+    except kubernetes_config.ConfigException:
+        try:
+            kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+                # Its own default is what the variable was when the library was imported.
+                os.environ.get("KUBECONFIG"),
+                client_configuration=configuration,
+            )
+        except (kubernetes_config.ConfigException, OSError) as error:
+            raise UsageError(
+                f"no cluster: neither a service account nor a kubeconfig can be used ({error})"
+            ) from error
+    configuration.connection_pool_maxsize = pool
+    configuration.retries = False
+    return open_client(configuration)
+
+
+class Transport:
+    """One request at a time for each thread; errors are those of errors.py."""
+
+    def __init__(
+        self,
+        client: kubernetes_client.ApiClient,
+        bucket: TokenBucket,
+        may_write: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        """may_write(seconds) raises LeaseLost where a write of that length is not safe."""
+        self._client, self._bucket, self._may_write = client, bucket, may_write
+        self._crash = CrashTest.from_environment()
+
+    def read(
+        self,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        accept: str = JSON,
+        timeout: float = READ_SECONDS,
+    ) -> dict[str, Any]:
+        """GET."""
+        return self._send("GET", path, query=query, accept=accept, timeout=timeout)
+
+    def write(
+        self, method: str, path: str, body: object, content_type: str = JSON
+    ) -> dict[str, Any]:
+        """POST, PUT, PATCH or DELETE, paced, and only while this replica leads."""
+        self._bucket.take()
+        self._may_write(LONGEST_WRITE_SECONDS)
+        return self.write_unfenced(method, path, body, content_type)
+
+    def write_unfenced(
+        self, method: str, path: str, body: object, content_type: str = JSON
+    ) -> dict[str, Any]:
+        """As write(), but at once and whoever leads: for the Lease itself."""
+        answer = self._send(
+            method, path, body=body, content_type=content_type, timeout=WRITE_SECONDS
+        )
+        self._crash.count()
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = JSON,
+        accept: str = JSON,
+        timeout: float,
+    ) -> dict[str, Any]:
+        request = self._client.param_serialize(
+            method=method,
+            resource_path=path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": accept, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        with metrics.request_timer(method):
+            try:
+                answer = self._client.call_api(
+                    *request, _request_timeout=(CONNECT_SECONDS, timeout)
+                )
+                content = answer.read() or b"{}"  # type: ignore[no-untyped-call]
+            except kubernetes_client.ApiException as error:  # what it makes of a fault of TLS
+                metrics.requests.labels("<error>", method).inc()
+                raise Unavailable(f"{method} {path}: {error.reason}") from error
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                metrics.requests.labels("<error>", method).inc()
+                raise Unavailable(f"{method} {path}: {error}") from error
+        metrics.requests.labels(str(answer.status), method).inc()
+        if 200 <= answer.status < 300:
+            return cast("dict[str, Any]", _object(content, f"{method} {path}"))
+        raise _refusal(answer.status, content, answer.headers, method, path, content_type)
+
+
+class CrashTest:
+    """For tests: KTRACE_OPERATOR_CRASH_AFTER=N ends the process right after its Nth write."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    @classmethod
+    def from_environment(cls) -> "CrashTest":
+        text = os.environ.get(CRASH_VARIABLE, "0")
+        if not text.isdecimal():
+            raise UsageError(f"{CRASH_VARIABLE}: expected a number of writes, got {text!r}")
+        return cls(int(text))
+
+    def count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os._exit(CRASH_STATUS)
+
+
+def _object(content: bytes, what: str) -> object:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise Unavailable(f"{what}: the answer is no JSON") from error
+    if not isinstance(found, dict):
+        raise Unavailable(f"{what}: the answer is no object")
+    return found
+
+
+def _refusal(
+    status: int,
+    content: bytes,
+    headers: Mapping[str, str],
+    method: str,
+    path: str,
+    content_type: str,
+) -> ApiError:
+    """What an error answer (a metav1.Status) means; `content_type` is that of the request."""
+    try:
+        answer = json.loads(content)
+        message, reason = str(answer["message"]), str(answer.get("reason", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, reason = http.HTTPStatus(status).phrase if status in _KNOWN else "", ""
+    retry_after = headers.get("Retry-After", "")
+    kind = _kind(status, reason, method, content_type)
+    seconds = float(retry_after) if retry_after.isdecimal() else None
+    return kind(f"{method} {path}: {status}: {message}", status, seconds)
+
+
+_KNOWN = frozenset(int(one) for one in http.HTTPStatus)
+
+
+def _kind(status: int, reason: str, method: str, content_type: str) -> type[ApiError]:
+    if status == 409:
+        return AlreadyExists if reason == "AlreadyExists" else Conflict
+    if status == 422 and content_type == JSON_PATCH:
+        return Conflict  # a test did not hold; any other patch that is not valid never will be
+    if status == 403 and reason == "" and method == "GET":
+        return Unavailable  # a proxy in between: an API server says why
+    exact: dict[int, type[ApiError]] = {404: NotFound, 410: Expired, 429: Throttled}
+    if status in exact:
+        return exact[status]
+    return Denied if 400 <= status < 500 else Unavailable

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the world of one snapshot, asks plan(), does what it says. It decides nothing itself."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from ktrace_api.names import ConditionType
+from ktrace_api.snapshot import NodeTarget, TraceSnapshot
+from ktrace_api.status import SnapshotStatus
+from ktrace_operator import metrics
+from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied
+from ktrace_operator.kube.client import Kube
+from ktrace_operator.objects import AgentPod, Node
+from ktrace_operator.plan.events import event, steps
+from ktrace_operator.plan.outputs import choose_output
+from ktrace_operator.plan.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
+from ktrace_operator.plan.read_snapshot import Foreign, Unreadable, read_snapshot
+from ktrace_operator.plan.status_pace import wait_to_write
+from ktrace_operator.plan.targets import Refusal, pod_namespace, uids_by_node
+from ktrace_operator.plan.world import RESYNC, Denial, Plan, World, abandon
+from ktrace_operator.serve.logs import News
+from ktrace_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_ONE_BY_ONE = 20
+"""Nodes that are looked up one by one; more of them are listed."""
+_LET_GO_AT_ONCE = 100
+"""Pods that are let go between two looks, so that no look takes long at the pace of writes."""
+_AGAIN = timedelta(0)
+
+
+class SnapshotKey(NamedTuple):
+    """A snapshot, whether it exists or not."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Reconciler:
+    """Safe for threads, one key a time in each."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        settings: Settings,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        at_once: int = 8,
+    ) -> None:
+        """at_once: writes to pods that are under way at the same time."""
+        self._kube, self._settings, self._clock = kube, settings, clock
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="pods")
+        self._creating = threading.Lock()
+        """Two snapshots must see each other's agents before they create their own."""
+        self._written: dict[SnapshotKey, datetime] = {}
+        """When the status was written last. Only the pace of writes depends on it."""
+        self._news = News()
+        """What was logged last of namespaces and snapshots. Nothing else depends on it."""
+
+    def close(self) -> None:
+        """Ends the threads; what they are at is finished."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def reconcile(self, key: SnapshotKey) -> timedelta | None:
+        """One look and what follows from it; says after how long to look again, None: not."""
+        after = self._look(key, fresh=False)
+        if after is _FRESH:
+            with self._creating:
+                after = self._look(key, fresh=True)
+        assert not isinstance(after, _Fresh)
+        if after is None:
+            self._written.pop(key, None)
+        return after
+
+    def _look(self, key: SnapshotKey, *, fresh: bool) -> "timedelta | _Fresh | None":
+        # Pods first: a pod that is missing was then let go before the status was read, and so
+        # its result is in that status.
+        pods = self._kube.agents(key.namespace, key.name, fresh=fresh)
+        raw = self._kube.snapshot(key.namespace, key.name)
+        now = self._clock().replace(microsecond=0)
+        if raw is None:
+            self._news.changed(key, None)
+            if self._let_go(abandon(pods)):
+                return _AGAIN
+            return RESYNC if pods else None
+        snapshot = read_snapshot(raw)
+        if isinstance(snapshot, Foreign):
+            return self._leave(key, snapshot, pods)
+        self._news.changed(key, None)
+        if isinstance(snapshot, Unreadable):
+            return self._give_up(key, snapshot, pods, now)
+        world = self._world(snapshot, pods, now, fresh=fresh)
+        made = plan(world, self._settings, now)
+        if made.needs_fresh and not fresh:
+            return _FRESH
+        denied = self._create(made)
+        if denied:
+            made = plan(replace(world, denied=denied), self._settings, now)
+        return self._apply(key, snapshot, made, now, more=bool(made.create) and not denied)
+
+    def _apply(
+        self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime, *, more: bool
+    ) -> timedelta | None:
+        after = self._write_in_time(key, snapshot, made, now)
+        some_left = self._let_go(made)
+        if made.delete_snapshot:
+            self._kube.delete_snapshot(snapshot.metadata)
+            return None
+        return _AGAIN if more or some_left else after
+
+    def _write_in_time(
+        self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime
+    ) -> timedelta | None:
+        """Writes the status if it is time; says when to look again, None: not at all."""
+        began = snapshot.status.start_time or now
+        last = self._written.get(key)
+        since = self._clock() - last if last is not None else None
+        wait = wait_to_write(snapshot.status, made.status, snapshot.spec, since, now - began)
+        if wait is not None and wait <= _AGAIN:
+            self._write(key, snapshot, made.status)
+            return _AGAIN
+        waits = [max(made.wake - now, _AGAIN)] if made.wake is not None else []
+        waits += [wait] if wait is not None else []
+        return min(waits, default=None)
+
+    def _write(self, key: SnapshotKey, snapshot: TraceSnapshot, status: SnapshotStatus) -> None:
+        try:
+            self._kube.write_status(snapshot.metadata, status)
+        except Conflict:
+            metrics.status_writes.labels("conflict").inc()
+            raise
+        metrics.status_writes.labels("written").inc()
+        self._written[key] = self._clock()
+        gitops = snapshot.spec.ttl_after_finished is not None and owned_by_gitops(snapshot)
+        for step in steps(snapshot.status, status, gitops_ttl=gitops):
+            logger.info("%s: %s: %s", key, step.reason, step.note)
+            try:
+                self._kube.create_event(event(snapshot, step))
+            except ApiError as error:
+                logger.warning("%s: no Event: %s", key, error)
+        succeeded = status.condition(ConditionType.SUCCEEDED)
+        if status.finished and not snapshot.status.finished and succeeded is not None:
+            metrics.count_end(status, succeeded.reason)
+
+    def _create(self, made: Plan) -> dict[str, Denial]:
+        """Creates the pods; Node -> Denial of those that were refused."""
+
+        def one(node: str, manifest: Mapping[str, Any]) -> tuple[str, Denial | None]:
+            try:
+                if self._kube.create_agent(manifest):
+                    metrics.agents_started.inc()
+            except Denied as error:
+                if error.namespace_terminating:
+                    raise
+                return node, Denial(str(error)[:256], passing=error.quota)
+            except AlreadyExists as error:
+                return node, Denial(str(error)[:256], passing=True)
+            return node, None
+
+        answers = self._pool.map(lambda item: one(*item), made.create)
+        return {node: denial for node, denial in answers if denial is not None}
+
+    def _let_go(self, made: Plan) -> bool:
+        """Releases and deletes; says whether there are more of them."""
+        release, delete = ({pod.uid for pod in pods} for pods in (made.release, made.delete))
+
+        def one(pod: AgentPod) -> None:
+            try:
+                if pod.uid in release:
+                    self._kube.release(pod)
+                if pod.uid in delete:
+                    self._kube.delete_agent(pod)
+            except Conflict as error:
+                logger.debug("%s: %s; it is looked at again", pod.name, error)
+
+        pods = list({pod.uid: pod for pod in (*made.release, *made.delete)}.values())
+        for _ in self._pool.map(one, pods[:_LET_GO_AT_ONCE]):
+            pass
+        return len(pods) > _LET_GO_AT_ONCE
+
+    # The world
+
+    def _world(
+        self, snapshot: TraceSnapshot, pods: list[AgentPod], now: datetime, *, fresh: bool
+    ) -> World:
+        world = World(snapshot=snapshot, pods=tuple(pods), fresh=fresh)
+        if snapshot.status.finished:
+            return world
+        if snapshot.status.start_time is None:
+            return self._resolved(world)
+        doubtful = doubtful_nodes(world, self._settings, now)
+        world = replace(world, nodes=self._nodes(doubtful))
+        if fresh and wants_pods(snapshot, pods):
+            targets = self._target_pods(snapshot)
+            world = replace(world, busy=self._busy(snapshot), target_pods=targets)
+        return world
+
+    def _resolved(self, world: World) -> World:
+        """With what the spec names."""
+        snapshot, namespace = world.snapshot, world.snapshot.metadata.namespace
+        target = snapshot.spec.nodes
+        output = choose_output(snapshot.spec, self._settings.output)
+        secret, claim = None, None
+        if not isinstance(output, Refusal):
+            if output.s3 is not None and output.s3.credentials_secret:
+                secret = self._kube.secret(namespace, output.s3.credentials_secret)
+            if output.pvc is not None:
+                claim = self._kube.claim(namespace, output.pvc.claim_name)
+        pods = self._target_pods(snapshot)
+        nodes = self._target_nodes(target, pods)
+        return replace(world, secret=secret, claim=claim, target_pods=pods, nodes=nodes)
+
+    def _target_pods(self, snapshot: TraceSnapshot) -> dict[str, tuple[str, ...]]:
+        target = snapshot.spec.nodes.pods
+        if target is None:
+            return {}
+        namespace = pod_namespace(snapshot, self._settings.pod_targets)
+        if not isinstance(namespace, str):
+            return {}  # begin() says why
+        return uids_by_node(self._kube.target_pods(namespace, target.selector))
+
+    def _target_nodes(self, target: NodeTarget, pods: Iterable[str]) -> dict[str, Node | None]:
+        if target.selector is not None:
+            return {node.name: node for node in self._kube.nodes(target.selector)}
+        return self._nodes(set(target.names or pods))
+
+    def _nodes(self, names: set[str]) -> dict[str, Node | None]:
+        """Nodes by name as they are now; None: there is none of that name."""
+        if not names:
+            return {}
+        if len(names) <= _ONE_BY_ONE:
+            return {name: self._kube.node(name) for name in sorted(names)}
+        there = {node.name: node for node in self._kube.nodes()}
+        return {name: there.get(name) for name in names}
+
+    def _busy(self, snapshot: TraceSnapshot) -> dict[str, str]:
+        """Nodes where agents of other snapshots still are."""
+        uid = snapshot.metadata.uid
+        return {
+            pod.node_hash: f"{pod.namespace}/{pod.snapshot}"
+            for namespace in self._settings.namespaces
+            for pod in self._agents_in(namespace, own=snapshot.metadata.namespace)
+            if pod.snapshot_uid != uid and not pod.phase_ended
+        }
+
+    def _agents_in(self, namespace: str, own: str) -> list[AgentPod]:
+        """Agents' pods of a namespace; none where the operator has no rights (any more).
+
+        A namespace that is deleted takes its Role with it, which must stop no snapshot of others.
+        Should an agent of it still be there, it holds its node, and ours ends with NodeBusy. In
+        its `own` namespace nothing can be done for a snapshot without rights.
+        """
+        try:
+            pods = self._kube.agents(namespace)
+        except Denied as error:
+            if namespace == own:
+                raise
+            if self._news.changed(namespace, str(error)):
+                logger.warning("agents of %s are not seen: %s", namespace, error)
+            return []
+        if self._news.changed(namespace, None):
+            logger.info("agents of %s are seen again", namespace)
+        return pods
+
+    def _leave(self, key: SnapshotKey, what: Foreign, pods: list[AgentPod]) -> timedelta | None:
+        """Writes nothing. Agents of a snapshot that goes on are left to whoever can read it."""
+        if self._news.changed(key, what.message):
+            logger.warning("%s: left as it is, another version wrote it: %s", key, what.message)
+        rest = [pod for pod in pods if what.ended or pod.snapshot_uid != what.metadata.uid]
+        if self._let_go(abandon(rest)):
+            return _AGAIN
+        return RESYNC if pods or not what.ended else None
+
+    def _give_up(
+        self, key: SnapshotKey, what: Unreadable, pods: list[AgentPod], now: datetime
+    ) -> timedelta | None:
+        made = give_up(what.metadata, what.status, pods, what.message, now)
+        if made.status != what.status:
+            logger.warning("%s: %s", key, what.message)
+            self._kube.write_status(what.metadata, made.status)
+        some_left = self._let_go(made)
+        return _AGAIN if some_left else RESYNC if pods else None
+
+
+class _Fresh:
+    """The answer that the caches are not enough."""
+
+
+_FRESH = _Fresh()
