@@ -9,21 +9,24 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
-#define E2BIG 7
-#define EEXIST 17
-#ifndef NULL
-#define NULL ((void *)0)
-#endif
-
 #include "events.h"
+#include "kernel.bpf.h"
 #include "maps.bpf.h"
 #include "task.bpf.h"
 #include "sock.bpf.h"
 #include "emit.bpf.h"
+#include "flow.bpf.h"
 #include "owner.bpf.h"
-#include "tcp.bpf.h"
+#include "datagram.bpf.h"
 #include "calls.bpf.h"
+#include "change.bpf.h"
+#include "connect.bpf.h"
+#include "tcp_state.bpf.h"
+#include "retransmit.bpf.h"
+#include "connect_call.bpf.h"
+#include "accept.bpf.h"
 #include "udp.bpf.h"
+#include "send_recv.bpf.h"
 #include "inventory.bpf.h"
 
 /* bpf_ringbuf_* and the BTF helpers are GPL-only. */

@@ -9,6 +9,8 @@
 
 static const struct kt_sock kt_zero_sock = {};
 
+static const struct kt_owner kt_nobody = {};
+
 static __always_inline struct kt_sock *kt_sock_get(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
@@ -49,14 +51,6 @@ static __always_inline struct kt_sock *kt_sock_live(const struct sock *sk, __u64
 	struct kt_sock *s = kt_sock_get(sk);
 
 	return s && kt_is_stale(s, cookie) ? NULL : s;
-}
-
-static __always_inline void kt_keep_asked(struct kt_sock *s, const struct kt_tuple *t)
-{
-	__builtin_memcpy(s->asked, t->remote, 16);
-	s->asked_port = t->rport;
-	s->asked_family = t->family;
-	s->asked_net = t->ns_net;
 }
 
 static __always_inline void kt_listener_key_of(const struct kt_tuple *t, const __u8 addr[16],

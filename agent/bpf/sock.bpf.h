@@ -1,13 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a socket, a user's sockaddr or a descriptor says: addresses and sk. */
+/* Reads addresses and sockets from kernel objects, user memory and descriptors. */
 #ifndef KTRACE_SOCK_BPF_H
 #define KTRACE_SOCK_BPF_H
-
-#define AF_UNSPEC 0
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
 
 struct kt_sockaddr {
 	__u16 family;
@@ -66,6 +60,11 @@ static __always_inline void kt_normalize(struct kt_tuple *t)
 static __always_inline bool kt_is_inet(__u16 family)
 {
 	return family == AF_INET || family == AF_INET6;
+}
+
+static __always_inline bool kt_is_tcp(const struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP && kt_is_inet(sk->__sk_common.skc_family);
 }
 
 /*

@@ -3,8 +3,6 @@
 #ifndef KTRACE_TASK_BPF_H
 #define KTRACE_TASK_BPF_H
 
-#define PF_KTHREAD 0x00200000
-
 #define KT_POD 0x646f70	 /* "pod" */
 #define KT_POD_LEVELS 16 /* from a process's cgroup up to its pod's, at most */
 
