@@ -21,14 +21,14 @@ static __always_inline void kt_call_end(void)
 
 /* The thread's last call returned unseen: it may have left a datagram. Not inlined,
  * since it is rare and every call begins here. */
-static __noinline void kt_call_left(void)
+static __noinline void kt_call_clear(void)
 {
 	struct kt_call *call = kt_call_get();
 
 	if (!call)
 		return;
 	if (call->held)
-		kt_emit_left(&call->datagram);
+		kt_emit_unfinished(&call->datagram);
 	__builtin_memset(call, 0, sizeof(*call));
 }
 
@@ -39,7 +39,7 @@ static __always_inline struct kt_call *kt_call_begin(__u8 kind, struct sock *sk,
 	struct kt_call *call;
 
 	if (bpf_map_update_elem(&calls, &thread, &kt_zero_call, BPF_NOEXIST) == -EEXIST)
-		kt_call_left();
+		kt_call_clear();
 	call = bpf_map_lookup_elem(&calls, &thread);
 	if (!call) {
 		struct kt_overflow *o = kt_overflow();

@@ -10,9 +10,9 @@ static __always_inline __u8 kt_change(int old, int new)
 	return old << 4 | new;
 }
 
-static __always_inline __u8 kt_told_state(const struct kt_sock *s)
+static __always_inline __u8 kt_last_state(const struct kt_sock *s)
 {
-	return s->told & 15;
+	return s->last_change & 15;
 }
 
 /*
@@ -24,16 +24,16 @@ static __always_inline __u8 kt_told_state(const struct kt_sock *s)
 static __always_inline void kt_check_change(const struct kt_sock *s, const struct kt_tuple *t,
 					    int old)
 {
-	__u8 last = kt_told_state(s);
+	__u8 last = kt_last_state(s);
 
-	if (s->told && last != old && !(last == TCP_CLOSE && old == TCP_SYN_SENT))
+	if (s->last_change && last != old && !(last == TCP_CLOSE && old == TCP_SYN_SENT))
 		kt_missed(KT_TCP_STATE, t, &s->owner);
 }
 
 /* The end of a socket: its last change was to CLOSE, and no connect is open. */
 static __always_inline void kt_check_end(const struct kt_sock *s, const struct kt_tuple *t)
 {
-	if (s->told && kt_told_state(s) != TCP_CLOSE)
+	if (s->last_change && kt_last_state(s) != TCP_CLOSE)
 		kt_missed(KT_TCP_STATE, t, &s->owner);
 	if (s->connect == KT_CONNECT_PENDING)
 		kt_missed(KT_CONNECT, t, &s->owner);

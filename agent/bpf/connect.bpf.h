@@ -13,12 +13,12 @@ static __always_inline struct kt_call *kt_connect_call(const struct sock *sk)
 	return call;
 }
 
-static __always_inline void kt_keep_asked(struct kt_sock *s, const struct kt_tuple *t)
+static __always_inline void kt_save_dest(struct kt_sock *s, const struct kt_tuple *t)
 {
-	__builtin_memcpy(s->asked, t->remote, 16);
-	s->asked_port = t->rport;
-	s->asked_family = t->family;
-	s->asked_net = t->ns_net;
+	__builtin_memcpy(s->dest_addr, t->remote, 16);
+	s->dest_port = t->rport;
+	s->dest_family = t->family;
+	s->dest_net = t->ns_net;
 }
 
 /* What the flow says of a connect that ended. It sums up what passed the filters,
@@ -88,7 +88,7 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	s->connect_ts = call ? call->ts : now;
 	s->connect_ret = 0;
 	s->connect_icmp = 0;
-	kt_keep_asked(s, t);
+	kt_save_dest(s, t);
 }
 
 /* Whether the attempt asked anybody: the SYN of TCP_FASTOPEN_CONNECT waits for data. */

@@ -77,7 +77,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	struct kt_sock *s;
 	struct sock *sk;
 
-	if (ret >= 0 || !kt_primed || task->seccomp.mode != 2)
+	if (ret >= 0 || !kt_primed || task->seccomp.mode != SECCOMP_MODE_FILTER)
 		return;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	sk = kt_inet_sk(BPF_CORE_READ(regs, di), IPPROTO_TCP, &state);

@@ -47,7 +47,7 @@ static __always_inline void kt_emit_held(const struct kt_datagram *d)
 
 /* Emit it with what the socket itself says: the call that it came to ended unseen,
  * or goes on when the programs are detached. */
-static __noinline void kt_emit_left(const struct kt_datagram *d)
+static __noinline void kt_emit_unfinished(const struct kt_datagram *d)
 {
 	kt_emit_held(d);
 }

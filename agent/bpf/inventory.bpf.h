@@ -46,7 +46,7 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		s->role = KT_ROLE_SERVER;
 	} else if (state == TCP_SYN_SENT && s->connect == KT_CONNECT_NONE) {
 		kt_read_tuple(false, sk, &t);
-		kt_keep_asked(s, &t);
+		kt_save_dest(s, &t);
 		s->connect = KT_CONNECT_PENDING;
 		s->role = KT_ROLE_CLIENT;
 	}
@@ -72,7 +72,7 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
 	else
 		s = kt_sock_live((struct sock *)skc, BPF_CORE_READ(skc, skc_cookie.counter));
-	if (!kt_wanted(s ? &s->owner : &kt_nobody))
+	if (!kt_wanted(s ? &s->owner : &kt_no_owner))
 		return 0;
 	e.ts = bpf_ktime_get_boot_ns();
 	e.type = KT_STOCK;
@@ -101,27 +101,27 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 static __always_inline bool kt_read_pending(const struct sock *sk, const struct kt_sock *s,
 					    struct kt_tuple *t)
 {
-	bool same, asked;
+	bool same, syn_sent;
 
 	kt_read_tuple(false, sk, t);
-	asked = kt_syn_went_out(sk);
+	syn_sent = kt_syn_went_out(sk);
 	same = s->cookie == (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	/* One from before us may have no cookie, as others may. */
 	if (!s->cookie)
 		same = same && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT &&
-		       t->rport == s->asked_port && t->ns_net == s->asked_net &&
-		       kt_same_addr(t->remote, s->asked);
+		       t->rport == s->dest_port && t->ns_net == s->dest_net &&
+		       kt_same_addr(t->remote, s->dest_addr);
 	if (!same) {
 		__builtin_memset(t, 0, sizeof(*t));
-		if (s->asked_family == 4)
+		if (s->dest_family == 4)
 			kt_set_v4(t->local, 0);
 	}
-	__builtin_memcpy(t->remote, s->asked, 16);
-	t->rport = s->asked_port;
-	t->family = s->asked_family;
-	t->ns_net = s->asked_net;
+	__builtin_memcpy(t->remote, s->dest_addr, 16);
+	t->rport = s->dest_port;
+	t->family = s->dest_family;
+	t->ns_net = s->dest_net;
 	t->peer_source = KT_PEER_SOCKET;
-	return asked || !same;
+	return syn_sent || !same;
 }
 
 /* Over `socks`, when nothing is attached any more. */
@@ -168,7 +168,7 @@ int list_held(struct bpf_iter__bpf_map_elem *ctx)
 	thread = *key;
 	call = bpf_map_lookup_elem(&calls, &thread);
 	if (call && call->held)
-		kt_emit_left(&call->datagram);
+		kt_emit_unfinished(&call->datagram);
 	return 0;
 }
 

@@ -8,6 +8,7 @@
 #endif
 
 #define PF_KTHREAD 0x00200000
+#define SECCOMP_MODE_FILTER 2
 
 #define AF_UNSPEC 0
 #define AF_INET 2

@@ -57,12 +57,12 @@ struct kt_sock {
 	__s32 connect_ret; /* what that call returned */
 	__u8 connect;	   /* enum kt_connect */
 	__u8 role;
-	__u8 told; /* the last change that was dealt with, see kt_change() */
-	__u8 asked_family;
+	__u8 last_change; /* the last change that was dealt with, see kt_change() */
+	__u8 dest_family;
 	__u32 connect_icmp; /* errno of an ICMP answer to its SYN */
-	__u32 asked_net;
-	__u8 asked[16];	  /* whom it connects to, as in struct kt_tuple: the */
-	__u16 asked_port; /* socket may be gone when it is listed as pending */
+	__u32 dest_net;
+	__u8 dest_addr[16]; /* whom it connects to, as in struct kt_tuple: the */
+	__u16 dest_port;    /* socket may be gone when it is listed as pending */
 	__u8 pad[6];
 };
 

@@ -9,7 +9,7 @@
 
 static const struct kt_sock kt_zero_sock = {};
 
-static const struct kt_owner kt_nobody = {};
+static const struct kt_owner kt_no_owner = {};
 
 static __always_inline struct kt_sock *kt_sock_get(const struct sock *sk)
 {

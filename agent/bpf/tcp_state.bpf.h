@@ -4,7 +4,7 @@
 #define KTRACE_TCP_STATE_BPF_H
 
 /* The birth of a listener's child. */
-static __always_inline bool kt_is_birth(int old, int new)
+static __always_inline bool kt_is_new_child(int old, int new)
 {
 	return old == TCP_LISTEN && new == TCP_SYN_RECV;
 }
@@ -16,7 +16,7 @@ static __always_inline bool kt_is_birth(int old, int new)
 static __always_inline __u64 kt_state_cookie(struct sock *sk, const struct kt_tuple *t, int old,
 					     int new)
 {
-	if (kt_is_birth(old, new) && !t->rport)
+	if (kt_is_new_child(old, new) && !t->rport)
 		return 0;
 	return bpf_get_socket_cookie(sk);
 }
@@ -31,7 +31,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 	if (!s)
 		return NULL;
 	/* A child is new, whatever stood here. */
-	if (kt_is_birth(old, new) || kt_is_stale(s, sk->__sk_common.skc_cookie.counter)) {
+	if (kt_is_new_child(old, new) || kt_is_stale(s, sk->__sk_common.skc_cookie.counter)) {
 		kt_check_end(s, t);
 		*s = kt_zero_sock;
 	}
@@ -39,7 +39,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		s->cookie = kt_state_cookie(sk, t, old, new);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
 		kt_read_current(&s->owner, KT_OWNER_PROCESS);
-	else if (kt_is_birth(old, new))
+	else if (kt_is_new_child(old, new))
 		kt_own_by_listener(s, t);
 	if (new == TCP_LISTEN)
 		s->role = KT_ROLE_SERVER;
@@ -71,7 +71,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 		kt_put_owner(e, &s->owner);
 		e->sock = s->cookie;
 		e->role = s->role;
-		if (s->state_ts && kt_told_state(s) == old)
+		if (s->state_ts && kt_last_state(s) == old)
 			e->duration = now - s->state_ts;
 	} else {
 		e->sock = kt_state_cookie(sk, t, old, new);
@@ -86,7 +86,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 	kt_submit(e, c);
 }
 
-static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
+static __always_inline void kt_state_change(struct sock *sk, int old, int new)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_tuple t;
@@ -111,7 +111,7 @@ static __always_inline void kt_tell_state(struct sock *sk, int old, int new)
 	if (s->connect == KT_CONNECT_PENDING && kt_connect_over(old, new))
 		kt_connect_end(sk, s, &t, old, new, now);
 	s->state_ts = now;
-	s->told = kt_change(old, new);
+	s->last_change = kt_change(old, new);
 }
 
 /*
@@ -127,7 +127,7 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 {
 	if (kt_is_tcp(sk))
-		kt_tell_state(sk, old, new);
+		kt_state_change(sk, old, new);
 	return 0;
 }
 
@@ -143,16 +143,16 @@ int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 	if (!kt_is_tcp(sk))
 		return 0;
 	s = kt_sock_get(sk);
-	if (s ? s->told == kt_change(old, new) : kt_socks_full)
+	if (s ? s->last_change == kt_change(old, new) : kt_socks_full)
 		return 0;
-	kt_tell_state(sk, old, new);
+	kt_state_change(sk, old, new);
 	count = bpf_map_lookup_elem(&rescued, &zero);
 	if (count)
 		kt_add(*count, 1);
 	return 0;
 }
 
-static __always_inline int kt_forget(const struct sock *sk)
+static __always_inline int kt_sock_destroyed(const struct sock *sk)
 {
 	struct kt_sock *s = kt_sock_get(sk);
 	__u64 key = (__u64)sk;
@@ -160,7 +160,7 @@ static __always_inline int kt_forget(const struct sock *sk)
 
 	if (!s)
 		return 0;
-	if (kt_told_state(s) != TCP_CLOSE || s->connect == KT_CONNECT_PENDING) {
+	if (kt_last_state(s) != TCP_CLOSE || s->connect == KT_CONNECT_PENDING) {
 		kt_read_tuple(true, sk, &t);
 		kt_check_end(s, &t);
 	}
@@ -171,13 +171,13 @@ static __always_inline int kt_forget(const struct sock *sk)
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroy, struct sock *sk)
 {
-	return kt_forget(sk);
+	return kt_sock_destroyed(sk);
 }
 
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroy_nested, struct sock *sk)
 {
-	return kt_forget(sk);
+	return kt_sock_destroyed(sk);
 }
 
 #endif
