@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Connections that a process takes with accept(). */
+/* Connections that a process receives from accept(). */
 #ifndef KTRACE_ACCEPT_BPF_H
 #define KTRACE_ACCEPT_BPF_H
 
-/* The entry of a child that a process takes: its birth may have passed unseen. */
+/* Returns the entry of an accepted child, created if its first change was missed. */
 static __always_inline struct kt_sock *kt_accepted_entry(struct sock *sk, const struct kt_tuple *t)
 {
 	struct kt_sock *s = kt_sock_get(sk);

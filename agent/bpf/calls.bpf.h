@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The system call that a thread is in, between its enter and its exit program. */
+/* The system call that a thread is executing, from its enter to its exit program. */
 #ifndef KTRACE_CALLS_BPF_H
 #define KTRACE_CALLS_BPF_H
 
@@ -19,8 +19,8 @@ static __always_inline void kt_call_end(void)
 	bpf_map_delete_elem(&calls, &thread);
 }
 
-/* The thread's last call returned unseen: it may have left a datagram. Not inlined,
- * since it is rare and every call begins here. */
+/* Clears the entry of an earlier call whose exit was missed, and emits the datagram that
+ * it still holds. Not inlined: it is rare, and many programs contain the caller. */
 static __noinline void kt_call_clear(void)
 {
 	struct kt_call *call = kt_call_get();

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The last state change of a socket, and what it proves about missed ones. */
+/* The last state change of a socket. Each change starts in the state in which the last
+ * one ended; if it does not, at least one change was missed. */
 #ifndef KTRACE_CHANGE_BPF_H
 #define KTRACE_CHANGE_BPF_H
 
-/* States fit four bits, so this is never 0; the next change of a socket begins
- * where the last one ended, so it is another. */
+/* Both states in one byte, since a state fits in four bits. Never 0, which means no
+ * change yet. Two successive changes of a socket always have different values. */
 static __always_inline __u8 kt_change(int old, int new)
 {
 	return old << 4 | new;
@@ -16,10 +17,10 @@ static __always_inline __u8 kt_last_state(const struct kt_sock *s)
 }
 
 /*
- * A change begins where the last one ended. Where it does not, at least one went
- * by unseen: programs may be kept from running (a host can exempt tasks of its
- * own, and softirq works upon any task). The way into SYN_SENT is left to the
- * kernel's count of active opens (ActiveOpens), as births are to PassiveOpens.
+ * Counts a missed change. A host can exempt its own tasks from tracing, and softirq runs
+ * on any task, so the kernel does not run the program for every change. Missed changes to
+ * SYN_SENT are not counted here: user space compares the rows with the kernel's counter
+ * ActiveOpens, and those of new children with PassiveOpens.
  */
 static __always_inline void kt_check_change(const struct kt_sock *s, const struct kt_tuple *t,
 					    int old)
@@ -30,7 +31,8 @@ static __always_inline void kt_check_change(const struct kt_sock *s, const struc
 		kt_missed(KT_TCP_STATE, t, &s->owner);
 }
 
-/* The end of a socket: its last change was to CLOSE, and no connect is open. */
+/* Checks a destroyed socket: its last change must be to CLOSE, and no connection attempt
+ * may be pending. */
 static __always_inline void kt_check_end(const struct kt_sock *s, const struct kt_tuple *t)
 {
 	if (s->last_change && kt_last_state(s) != TCP_CLOSE)

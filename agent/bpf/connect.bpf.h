@@ -21,8 +21,8 @@ static __always_inline void kt_save_dest(struct kt_sock *s, const struct kt_tupl
 	s->dest_net = t->ns_net;
 }
 
-/* What the flow says of a connect that ended. It sums up what passed the filters,
- * whether or not such rows are wanted. */
+/* Counts the outcome of an attempt in its flow. Flows include all that passes the filters,
+ * even if `connect` rows are disabled. */
 static __always_inline void kt_count_connect(const struct kt_tuple *t, const struct kt_owner *owner,
 					     __u64 now, __u8 result)
 {
@@ -37,7 +37,7 @@ static __always_inline void kt_count_connect(const struct kt_tuple *t, const str
 		kt_add(flow->failed, 1);
 }
 
-/* One `connect` row, and the flow's count of how connects ended. */
+/* Emits one `connect` row and counts the outcome in the flow. */
 static __always_inline void kt_emit_connect(const struct kt_tuple *t, const struct kt_owner *owner,
 					    __u64 cookie, __u64 started, __u64 now, __u8 result,
 					    __s32 error)
@@ -76,7 +76,7 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	if (!s) {
 		struct kt_counters *c;
 
-		/* Without an entry the outcome can't be told: one event lost. */
+		/* Without an entry the outcome cannot be recorded. */
 		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, t, kt_current_wanted(), 0)))
 			kt_add(c->lost_map, 1);
 		return;
@@ -91,7 +91,7 @@ static __always_inline void kt_connect_begin(struct sock *sk, struct kt_sock *s,
 	kt_save_dest(s, t);
 }
 
-/* Whether the attempt asked anybody: the SYN of TCP_FASTOPEN_CONNECT waits for data. */
+/* Whether a SYN was sent. With TCP_FASTOPEN_CONNECT it waits for the first data. */
 static __always_inline bool kt_syn_went_out(const struct sock *sk)
 {
 	return BPF_CORE_READ((const struct tcp_sock *)sk, segs_out);
@@ -110,15 +110,15 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 	int error = 0;
 
 	if (!kt_in_handshake(old)) {
-		began = 0; /* established unseen: nobody knows when */
+		began = 0; /* the change to ESTABLISHED was missed */
 	} else if (new == TCP_CLOSE) {
 		struct kt_call *call = kt_connect_call(sk);
 
 		error = sk->sk_err;
 		result = KT_RESULT_FAILED;
 		if (!error && call && call->syn_sent) {
-			/* The call that began it gives up (no route, no port):
-			 * what it returns is the reason. */
+			/* The call that began the attempt fails (no route, no
+			 * port). Its return value is the reason. */
 			call->deferred = 1;
 			return;
 		}
@@ -139,7 +139,7 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 	kt_emit_connect(t, &s->owner, s->cookie, began, now, result, error);
 }
 
-/* The outcome is known, or the socket has gone on from where it was known. */
+/* Whether the attempt is over: by this change, or by an earlier one that was missed. */
 static __always_inline bool kt_connect_over(int old, int new)
 {
 	return new == TCP_ESTABLISHED || new == TCP_CLOSE ||
@@ -147,9 +147,9 @@ static __always_inline bool kt_connect_over(int old, int new)
 }
 
 /*
- * An ICMP error that answers a SYN while the call still holds the socket ends
- * nothing: it is queued, and SO_ERROR tells it once (tcp_v4_err). A client that
- * asks and closes leaves no errno behind, so it is taken from the queue here.
+ * An ICMP error for a SYN does not end the attempt while a call holds the socket: it is
+ * queued, and SO_ERROR returns it once (tcp_v4_err). A client that reads SO_ERROR and
+ * closes leaves no errno in the socket, so the errno is read from the queue here.
  */
 SEC("tp_btf/inet_sk_error_report")
 int BPF_PROG(connect_icmp, const struct sock *sk)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Enter and exit of connect(): attempts that the state machine does not report. */
+/* Enter and exit of connect(): outcomes that the TCP state machine does not report. */
 #ifndef KTRACE_CONNECT_CALL_BPF_H
 #define KTRACE_CONNECT_CALL_BPF_H
 
@@ -22,9 +22,9 @@ int enter_connect(struct kt_sys_enter *ctx)
 	return 0;
 }
 
-/* A connect() that ended without the state machine: no route, no port, denied.
- * The address is the call's; a failed attempt clears the socket's. Only one that
- * `began`, that is went into SYN_SENT, had a port. */
+/* Emits a connect() that failed without an outcome from the state machine: no route, no
+ * port, denied. The address is that of the call, since a failed attempt clears the
+ * socket's. Only an attempt that `began`, that is reached SYN_SENT, had a port. */
 static __always_inline void kt_connect_failed(struct sock *sk, bool began, __u64 name,
 					      __u64 namelen, __u64 started, __u8 result, int error)
 {
@@ -40,8 +40,8 @@ static __always_inline void kt_connect_failed(struct sock *sk, bool began, __u64
 			bpf_ktime_get_boot_ns(), result, error);
 }
 
-/* What the call says of an attempt that the state machine has not ended. But for
- * those that go on, its end went by unseen: the process learns of it now. */
+/* Handles the return value of a call whose attempt is still pending. Unless the attempt
+ * continues, the change that ended it was missed, and the value is its outcome. */
 static __always_inline void kt_connect_returned(const struct kt_call *call, struct kt_sock *s,
 						long ret)
 {
@@ -51,22 +51,22 @@ static __always_inline void kt_connect_returned(const struct kt_call *call, stru
 	s->connect_ret = ret;
 	if (ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || kt_is_restart(-ret))
 		return;
-	/* TCP_FASTOPEN_CONNECT: yes, but the SYN goes out with the first data. How long
-	 * those take is the process's time, so the outcome has no duration. */
+	/* TCP_FASTOPEN_CONNECT: success, but the SYN is sent with the first data. The
+	 * process decides when, so the outcome has no duration. */
 	if (!ret && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT) {
 		s->connect_ts = 0;
 		return;
 	}
 	kt_read_tuple(false, sk, &t);
-	if (ret) /* a failed attempt clears the socket's address */
+	if (ret) /* a failed attempt clears the address of the socket */
 		kt_read_user_peer(call->name, call->namelen, &t);
 	s->connect = KT_CONNECT_DONE;
 	kt_emit_connect(&t, &s->owner, s->cookie, s->connect_ts, bpf_ktime_get_boot_ns(),
 			ret ? KT_RESULT_FAILED : KT_RESULT_ESTABLISHED, -ret);
 }
 
-/* An exit without an enter: a seccomp filter answered in connect()'s place
- * (it runs before the enter tracepoint), or the call began before us. */
+/* Handles an exit without an enter: a seccomp filter rejected the call (it runs before
+ * the enter tracepoint), or the call began before the capture. */
 static __always_inline void kt_connect_unpaired(long ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();

@@ -9,6 +9,7 @@ static __always_inline void kt_emit_udp_of(__u32 type, struct kt_counters *c,
 {
 	struct kt_event *e;
 
+	/* Neither the error queue nor MSG_PEEK transfers new data. */
 	if (ret >= 0 && !(flags & MSG_ERRQUEUE) && !(type == KT_UDP_RECV && flags & MSG_PEEK))
 		kt_flow_data(t, IPPROTO_UDP, NULL, owner, ts, ret, type == KT_UDP_SEND);
 	e = kt_reserve(type, c, t, ts);
@@ -45,8 +46,8 @@ static __always_inline void kt_emit_held(const struct kt_datagram *d)
 			       d->flags);
 }
 
-/* Emit it with what the socket itself says: the call that it came to ended unseen,
- * or goes on when the programs are detached. */
+/* Emits the datagram with the peer of the socket, because the exit of the receiving call
+ * was missed, or the call still runs when the programs are detached. */
 static __noinline void kt_emit_unfinished(const struct kt_datagram *d)
 {
 	kt_emit_held(d);

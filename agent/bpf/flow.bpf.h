@@ -5,8 +5,8 @@
 
 static const struct kt_flow kt_zero_flow = {};
 
-/* The flow of this tuple and process, made at first sight; NULL where the map
- * is full (the caller accounts for what it could not add). */
+/* Returns the flow of this tuple and process, created if missing. Returns NULL if the map
+ * is full; the caller then counts what it could not add. */
 static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8 proto,
 						  const struct kt_owner *owner, __u64 now)
 {
@@ -44,15 +44,15 @@ static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8
 	return flow;
 }
 
-/* A socket's role is that of all its flows: who connected may not be who talks, and
- * what joins rows to flows asks for it. */
+/* All flows of a socket have its role, because rows and flows are joined by role and the
+ * process that connected is not always the one that sends. */
 static __always_inline void kt_flow_role(struct kt_flow *flow, const struct kt_sock *s)
 {
 	if (s && s->role != KT_ROLE_UNKNOWN)
 		flow->role = s->role;
 }
 
-/* `s` is the socket's entry, NULL where it has none (UDP). */
+/* `s` is the entry of the socket, NULL if it has none (UDP). */
 static __always_inline void kt_flow_data(const struct kt_tuple *t, __u8 proto,
 					 const struct kt_sock *s, const struct kt_owner *owner,
 					 __u64 now, __u64 bytes, bool sent)

@@ -36,6 +36,8 @@
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 
+/* Whether a signal interrupted the call. ERESTART* codes never reach user space, but
+ * tracing programs do read them as return values. */
 static __always_inline bool kt_is_restart(long error)
 {
 	return error == EINTR || (error >= ERESTARTSYS && error <= ERESTART_RESTARTBLOCK);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The collector's kernel side: one CO-RE object, all hooks. Metadata only: no
- * program reads a byte of what sockets carry.
+ * The BPF programs of all hooks in one CO-RE object. They record metadata only:
+ * no program reads the data that sockets carry.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -29,5 +29,5 @@
 #include "send_recv.bpf.h"
 #include "inventory.bpf.h"
 
-/* bpf_ringbuf_* and the BTF helpers are GPL-only. */
+/* bpf_probe_read_*(), bpf_get_current_task_btf() and bpf_seq_write() are GPL-only. */
 char LICENSE[] SEC("license") = "GPL";

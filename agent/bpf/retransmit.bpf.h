@@ -45,8 +45,8 @@ static __always_inline int kt_retransmit(const struct sock *sk, struct sk_buff *
 	return 0;
 }
 
-/* With `err` the tracepoint tells failed attempts too: those are no segment on
- * the wire. The caller's prototype is in BTF, so user space picks. */
+/* With the argument `err` the tracepoint also reports failed attempts, which send no
+ * segment. The prototype is in BTF, so user space selects the matching program. */
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_err, const struct sock *sk, struct sk_buff *skb, int err)
 {
@@ -59,7 +59,7 @@ int BPF_PROG(tcp_retransmit, const struct sock *sk, struct sk_buff *skb)
 	return kt_retransmit(sk, skb);
 }
 
-/* The request is no full socket: only its common part may be read. */
+/* A request is not a full socket: only its common part may be read. */
 SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
 {

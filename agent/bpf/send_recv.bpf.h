@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/*
- * The programs that run after each send and receive. net/socket.c reports the
- * socket and the result of every call, whatever its kind (6e6eda44b939, v6.3).
- */
+/* The programs that run after each send and receive. net/socket.c reports the socket and
+ * the result of every such call, whatever its kind (6e6eda44b939, v6.3). */
 #ifndef KTRACE_SEND_RECV_BPF_H
 #define KTRACE_SEND_RECV_BPF_H
 

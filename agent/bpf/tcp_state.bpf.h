@@ -3,15 +3,16 @@
 #ifndef KTRACE_TCP_STATE_BPF_H
 #define KTRACE_TCP_STATE_BPF_H
 
-/* The birth of a listener's child. */
+/* Whether this is the first change of a child that a listener created. */
 static __always_inline bool kt_is_new_child(int old, int new)
 {
 	return old == TCP_LISTEN && new == TCP_SYN_RECV;
 }
 
 /*
- * Before v6.15 a child is told before its peer and its cookie are stored: what stands
- * there is its listener's (inet_csk_clone_lock). 0 then; the next change has its own.
+ * Before v6.15 the first change of a child is reported before its peer and its cookie
+ * are stored; the cookie is still that of the listener (inet_csk_clone_lock). Returns 0
+ * then: the next change has the cookie of the child.
  */
 static __always_inline __u64 kt_state_cookie(struct sock *sk, const struct kt_tuple *t, int old,
 					     int new)
@@ -30,7 +31,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 		s = kt_sock_add(sk);
 	if (!s)
 		return NULL;
-	/* A child is new, whatever stood here. */
+	/* A new child has no entry yet, so any entry belongs to an earlier socket. */
 	if (kt_is_new_child(old, new) || kt_is_stale(s, sk->__sk_common.skc_cookie.counter)) {
 		kt_check_end(s, t);
 		*s = kt_zero_sock;
@@ -55,7 +56,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 
 	c = kt_admit(KT_TCP_STATE, t, s ? kt_wanted(&s->owner) : !opens || kt_current_wanted(), 0);
 	if (c && kt_config.pods_only && !s && !opens) {
-		kt_add(c->lost_map, 1); /* whose it is would stand there */
+		kt_add(c->lost_map, 1); /* the pod filter needs the owner in the entry */
 		return;
 	}
 
@@ -115,13 +116,13 @@ static __always_inline void kt_state_change(struct sock *sk, int old, int new)
 }
 
 /*
- * Every change but those of request and timewait sockets passes here, in
- * process context or softirq (inet_sk_state_store, tcp_set_state).
+ * Called for every change except those of request and timewait sockets, in process
+ * context or in softirq (inet_sk_state_store, tcp_set_state).
  *
- * The kernel skips a program that already runs on the CPU, and a softirq does
- * interrupt these in process context: about one change in a hundred on a busy
- * host. So each program has a second copy that is called after the first. What
- * interrupts the one copy finds the other free.
+ * The kernel skips a program that is already running on the CPU. Softirq does interrupt
+ * these programs in process context: about one change in a hundred is skipped on a busy
+ * host. Each program therefore has a second copy that is called after the first: if a
+ * change in softirq interrupts one copy, the other one handles it.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
@@ -131,8 +132,8 @@ int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 	return 0;
 }
 
-/* The changes of one socket come one after the other (it is locked), so its own
- * mark says whether the first copy ran. Without room for marks nobody can tell. */
+/* The changes of one socket are serialized by its lock, so last_change shows whether the
+ * first copy ran. It is unknown for a socket without an entry once `socks` was full. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 {

@@ -6,8 +6,8 @@
 #define KT_MMSGHDR_SIZE 64
 #define KT_MSG_NAMELEN 8 /* offset of msg_namelen in struct msghdr */
 
-/* `family` is that of the datagram: an IPv6 socket may cork an IPv4 one. The
- * destination stays in the socket after the last part was sent. */
+/* `family` is that of the datagram: an IPv6 socket may cork an IPv4 datagram. The
+ * destination remains in the socket after the last part is sent. */
 static __always_inline void kt_read_cork(struct sock *sk, int family, struct kt_tuple *t)
 {
 	struct inet_sock *inet = (struct inet_sock *)sk;
@@ -23,7 +23,7 @@ static __always_inline void kt_read_cork(struct sock *sk, int family, struct kt_
 	kt_normalize(t);
 }
 
-/* Where a call's msghdr keeps the name: in itself or in the index-th of an array. */
+/* Reads the name from the msghdr of a call, or from the current one of its array. */
 static __always_inline void kt_msg_name(const struct kt_call *call, __u64 *name, __u64 *namelen)
 {
 	__u64 msg = call->name;
@@ -65,7 +65,7 @@ static __always_inline void kt_udp_send(struct sock *sk, int ret)
 	if (corked)
 		flags |= KT_FLAG_CORKED;
 	/* A corked datagram keeps its first destination (udp_sendmsg,
-	 * do_append_data); what is named later is ignored. */
+	 * do_append_data); the address of a later call is ignored. */
 	if (corked)
 		kt_read_cork(sk, corked, &t);
 	else if (call && call->pending)
@@ -97,6 +97,7 @@ static __always_inline int kt_udp_send_begin(__u8 kind, int fd, __u64 name, __u3
 	if (!sk)
 		return 0;
 	pending = BPF_CORE_READ((struct udp_sock *)sk, pending);
+	/* Nothing to keep: the socket itself holds all that the row needs. */
 	if (!name && !pending && !flags)
 		return 0;
 	call = kt_call_begin(kind, sk, name, flags);
@@ -141,7 +142,7 @@ int exit_sendmmsg(struct kt_sys_exit *ctx)
 	return kt_udp_send_end();
 }
 
-/* Emit the datagram whose address the kernel has by now copied to the user. */
+/* Emits the held datagram: its sender's address is in user memory now. */
 static __always_inline void kt_udp_recv_finish(struct kt_call *call)
 {
 	struct kt_datagram *d = &call->datagram;
@@ -161,7 +162,7 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 
 	if (call && call->held)
 		kt_udp_recv_finish(call);
-	/* No datagram, no event: an empty queue or a signal. */
+	/* An empty queue or a signal: no datagram, so no event. */
 	if (ret == -EAGAIN || kt_is_restart(-(long)ret))
 		return;
 	kt_read_tuple(true, sk, &t);
@@ -179,8 +180,8 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 		kt_emit_udp(KT_UDP_RECV, &t, now, bpf_get_socket_cookie(sk), ret, flags);
 		return;
 	}
-	/* The name arrives in user memory after this; the exit, or the next
-	 * message of the same call, reads it there. */
+	/* The kernel copies the sender's address to user memory later. It is read
+	 * at the next message of the same call, or at its exit. */
 	call->held = 1;
 	d = &call->datagram;
 	d->name = name;
