@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The way of every event: seen -> filtered | sampled | capped | lost | written,
- * each counted once, all decided before the record is reserved.
+ * The path of every event: filters, accounting, record. Each event is counted as seen,
+ * and once as filtered, sampled, capped, lost or written.
  */
 #ifndef KTRACE_EMIT_BPF_H
 #define KTRACE_EMIT_BPF_H
@@ -28,13 +28,14 @@ static __always_inline bool kt_port_match(const struct kt_tuple *t)
 	return !kt_config.ports_only || kt_port_listed(t->lport) || kt_port_listed(t->rport);
 }
 
-/* Whether what this process does passes the pod filter; nobody's events do not. */
+/* Whether this owner passes the pod filter. An unknown owner does not pass it. */
 static __always_inline bool kt_wanted(const struct kt_owner *owner)
 {
 	return !kt_config.pods_only || owner->wanted;
 }
 
-/* Count the event as seen; its counters where it passes the filters, else NULL. */
+/* Counts the event as seen. Returns the hook's counters if it passes the filters, else
+ * NULL. */
 static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_tuple *t,
 						    bool wanted, __u64 bytes)
 {
@@ -51,7 +52,7 @@ static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_
 	return c;
 }
 
-/* An event passed without a program: what comes after it shows that. */
+/* Counts an event for which no program ran, as a later event proves. */
 static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t,
 				      const struct kt_owner *owner)
 {
@@ -61,7 +62,7 @@ static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t,
 		kt_add(c->unseen, 1);
 }
 
-/* True where this event is one of those to keep. */
+/* Applies sampling and the event limit. Returns true if the event is kept. */
 static __always_inline bool kt_keep(__u32 type, struct kt_counters *c)
 {
 	if (kt_config.sample > 1) {
@@ -108,7 +109,8 @@ static __always_inline void kt_put_owner(struct kt_event *e, const struct kt_own
 	__builtin_memcpy(e->comm, o->comm, KT_COMM_LEN);
 }
 
-/* A zeroed record with its common part, or NULL (and the reason counted). */
+/* Returns a zeroed record with the common fields set, or counts the reason and returns
+ * NULL. */
 static __always_inline struct kt_event *kt_reserve(__u32 type, struct kt_counters *c,
 						   const struct kt_tuple *t, __u64 ts)
 {
@@ -129,8 +131,8 @@ static __always_inline struct kt_event *kt_reserve(__u32 type, struct kt_counter
 	return e;
 }
 
-/* The drain looks at the ring by its own clock; waking it for every record would
- * cost an inter-processor interrupt each. Wake it once a quarter is full. */
+/* User space polls the ring periodically (ring.c). A wakeup costs an inter-processor
+ * interrupt, so it is sent only while more than a quarter of the ring is full. */
 static __always_inline void kt_submit(struct kt_event *e, struct kt_counters *c)
 {
 	__u64 wake = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >
@@ -140,80 +142,6 @@ static __always_inline void kt_submit(struct kt_event *e, struct kt_counters *c)
 
 	kt_add(c->written, 1);
 	bpf_ringbuf_submit(e, wake);
-}
-
-static const struct kt_flow kt_zero_flow = {};
-
-/* The flow of this tuple and process, made at first sight; NULL where the map
- * is full (the caller accounts for what it could not add). */
-static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8 proto,
-						  const struct kt_owner *owner, __u64 now)
-{
-	struct kt_flow_key key = {};
-	struct kt_flow *flow;
-
-	__builtin_memcpy(key.local_addr, t->local, 16);
-	__builtin_memcpy(key.remote_addr, t->remote, 16);
-	key.local_port = t->lport;
-	key.remote_port = t->rport;
-	key.ns_net = t->ns_net;
-	key.tgid = owner->tgid;
-	key.proto = proto;
-	key.family = t->family;
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow) {
-		flow->last_ts = now;
-		return flow;
-	}
-	bpf_map_update_elem(&flows, &key, &kt_zero_flow, BPF_NOEXIST);
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow) {
-		struct kt_overflow *o = kt_overflow();
-
-		if (o)
-			kt_add(o->flows, 1);
-		return NULL;
-	}
-	flow->first_ts = now;
-	flow->last_ts = now;
-	flow->known = owner->known;
-	flow->uid = owner->uid;
-	flow->cgroup_id = owner->cgroup_id;
-	__builtin_memcpy(flow->comm, owner->comm, KT_COMM_LEN);
-	return flow;
-}
-
-/* A socket's role is that of all its flows: who connected may not be who talks, and
- * what joins rows to flows asks for it. */
-static __always_inline void kt_flow_role(struct kt_flow *flow, const struct kt_sock *s)
-{
-	if (s && s->role != KT_ROLE_UNKNOWN)
-		flow->role = s->role;
-}
-
-/* `s` is the socket's entry, NULL where it has none (UDP). */
-static __always_inline void kt_flow_data(const struct kt_tuple *t, __u8 proto,
-					 const struct kt_sock *s, const struct kt_owner *owner,
-					 __u64 now, __u64 bytes, bool sent)
-{
-	struct kt_flow *flow = kt_flow_of(t, proto, owner, now);
-	struct kt_overflow *o;
-
-	if (flow)
-		kt_flow_role(flow, s);
-	if (flow && sent) {
-		kt_add(flow->tx_bytes, bytes);
-		kt_add(flow->tx_calls, 1);
-	} else if (flow) {
-		kt_add(flow->rx_bytes, bytes);
-		kt_add(flow->rx_calls, 1);
-	} else if ((o = kt_overflow()) && sent) {
-		kt_add(o->flow_tx_bytes, bytes);
-		kt_add(o->flow_tx_calls, 1);
-	} else if (o) {
-		kt_add(o->flow_rx_bytes, bytes);
-		kt_add(o->flow_rx_calls, 1);
-	}
 }
 
 #endif

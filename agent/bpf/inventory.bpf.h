@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Iterators: owners of the sockets that existed before, the stock of sockets by
- * state, and what was open when the capture ended: connects, and calls that hold a
- * datagram. */
+/* Iterators: owners of sockets that existed before the capture, the inventory of TCP
+ * sockets, and attempts and datagrams that are still pending when the capture ends. */
 #ifndef KTRACE_INVENTORY_BPF_H
 #define KTRACE_INVENTORY_BPF_H
 
-/* Of several holders the one with the lowest tgid owns the socket, but pid 1
- * only where nobody else holds it (socket activation). */
+/* If several processes hold a socket, the one with the lowest tgid owns it. PID 1 owns it
+ * only if no other process holds it (socket activation). */
 SEC("iter/task_file")
 int prime_owners(struct bpf_iter__task_file *ctx)
 {
@@ -19,7 +18,7 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 	__u8 state;
 
 	if (!task || !file) {
-		kt_primed = 1; /* the call that ends the iteration */
+		kt_primed = 1; /* the last call of the iteration */
 		return 0;
 	}
 	sock = bpf_sock_from_file(file);
@@ -46,15 +45,15 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		s->role = KT_ROLE_SERVER;
 	} else if (state == TCP_SYN_SENT && s->connect == KT_CONNECT_NONE) {
 		kt_read_tuple(false, sk, &t);
-		kt_keep_asked(s, &t);
+		kt_save_dest(s, &t);
 		s->connect = KT_CONNECT_PENDING;
 		s->role = KT_ROLE_CLIENT;
 	}
 	return 0;
 }
 
-/* One record for each TCP socket of the reader's network namespace; request
- * and timewait sockets share only the common part with full ones. */
+/* Writes one record for each TCP socket of the reader's network namespace. Request and
+ * timewait sockets share only the common part with full sockets. */
 SEC("iter/tcp")
 int list_sockets(struct bpf_iter__tcp *ctx)
 {
@@ -72,7 +71,7 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
 	else
 		s = kt_sock_live((struct sock *)skc, BPF_CORE_READ(skc, skc_cookie.counter));
-	if (!kt_wanted(s ? &s->owner : &kt_nobody))
+	if (!kt_wanted(s ? &s->owner : &kt_no_owner))
 		return 0;
 	e.ts = bpf_ktime_get_boot_ns();
 	e.type = KT_STOCK;
@@ -93,38 +92,38 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 }
 
 /*
- * The tuple of a connect that was pending when the programs were detached. Nobody
- * says any more when a socket goes, and its memory is the next one's at once
- * (SLAB_TYPESAFE_BY_RCU): only a cookie that is still the same, looked at after the
- * rest, proves whose local side it is. False where it sent no SYN at all.
+ * Reads the tuple of an attempt that was pending when the programs were detached. Then the
+ * destruction of a socket is no longer reported, and its memory can be reused at once
+ * (SLAB_TYPESAFE_BY_RCU). Only an unchanged cookie, read after the other fields, proves
+ * that the local address belongs to this socket. Returns false if no SYN was sent.
  */
 static __always_inline bool kt_read_pending(const struct sock *sk, const struct kt_sock *s,
 					    struct kt_tuple *t)
 {
-	bool same, asked;
+	bool same, syn_sent;
 
 	kt_read_tuple(false, sk, t);
-	asked = kt_syn_went_out(sk);
+	syn_sent = kt_syn_went_out(sk);
 	same = s->cookie == (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	/* One from before us may have no cookie, as others may. */
+	/* Two cookies of 0 prove nothing: the state and the destination must match, too. */
 	if (!s->cookie)
 		same = same && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT &&
-		       t->rport == s->asked_port && t->ns_net == s->asked_net &&
-		       kt_same_addr(t->remote, s->asked);
+		       t->rport == s->dest_port && t->ns_net == s->dest_net &&
+		       kt_same_addr(t->remote, s->dest_addr);
 	if (!same) {
 		__builtin_memset(t, 0, sizeof(*t));
-		if (s->asked_family == 4)
+		if (s->dest_family == 4)
 			kt_set_v4(t->local, 0);
 	}
-	__builtin_memcpy(t->remote, s->asked, 16);
-	t->rport = s->asked_port;
-	t->family = s->asked_family;
-	t->ns_net = s->asked_net;
+	__builtin_memcpy(t->remote, s->dest_addr, 16);
+	t->rport = s->dest_port;
+	t->family = s->dest_family;
+	t->ns_net = s->dest_net;
 	t->peer_source = KT_PEER_SOCKET;
-	return asked || !same;
+	return syn_sent || !same;
 }
 
-/* Over `socks`, when nothing is attached any more. */
+/* Iterates over `socks` after the programs are detached. */
 SEC("iter/bpf_map_elem")
 int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -154,8 +153,8 @@ int list_pending(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
-/* Over `calls`, when nothing is attached any more: datagrams of calls that still run
- * (recvmmsg waits until its array is full). Into the ring, before its last drain. */
+/* Iterates over `calls` after the programs are detached, and emits the datagrams of calls
+ * that still run (recvmmsg waits until its array is full). The last drain of the ring follows. */
 SEC("iter/bpf_map_elem")
 int list_held(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -168,7 +167,7 @@ int list_held(struct bpf_iter__bpf_map_elem *ctx)
 	thread = *key;
 	call = bpf_map_lookup_elem(&calls, &thread);
 	if (call && call->held)
-		kt_emit_left(&call->datagram);
+		kt_emit_unfinished(&call->datagram);
 	return 0;
 }
 

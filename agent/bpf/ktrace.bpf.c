@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The collector's kernel side: one CO-RE object, all hooks. Metadata only: no
- * program reads a byte of what sockets carry.
+ * The BPF programs of all hooks in one CO-RE object. They record metadata only:
+ * no program reads the data that sockets carry.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -9,22 +9,25 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
-#define E2BIG 7
-#define EEXIST 17
-#ifndef NULL
-#define NULL ((void *)0)
-#endif
-
 #include "events.h"
+#include "kernel.bpf.h"
 #include "maps.bpf.h"
 #include "task.bpf.h"
 #include "sock.bpf.h"
 #include "emit.bpf.h"
+#include "flow.bpf.h"
 #include "owner.bpf.h"
-#include "tcp.bpf.h"
+#include "datagram.bpf.h"
 #include "calls.bpf.h"
+#include "change.bpf.h"
+#include "connect.bpf.h"
+#include "tcp_state.bpf.h"
+#include "retransmit.bpf.h"
+#include "connect_call.bpf.h"
+#include "accept.bpf.h"
 #include "udp.bpf.h"
+#include "send_recv.bpf.h"
 #include "inventory.bpf.h"
 
-/* bpf_ringbuf_* and the BTF helpers are GPL-only. */
+/* bpf_probe_read_*(), bpf_get_current_task_btf() and bpf_seq_write() are GPL-only. */
 char LICENSE[] SEC("license") = "GPL";

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The knobs that user space sets before load, the maps and what they hold. */
+/* The state of the programs: settings, maps with their entries, global variables. */
 #ifndef KTRACE_MAPS_BPF_H
 #define KTRACE_MAPS_BPF_H
 
-/* A section of its own: user space writes the whole struct into its map. */
+/* In a section of its own: user space sets the whole struct as the value of its map. */
 const volatile struct kt_config kt_config SEC(".rodata.config") = {
 	.max_events = KT_UNKNOWN,
 	.types = (1U << KT_HOOKS) - 1,
@@ -22,7 +22,7 @@ struct kt_tuple {
 	__u8 pad[6];
 };
 
-/* Process facts as they were when it last acted on the socket. */
+/* Facts about a process, read when it last acted on the socket. */
 struct kt_owner {
 	__u64 cgroup_id;
 	__u64 caps_eff;
@@ -37,7 +37,7 @@ struct kt_owner {
 	__u8 seccomp_mode;
 	__u8 known;
 	__u8 source;
-	__u8 wanted; /* it is in a pod that was asked for */
+	__u8 wanted; /* with a pod filter: it is in a listed pod */
 	__u8 pad[4];
 	char comm[KT_COMM_LEN];
 };
@@ -51,18 +51,18 @@ enum kt_connect {
 struct kt_sock {
 	struct kt_owner owner;
 	__u64 cookie;
-	__u64 state_ts;	   /* when the state was entered; 0 = before us */
-	__u64 connect_ts;  /* when connect() was called; 0 = before us, or its
-			    * SYN went out only later */
-	__s32 connect_ret; /* what that call returned */
+	__u64 state_ts;	   /* start of the current state; 0 = unknown */
+	__u64 connect_ts;  /* start of connect(); 0 = before the capture, or the
+			    * SYN was sent only after the call */
+	__s32 connect_ret; /* return value of that call */
 	__u8 connect;	   /* enum kt_connect */
 	__u8 role;
-	__u8 told; /* the last change that was dealt with, see kt_change() */
-	__u8 asked_family;
-	__u32 connect_icmp; /* errno of an ICMP answer to its SYN */
-	__u32 asked_net;
-	__u8 asked[16];	  /* whom it connects to, as in struct kt_tuple: the */
-	__u16 asked_port; /* socket may be gone when it is listed as pending */
+	__u8 last_change; /* last change that was handled, see kt_change() */
+	__u8 dest_family;
+	__u32 connect_icmp; /* errno of an ICMP error for its SYN */
+	__u32 dest_net;
+	__u8 dest_addr[16]; /* destination, as in struct kt_tuple: the socket */
+	__u16 dest_port;    /* may be gone when the attempt is listed as pending */
 	__u8 pad[6];
 };
 
@@ -76,32 +76,32 @@ enum kt_call_kind {
 	KT_CALL_RECVMMSG,
 };
 
-/* A datagram that a call got; its row waits for the address in user memory. */
+/* A received datagram. Its row is written once the sender's address is in user memory. */
 struct kt_datagram {
 	struct kt_owner owner;
-	struct kt_tuple tuple; /* as the socket has it */
+	struct kt_tuple tuple; /* of the socket, without the sender */
 	__u64 ts;
 	__u64 cookie;
-	__u64 name; /* where the kernel will put the address */
+	__u64 name; /* user pointer to the sender's sockaddr */
 	__u64 namelen;
 	__u32 bytes;
 	__u32 flags;
 };
 
-/* A system call that a thread is in. */
+/* The system call that a thread is executing. */
 struct kt_call {
 	__u64 sk;
 	__u64 ts;
-	__u64 name;    /* user's sockaddr, msghdr or mmsghdr[] */
-	__u64 namelen; /* recvfrom: user's int * */
-	__u32 index;   /* message within an mmsghdr[] */
+	__u64 name;    /* user pointer: sockaddr, msghdr or mmsghdr[] */
+	__u64 namelen; /* recvfrom: user pointer to int */
+	__u32 index;   /* current message in the mmsghdr[] */
 	__u32 flags;
 	__u8 kind;
 	__u8 syn_sent; /* connect: this call sent the SYN */
-	__u8 deferred; /* connect: closed inside, its return decides */
-	__u8 repeat;   /* connect: asks about an earlier one */
-	__u8 pending;  /* send: family of the corked datagram it adds to */
-	__u8 held;     /* recv: there is a datagram to emit */
+	__u8 deferred; /* connect: closed in the call, its return value decides */
+	__u8 repeat;   /* connect: the attempt began in an earlier call */
+	__u8 pending;  /* send: family of the corked datagram, 0 = none */
+	__u8 held;     /* receive: `datagram` is not emitted yet */
 	__u8 pad[2];
 	struct kt_datagram datagram;
 };
@@ -115,7 +115,7 @@ struct kt_listener_key {
 
 struct kt_listener {
 	__u64 sk;
-	__u64 shared; /* SO_REUSEPORT: several sockets, no one owner */
+	__u64 shared; /* several sockets (SO_REUSEPORT), so no single owner */
 };
 
 struct {
@@ -123,12 +123,12 @@ struct {
 	__uint(max_entries, 8 << 20);
 } ring SEC(".maps");
 
-/* Preallocated where entries come and go with every connection or call: taking
- * one from the kernel's allocator each time costs up to a microsecond. User space
- * preallocates the others too where tracepoints may not allocate (before v6.1). */
+/* Maps whose entries change with every connection or call are preallocated: an
+ * allocation takes up to a microsecond. User space preallocates the others too if
+ * tracepoint programs must not allocate (before v6.1). */
 
-/* sk -> owner, state time, connect in progress. The pointer is the key since
- * a child's cookie is set only after its first state change. */
+/* Pointer to struct sock -> owner, time of the state, connection attempt. The cookie
+ * cannot be the key: a child gets its cookie only after its first state change. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -144,7 +144,7 @@ struct {
 	__type(value, struct kt_listener);
 } listeners SEC(".maps");
 
-/* pid_tgid -> the call that the thread is in. */
+/* pid_tgid -> the system call that the thread is executing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);
@@ -168,7 +168,7 @@ struct {
 	__type(value, struct kt_cgroup);
 } cgroups SEC(".maps");
 
-/* The pods whose events are kept, where not all are. */
+/* The pods whose events are kept if pods_only is set. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
@@ -191,7 +191,7 @@ struct {
 	__type(value, struct kt_overflow);
 } overflow SEC(".maps");
 
-/* Events that passed the filter, per hook: the clock of the sampling. */
+/* Events that passed the filters, per hook: sampling keeps every Nth of them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, KT_HOOKS);
@@ -199,7 +199,7 @@ struct {
 	__type(value, __u64);
 } ticks SEC(".maps");
 
-/* State changes that tcp_state missed and tcp_state_nested told. */
+/* State changes that tcp_state missed and tcp_state_nested recorded. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -207,16 +207,16 @@ struct {
 	__type(value, __u64);
 } rescued SEC(".maps");
 
-/* Records kept so far, over all hooks and CPUs. */
+/* Records kept so far on all hooks and CPUs; max_events is their limit. */
 __u64 kt_kept = 0;
-/* Set for good once a call found no place in `calls`. */
+/* Set permanently once `calls` was full. */
 __u8 kt_calls_full = 0;
-/* Set for good once a socket found no place in `socks`. */
+/* Set permanently once `socks` was full. */
 __u8 kt_socks_full = 0;
-/* Set once the inventory knows the connects that began before us. */
+/* Set once the inventory holds the attempts that began before the capture. */
 __u8 kt_primed = 0;
 
-/* Softirq may interrupt a program on the same CPU: count atomically. */
+/* Atomic, since softirq may interrupt a program on the same CPU. */
 #define kt_add(field, n) __sync_fetch_and_add(&(field), (n))
 
 static __always_inline struct kt_overflow *kt_overflow(void)

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whose socket it is. An owner is written only where the current task acts on
- * the socket (connect, listen, accept, send, receive) or holds it in the
- * inventory; what softirq does never blames the task it happens to interrupt.
+ * The owner of a socket: the process that acts on it (connect, listen, accept, send,
+ * receive) or holds a descriptor of it in the inventory. Softirq runs on an unrelated
+ * task, which never becomes the owner.
  */
 #ifndef KTRACE_OWNER_BPF_H
 #define KTRACE_OWNER_BPF_H
 
 static const struct kt_sock kt_zero_sock = {};
+
+static const struct kt_owner kt_no_owner = {};
 
 static __always_inline struct kt_sock *kt_sock_get(const struct sock *sk)
 {
@@ -34,29 +36,21 @@ static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
 }
 
 /*
- * Whether the entry is that of a socket that lay at the same address before, whose
- * end passed unseen. An entry with a cookie has it from its socket, so a socket
- * with another one, or with none yet, is not the one that the entry tells of.
+ * Whether the entry belongs to an earlier socket at the same address, whose destruction
+ * was missed. The cookie of an entry was read from its socket, so a socket with another
+ * cookie, or without one yet, is a different socket.
  */
 static __always_inline bool kt_is_stale(const struct kt_sock *s, __u64 cookie)
 {
 	return s->cookie && s->cookie != cookie;
 }
 
-/* The entry of the very socket that has this cookie, or NULL. */
+/* Returns the entry unless it belongs to an earlier socket at this address, else NULL. */
 static __always_inline struct kt_sock *kt_sock_live(const struct sock *sk, __u64 cookie)
 {
 	struct kt_sock *s = kt_sock_get(sk);
 
 	return s && kt_is_stale(s, cookie) ? NULL : s;
-}
-
-static __always_inline void kt_keep_asked(struct kt_sock *s, const struct kt_tuple *t)
-{
-	__builtin_memcpy(s->asked, t->remote, 16);
-	s->asked_port = t->rport;
-	s->asked_family = t->family;
-	s->asked_net = t->ns_net;
 }
 
 static __always_inline void kt_listener_key_of(const struct kt_tuple *t, const __u8 addr[16],
@@ -93,8 +87,8 @@ static __always_inline void kt_listener_del(const struct sock *sk, const struct 
 		bpf_map_delete_elem(&listeners, &key);
 }
 
-/* The listener that a child came from: its own address first, then the
- * wildcards, as the kernel's lookup does. NULL where several share it. */
+/* Returns the listener of a child: the child's own address is tried first, then the
+ * wildcards, as in the kernel's lookup. Returns NULL if several listeners share it. */
 static __always_inline struct kt_sock *kt_listener_of(const struct kt_tuple *t)
 {
 	struct kt_listener_key key;
@@ -102,7 +96,7 @@ static __always_inline struct kt_sock *kt_listener_of(const struct kt_tuple *t)
 
 	kt_listener_key_of(t, t->local, &key);
 	l = bpf_map_lookup_elem(&listeners, &key);
-	if (!l && t->family == 4) { /* no 0.0.0.0 takes IPv6 */
+	if (!l && t->family == 4) { /* 0.0.0.0 does not accept IPv6 */
 		kt_set_v4(key.addr, 0);
 		l = bpf_map_lookup_elem(&listeners, &key);
 	}
@@ -126,7 +120,7 @@ static __always_inline void kt_own_by_listener(struct kt_sock *s, const struct k
 	s->owner.source = KT_OWNER_LISTENER;
 }
 
-/* The current task sent or received: from now on the socket is its own. */
+/* The current task sent or received, so its process owns the socket from now on. */
 static __always_inline void kt_own_by_use(struct kt_sock *s)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;

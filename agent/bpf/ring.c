@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From the ring buffer into the spool file, in bulk: libbpf walks the ring with
- * the right barriers and calls us for each record, we copy it into one large
- * buffer and write that. No record passes through Python.
+ * Copies records from the ring buffer to the spool file in bulk, so that no record passes
+ * through Python. libbpf reads the ring with the required memory barriers and calls take()
+ * for each record, which copies it to one large buffer; flush() writes the buffer.
  */
 #include <bpf/libbpf.h>
 #include <errno.h>
@@ -18,11 +18,11 @@
 
 struct kt_ring {
 	struct ring_buffer *rb;
-	__u64 records;	      /* in the spool */
-	__u64 lost[KT_HOOKS]; /* taken from the ring, refused by the disk */
+	__u64 records;	      /* in the spool file */
+	__u64 lost[KT_HOOKS]; /* read from the ring but not written */
 	__u64 used;	      /* records in the buffer */
 	int spool;
-	int error; /* errno of the write that failed, then no more */
+	int error; /* errno of a failed write; no further writes */
 	volatile int stop;
 	int pad;
 	struct kt_event buffer[KT_BUFFER_RECORDS];
@@ -44,7 +44,7 @@ static int flush(struct kt_ring *ring)
 	ring->records += done / sizeof(struct kt_event);
 	for (__u64 i = done / sizeof(struct kt_event); i < ring->used; i++)
 		ring->lost[ring->buffer[i].type]++;
-	if (done % sizeof(struct kt_event)) /* end on a whole record */
+	if (done % sizeof(struct kt_event)) /* cut off a partial record */
 		(void)!ftruncate(ring->spool, ring->records * sizeof(struct kt_event));
 	ring->used = 0;
 	return 0;
@@ -75,7 +75,7 @@ struct kt_ring *kt_ring_open(int map_fd, int spool)
 	return ring;
 }
 
-/* All that is in the ring now. 0 or -errno. */
+/* Writes all records that are in the ring now. Returns 0 or -errno. */
 int kt_ring_drain(struct kt_ring *ring)
 {
 	int n = ring_buffer__consume(ring->rb);
@@ -84,11 +84,11 @@ int kt_ring_drain(struct kt_ring *ring)
 	return n < 0 ? n : 0;
 }
 
-/* Until kt_ring_stop(); returns after the record that was under way. */
+/* Drains the ring until kt_ring_stop(). Returns 0 or -errno. */
 int kt_ring_run(struct kt_ring *ring)
 {
 	while (!ring->stop) {
-		/* Woken when a quarter is full (kt_submit), else by the clock. */
+		/* Returns at a wakeup by kt_submit(), else after KT_DRAIN_MS. */
 		int n = ring_buffer__poll(ring->rb, KT_DRAIN_MS);
 
 		if (!n)

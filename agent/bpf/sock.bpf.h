@@ -1,18 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a socket, a user's sockaddr or a descriptor says: addresses and sk. */
+/* Reads addresses and sockets from kernel objects, user memory and descriptors. */
 #ifndef KTRACE_SOCK_BPF_H
 #define KTRACE_SOCK_BPF_H
 
-#define AF_UNSPEC 0
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-
+/* The fields of sockaddr_in and of sockaddr_in6 in one struct. */
 struct kt_sockaddr {
 	__u16 family;
 	__be16 port;
-	__be32 v4; /* flow label in IPv6 */
+	__be32 v4; /* IPv6: flow label */
 	__be32 v6[4];
 };
 
@@ -51,7 +46,7 @@ static __always_inline bool kt_same_addr(const __u8 a[16], const __u8 b[16])
 	       left[3] == right[3];
 }
 
-/* IPv6 sockets that speak to an IPv4 peer are shown as IPv4, with :: as 0.0.0.0. */
+/* Shows an IPv6 socket with an IPv4 peer as IPv4, and its address :: as 0.0.0.0. */
 static __always_inline void kt_normalize(struct kt_tuple *t)
 {
 	if (t->family != 6 || !(kt_is_v4_mapped(t->remote) || kt_is_v4_mapped(t->local)))
@@ -68,13 +63,18 @@ static __always_inline bool kt_is_inet(__u16 family)
 	return family == AF_INET || family == AF_INET6;
 }
 
+static __always_inline bool kt_is_tcp(const struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP && kt_is_inet(sk->__sk_common.skc_family);
+}
+
 /*
- * A pointer that the verifier knows by its BTF type is read by plain loads. Any
- * other costs a helper call of some 50 ns, so of those a whole piece is copied
- * once, and the fields are taken from the copy at the running kernel's offsets.
+ * Fields behind a pointer with a BTF type are read by plain loads. Behind any other
+ * pointer each read is a helper call of about 50 ns, so a part of the object is copied
+ * once, and the fields are read from the copy at the offsets of the running kernel.
  */
-#define KT_COMMON_LEN 144 /* of struct sock_common, up to skc_cookie and beyond */
-#define KT_SOCKET_LEN 32  /* of struct socket, up to sk */
+#define KT_COMMON_LEN 144 /* of struct sock_common, at least up to skc_cookie */
+#define KT_SOCKET_LEN 32  /* of struct socket, at least up to sk */
 #define KT_FIELD(copy, type, field) \
 	(*(typeof(((type *)0)->field) *)((copy) + bpf_core_field_offset(type, field)))
 #define KT_COMMON(field) (typed ? skc->field : KT_FIELD(copy, struct sock_common, field))
@@ -89,7 +89,8 @@ static __always_inline void kt_put_addr6(const struct in6_addr *from, __u8 addr[
 	word[3] = from->in6_u.u6_addr32[3];
 }
 
-/* Of the part that full, request and timewait sockets share. `typed` is constant. */
+/* Reads the tuple from the part that full, request and timewait sockets share. `typed`
+ * is a constant: whether the verifier knows the BTF type of skc. */
 static __always_inline void kt_read_common(bool typed, const struct sock_common *skc,
 					   struct kt_tuple *t)
 {
@@ -126,9 +127,9 @@ static __always_inline void kt_read_common(bool typed, const struct sock_common 
 }
 
 /*
- * skc_num is given back before the change to CLOSE is told (tcp_set_state ->
- * inet_put_port); inet_sport stays. It stays also while the socket begins to connect
- * anew and has no port yet, so it is asked only where an attempt got one.
+ * tcp_set_state() releases skc_num (inet_put_port) before it reports the change to
+ * CLOSE; inet_sport remains. It also remains while the socket starts a new attempt that
+ * has no port yet, so it is read only if the attempt had a port.
  */
 static __always_inline void kt_read_last_port(const struct sock *sk, struct kt_tuple *t)
 {
@@ -142,8 +143,8 @@ static __always_inline void kt_read_tuple(bool typed, const struct sock *sk, str
 	kt_read_last_port(sk, t);
 }
 
-/* Put the address that a call names into the tuple. False where user memory
- * does not hold a whole address of this socket's kind. */
+/* Copies the address argument of a system call to the tuple. Returns false if user
+ * memory does not hold a complete address that fits the socket. */
 static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct kt_tuple *t)
 {
 	struct kt_sockaddr sa = {};
@@ -167,8 +168,8 @@ static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct 
 	return true;
 }
 
-/* The sk behind a descriptor of the current task where it is an internet socket of
- * this protocol, else NULL. `state` is the socket's own, SS_*. */
+/* Returns the sk behind a descriptor of the current task if it is an internet socket of
+ * this protocol, else NULL. `state` is set to the state of its struct socket, SS_*. */
 static __always_inline struct sock *kt_inet_sk(int fd, __u16 protocol, socket_state *state)
 {
 	struct fdtable *fdt = bpf_get_current_task_btf()->files->fdt;
@@ -179,7 +180,7 @@ static __always_inline struct sock *kt_inet_sk(int fd, __u16 protocol, socket_st
 	if (fd < 0 || (unsigned int)fd >= fdt->max_fds)
 		return NULL;
 	bpf_probe_read_kernel(&file, sizeof(file), fdt->fd + fd);
-	/* Only a socket's private data point back to the file. */
+	/* The private data point back to the file only if it is a socket. */
 	if (!file || bpf_probe_read_kernel(copy, sizeof(copy), BPF_CORE_READ(file, private_data)) ||
 	    KT_FIELD(copy, struct socket, file) != file)
 		return NULL;

@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Who: the facts of a task, and the names of its cgroup while it lives. */
+/* Facts about a task: identity, cgroup, and whether it belongs to a listed pod. */
 #ifndef KTRACE_TASK_BPF_H
 #define KTRACE_TASK_BPF_H
 
-#define PF_KTHREAD 0x00200000
-
-#define KT_POD 0x646f70	 /* "pod" */
-#define KT_POD_LEVELS 16 /* from a process's cgroup up to its pod's, at most */
+#define KT_POD 0x646f70	 /* "pod", little endian */
+#define KT_POD_LEVELS 16 /* levels compared, from the cgroup of the process upwards */
 
 static const struct kt_cgroup kt_zero_cgroup = {};
 
@@ -19,8 +17,8 @@ static __always_inline struct kernfs_node *kt_kernfs_parent(struct kernfs_node *
 	return BPF_CORE_READ(kn, __parent);
 }
 
-/* Keep the names of a cgroup at first sight: the process may be gone before
- * anyone in user space looks. */
+/* Stores the names of a cgroup at its first event: the process may be gone before user
+ * space can read them. */
 static __noinline void kt_cgroup_name(__u64 id, struct kernfs_node *kn)
 {
 	struct kt_cgroup *names = bpf_map_lookup_elem(&cgroups, &id);
@@ -46,7 +44,8 @@ static __noinline void kt_cgroup_name(__u64 id, struct kernfs_node *kn)
 	}
 }
 
-/* The v1 hierarchy of `pids`, or of `memory`; its index is this kernel's own. */
+/* The task's node in the v1 hierarchy of the pids controller, or of the memory controller
+ * if there is no other. The index of a controller depends on the kernel. */
 static __always_inline struct kernfs_node *kt_v1_node(struct task_struct *task)
 {
 	struct css_set *set = task->cgroups;
@@ -63,8 +62,9 @@ static __always_inline struct kernfs_node *kt_v1_node(struct task_struct *task)
 	return BPF_CORE_READ(css, cgroup, kn);
 }
 
-/* Its id; 0 where it cannot be told. The node may go on to functions that the
- * verifier looks at alone: they take what was read, not what it follows itself. */
+/* Returns the ID of the task's cgroup, 0 if it cannot be read, and sets its node. With a
+ * pod filter the node is passed to global functions as a number. The verifier rejects a
+ * pointer with a BTF type there, so the node is read with helpers. */
 static __always_inline __u64 kt_cgroup_of(struct task_struct *task, struct kernfs_node **kn)
 {
 	if (!kt_config.cgroup_v1 && !kt_config.pods_only) {
@@ -81,9 +81,11 @@ static __always_inline bool kt_is_hex(__u8 c)
 }
 
 /*
- * Not static: the verifier looks once at each of these, whoever calls.
+ * The functions of the pod filter are global, so that the verifier checks each of them
+ * once instead of at every call.
  *
- * Where the UID begins in `pod<UID>` and `...-pod<UID>.slice...`, 0 where none does.
+ * Returns the address of the UID in `pod<UID>` or `...-pod<UID>.slice...`, 0 if there is
+ * none.
  */
 __noinline __u64 kt_find_pod_uid(__u64 name)
 {
@@ -102,8 +104,8 @@ __noinline __u64 kt_find_pod_uid(__u64 name)
 	return 0;
 }
 
-/* Whether a name is that of the cgroup of a listed pod. systemd's names have `_`
- * for `-`. */
+/* Whether a name is that of the cgroup of a listed pod. systemd replaces `-` in the UID
+ * by `_`. */
 __noinline int kt_names_pod(__u64 name)
 {
 	struct kt_pod_uid uid = {};
@@ -115,14 +117,13 @@ __noinline int kt_names_pod(__u64 name)
 	for (int i = 8; i <= 23; i += 5)
 		if (uid.text[i] == '_')
 			uid.text[i] = '-';
-	if (uid.text[8] != '-')
+	if (uid.text[8] != '-') /* a static pod: 32 digits */
 		__builtin_memset(uid.text + 32, 0, KT_POD_UID_LEN - 32);
 	return bpf_map_lookup_elem(&pods, &uid) != NULL;
 }
 
-/* Whether a cgroup lies in a listed pod's. The answer stands in its name alone and
- * in those above it: a container that starts anew is in the pod from its first
- * moment, and nobody needs to look for it. */
+/* Whether a cgroup belongs to a listed pod. Only its own name and those of its ancestors
+ * decide, so a container that starts during the capture matches from its first event. */
 __noinline int kt_cgroup_wanted(__u64 id, __u64 node)
 {
 	struct kernfs_node *kn = (struct kernfs_node *)node;
@@ -144,7 +145,7 @@ __noinline int kt_cgroup_wanted(__u64 id, __u64 node)
 	return found;
 }
 
-/* Whether the current task's events pass the pod filter. */
+/* Whether events of the current task pass the pod filter. */
 static __always_inline bool kt_current_wanted(void)
 {
 	struct kernfs_node *kn;
@@ -171,7 +172,7 @@ static __always_inline void kt_read_cgroup(struct task_struct *task, struct kt_o
 		kt_cgroup_name(id, kn);
 }
 
-/* The pid namespace that the task itself lives in; nsproxy has its children's. */
+/* The PID namespace of the task itself. nsproxy holds that of its future children. */
 static __always_inline __u32 kt_pid_ns(struct task_struct *task)
 {
 	struct pid *pid = task->thread_pid;
@@ -209,8 +210,8 @@ static __always_inline void kt_read_task(struct task_struct *task, struct kt_own
 	if (kt_config.security) {
 		owner->known |= KT_KNOWN_SECURITY;
 		owner->seccomp_mode = task->seccomp.mode;
-		/* A u64 since v6.3, two u32 before (f122a08b197d): the same bytes
-		 * on little endian. */
+		/* A u64 since v6.3, two u32 before (f122a08b197d). The bytes are the
+		 * same on little endian. */
 		if (bpf_core_field_exists(cred->cap_effective.val))
 			owner->caps_eff = cred->cap_effective.val;
 		else

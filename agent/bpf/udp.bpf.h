@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* UDP sends and receives, and the bytes of TCP: net/socket.c tells the socket
- * and the result of every call, whatever its kind (6e6eda44b939, v6.3). */
+/* UDP sends and receives, with the peer that the system call names. */
 #ifndef KTRACE_UDP_BPF_H
 #define KTRACE_UDP_BPF_H
 
-#define EAGAIN 11
-#define MSG_PEEK 2
-#define MSG_ERRQUEUE 0x2000
+#define KT_MMSGHDR_SIZE 64
+#define KT_MSG_NAMELEN 8 /* offset of msg_namelen in struct msghdr */
 
-/* `family` is that of the datagram: an IPv6 socket may cork an IPv4 one. The
- * destination stays in the socket after the last part was sent. */
+/* `family` is that of the datagram: an IPv6 socket may cork an IPv4 datagram. The
+ * destination remains in the socket after the last part is sent. */
 static __always_inline void kt_read_cork(struct sock *sk, int family, struct kt_tuple *t)
 {
 	struct inet_sock *inet = (struct inet_sock *)sk;
@@ -25,7 +23,7 @@ static __always_inline void kt_read_cork(struct sock *sk, int family, struct kt_
 	kt_normalize(t);
 }
 
-/* Where a call's msghdr keeps the name: in itself or in the index-th of an array. */
+/* Reads the name from the msghdr of a call, or from the current one of its array. */
 static __always_inline void kt_msg_name(const struct kt_call *call, __u64 *name, __u64 *namelen)
 {
 	__u64 msg = call->name;
@@ -48,39 +46,6 @@ static __always_inline struct kt_call *kt_udp_call(struct sock *sk, __u8 first, 
 	return call;
 }
 
-static __always_inline void kt_emit_udp_of(__u32 type, struct kt_counters *c,
-					   const struct kt_tuple *t, const struct kt_owner *owner,
-					   __u64 ts, __u64 cookie, int ret, __u32 flags)
-{
-	struct kt_event *e;
-
-	if (ret >= 0 && !(flags & MSG_ERRQUEUE) && !(type == KT_UDP_RECV && flags & MSG_PEEK))
-		kt_flow_data(t, IPPROTO_UDP, NULL, owner, ts, ret, type == KT_UDP_SEND);
-	e = kt_reserve(type, c, t, ts);
-	if (!e)
-		return;
-	kt_put_owner(e, owner);
-	e->sock = cookie;
-	e->flags = flags;
-	if (ret >= 0)
-		e->bytes = ret;
-	else
-		e->error = -ret;
-	kt_submit(e, c);
-}
-
-static __always_inline void kt_emit_udp(__u32 type, const struct kt_tuple *t, __u64 ts,
-					__u64 cookie, int ret, __u32 flags)
-{
-	struct kt_counters *c = kt_admit(type, t, kt_current_wanted(), ret > 0 ? ret : 0);
-	struct kt_owner owner;
-
-	if (!c)
-		return;
-	kt_read_current(&owner, KT_OWNER_PROCESS);
-	kt_emit_udp_of(type, c, t, &owner, ts, cookie, ret, flags);
-}
-
 static __always_inline void kt_udp_send(struct sock *sk, int ret)
 {
 	struct kt_call *call = kt_udp_call(sk, KT_CALL_SENDTO, KT_CALL_SENDMMSG);
@@ -100,7 +65,7 @@ static __always_inline void kt_udp_send(struct sock *sk, int ret)
 	if (corked)
 		flags |= KT_FLAG_CORKED;
 	/* A corked datagram keeps its first destination (udp_sendmsg,
-	 * do_append_data); what is named later is ignored. */
+	 * do_append_data); the address of a later call is ignored. */
 	if (corked)
 		kt_read_cork(sk, corked, &t);
 	else if (call && call->pending)
@@ -115,29 +80,75 @@ static __always_inline void kt_udp_send(struct sock *sk, int ret)
 		    flags);
 }
 
-static __always_inline void kt_emit_held(const struct kt_datagram *d)
+static __always_inline int kt_udp_send_end(void)
 {
-	struct kt_counters *c = kt_admit(KT_UDP_RECV, &d->tuple, kt_wanted(&d->owner), d->bytes);
-
-	if (c)
-		kt_emit_udp_of(KT_UDP_RECV, c, &d->tuple, &d->owner, d->ts, d->cookie, d->bytes,
-			       d->flags);
+	if (kt_call_get())
+		kt_call_end();
+	return 0;
 }
 
-/* Emit the datagram whose address the kernel has by now copied to the user. */
+static __always_inline int kt_udp_send_begin(__u8 kind, int fd, __u64 name, __u32 flags)
+{
+	socket_state state;
+	struct sock *sk = kt_inet_sk(fd, IPPROTO_UDP, &state);
+	struct kt_call *call;
+	int pending;
+
+	if (!sk)
+		return 0;
+	pending = BPF_CORE_READ((struct udp_sock *)sk, pending);
+	/* Nothing to keep: the socket itself holds all that the row needs. */
+	if (!name && !pending && !flags)
+		return 0;
+	call = kt_call_begin(kind, sk, name, flags);
+	if (call)
+		call->pending = pending;
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_sendto")
+int enter_sendto(struct kt_sys_enter *ctx)
+{
+	return kt_udp_send_begin(KT_CALL_SENDTO, ctx->args[0], ctx->args[4], ctx->args[3]);
+}
+
+SEC("tracepoint/syscalls/sys_enter_sendmsg")
+int enter_sendmsg(struct kt_sys_enter *ctx)
+{
+	return kt_udp_send_begin(KT_CALL_SENDMSG, ctx->args[0], ctx->args[1], ctx->args[2]);
+}
+
+SEC("tracepoint/syscalls/sys_enter_sendmmsg")
+int enter_sendmmsg(struct kt_sys_enter *ctx)
+{
+	return kt_udp_send_begin(KT_CALL_SENDMMSG, ctx->args[0], ctx->args[1], ctx->args[3]);
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendto")
+int exit_sendto(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendmsg")
+int exit_sendmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+SEC("tracepoint/syscalls/sys_exit_sendmmsg")
+int exit_sendmmsg(struct kt_sys_exit *ctx)
+{
+	return kt_udp_send_end();
+}
+
+/* Emits the held datagram: its sender's address is in user memory now. */
 static __always_inline void kt_udp_recv_finish(struct kt_call *call)
 {
 	struct kt_datagram *d = &call->datagram;
 
 	call->held = 0;
 	kt_read_user_peer(d->name, d->namelen, &d->tuple);
-	kt_emit_held(d);
-}
-
-/* Emit it with what the socket itself says: the call that it came to ended unseen,
- * or goes on when the programs are detached. */
-static __noinline void kt_emit_left(const struct kt_datagram *d)
-{
 	kt_emit_held(d);
 }
 
@@ -151,7 +162,7 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 
 	if (call && call->held)
 		kt_udp_recv_finish(call);
-	/* No datagram, no event: an empty queue or a signal. */
+	/* An empty queue or a signal: no datagram, so no event. */
 	if (ret == -EAGAIN || kt_is_restart(-(long)ret))
 		return;
 	kt_read_tuple(true, sk, &t);
@@ -169,8 +180,8 @@ static __always_inline void kt_udp_recv(struct sock *sk, int ret, __u32 flags)
 		kt_emit_udp(KT_UDP_RECV, &t, now, bpf_get_socket_cookie(sk), ret, flags);
 		return;
 	}
-	/* The name arrives in user memory after this; the exit, or the next
-	 * message of the same call, reads it there. */
+	/* The kernel copies the sender's address to user memory later. It is read
+	 * at the next message of the same call, or at its exit. */
 	call->held = 1;
 	d = &call->datagram;
 	d->name = name;
@@ -195,76 +206,38 @@ static __always_inline int kt_udp_recv_end(void)
 	return 0;
 }
 
-static __always_inline int kt_udp_send_end(void)
+static __always_inline int kt_udp_recv_begin(__u8 kind, int fd, __u64 name, __u64 namelen)
 {
-	if (kt_call_get())
-		kt_call_end();
-	return 0;
-}
+	socket_state state;
+	struct sock *sk = kt_inet_sk(fd, IPPROTO_UDP, &state);
+	struct kt_call *call;
 
-static __always_inline void kt_tcp_data(struct sock *sk, int bytes, bool sent)
-{
-	struct kt_sock *s = kt_sock_live(sk, sk->__sk_common.skc_cookie.counter);
-	struct kt_owner owner;
-	struct kt_tuple t;
-
-	if (bytes <= 0)
-		return;
-	if (s)
-		kt_own_by_use(s);
-	kt_read_tuple(true, sk, &t);
-	if (!kt_port_match(&t))
-		return;
-	if (!kt_current_wanted())
-		return;
-	if (s && s->owner.tgid == bpf_get_current_pid_tgid() >> 32) {
-		kt_flow_data(&t, IPPROTO_TCP, s, &s->owner, bpf_ktime_get_boot_ns(), bytes, sent);
-		return;
-	}
-	kt_read_current(&owner, KT_OWNER_PROCESS);
-	kt_flow_data(&t, IPPROTO_TCP, s, &owner, bpf_ktime_get_boot_ns(), bytes, sent);
-}
-
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(sock_send, struct sock *sk, int ret, int flags)
-{
-	if (!sk || !kt_is_inet(sk->__sk_common.skc_family))
+	if (!sk)
 		return 0;
-	if (sk->sk_protocol == IPPROTO_TCP)
-		kt_tcp_data(sk, ret, true);
-	else if (sk->sk_protocol == IPPROTO_UDP && kt_wants(KT_UDP_SEND))
-		kt_udp_send(sk, ret);
+	call = kt_call_begin(kind, sk, name, 0);
+	if (call)
+		call->namelen = namelen;
 	return 0;
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
+SEC("tracepoint/syscalls/sys_enter_recvfrom")
+int enter_recvfrom(struct kt_sys_enter *ctx)
 {
-	if (!sk || !kt_is_inet(sk->__sk_common.skc_family))
+	if (!ctx->args[4])
 		return 0;
-	if (sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_PEEK))
-		kt_tcp_data(sk, ret, false);
-	else if (sk->sk_protocol == IPPROTO_UDP && kt_wants(KT_UDP_RECV))
-		kt_udp_recv(sk, ret, flags);
-	return 0;
+	return kt_udp_recv_begin(KT_CALL_RECVFROM, ctx->args[0], ctx->args[4], ctx->args[5]);
 }
 
-SEC("tracepoint/syscalls/sys_exit_sendto")
-int exit_sendto(struct kt_sys_exit *ctx)
+SEC("tracepoint/syscalls/sys_enter_recvmsg")
+int enter_recvmsg(struct kt_sys_enter *ctx)
 {
-	return kt_udp_send_end();
+	return kt_udp_recv_begin(KT_CALL_RECVMSG, ctx->args[0], ctx->args[1], 0);
 }
 
-SEC("tracepoint/syscalls/sys_exit_sendmsg")
-int exit_sendmsg(struct kt_sys_exit *ctx)
+SEC("tracepoint/syscalls/sys_enter_recvmmsg")
+int enter_recvmmsg(struct kt_sys_enter *ctx)
 {
-	return kt_udp_send_end();
-}
-
-SEC("tracepoint/syscalls/sys_exit_sendmmsg")
-int exit_sendmmsg(struct kt_sys_exit *ctx)
-{
-	return kt_udp_send_end();
+	return kt_udp_recv_begin(KT_CALL_RECVMMSG, ctx->args[0], ctx->args[1], 0);
 }
 
 SEC("tracepoint/syscalls/sys_exit_recvfrom")

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The kernel types that the programs touch, cut by hand to the fields they
- * read. CO-RE relocates every access to the running kernel's layout, so order,
- * size and missing neighbours do not matter here; names and types do.
+ * The kernel types that the programs use, reduced by hand to the fields they read.
+ * CO-RE relocates every access to the layout of the running kernel, so only the
+ * names and types of the fields must match, not their order, offsets or number.
  */
 #ifndef __VMLINUX_H__
 #define __VMLINUX_H__
@@ -115,7 +115,7 @@ struct kernfs_node {
 	u64 id;
 };
 
-/* before v6.15, commit 741c10b096bc ("kernfs: Use RCU to access kernfs_node::name") */
+/* Before v6.15, commit 741c10b096bc ("kernfs: Use RCU to access kernfs_node::name"). */
 struct kernfs_node___rename {
 	struct kernfs_node *parent;
 };
@@ -328,8 +328,9 @@ struct bpf_iter__bpf_map_elem {
 
 #pragma clang attribute pop
 
-/* Arguments of syscalls:sys_enter_* and sys_exit_*: the common header is 8
- * bytes, then the number; the same on every kernel that has ring buffers. */
+/* Contexts of the tracepoints syscalls:sys_enter_* and sys_exit_*: a common header of
+ * 8 bytes, the number of the system call, and its arguments or its return value. The
+ * layout is the same on every kernel that has BPF ring buffers. */
 struct kt_sys_enter {
 	__u64 common;
 	long id;

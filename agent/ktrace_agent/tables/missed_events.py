@@ -4,7 +4,7 @@
 A program can be kept from running: some hosts exempt tasks of their own from tracing, and
 softirq, which moves most states of TCP, works upon any task. Two things tell of it all the same:
 
-- a socket's next change does not begin where the last one ended (tcp.bpf.h counts these);
+- a socket's next change does not begin where the last one ended (change.bpf.h counts these);
 - the kernel's own counters of a namespace rose by more than the rows show. They are read while
   the programs are attached, so every count belongs to an event of the window.
 
