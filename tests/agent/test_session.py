@@ -20,9 +20,8 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
-
-from .conftest import make_events
-from .fake_kernel import Collector, Spool, Watches
+from tests.agent.conftest import make_events
+from tests.agent.kernel.fake_collector import Collector, Spool, Watches
 
 WINDOW_S = 0.3
 

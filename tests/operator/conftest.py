@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.operator.http_server import Server
-from tests.operator.model import ApiModel, Operator, Run
+from tests.operator.kube.http_server import Server
+from tests.operator.serve.model import ApiModel, Operator, Run
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numpy mirror of agent/bpf/events.h, and the dictionaries that make its records small.
 
-Loaded only after the programs are detached. tests/agent/test_event_layout.py
+Loaded only after the programs are detached. tests/agent/tables/test_record_layout.py
 compares every offset and size with the C structs.
 """
 
