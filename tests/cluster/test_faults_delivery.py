@@ -157,7 +157,7 @@ def test_s3_that_comes_back_in_time_gets_what_was_recorded(cluster: Cluster, sna
     name, node = "late", "node-b"
     snapshots.create(name, [node], output=Fault("", {"endpoint": at(LATER)}).output)
     pod = snapshots.running_pod(name, node, END_S)
-    wait_until(lambda: "trying again" in logs(snapshots, pod), "a try that failed", END_S, PAUSE_S)
+    wait_until(lambda: "retrying" in logs(snapshots, pod), "a try that failed", END_S, PAUSE_S)
     relay = between(cluster, "late-s3", relay=LATER)
     relay.start()
     try:

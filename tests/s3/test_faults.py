@@ -34,7 +34,7 @@ def refused(target: S3Target, parcel: Parcel, seconds: float = LONG_S) -> tuple[
 
 
 def tries(said: list[str]) -> int:
-    return 1 + sum("trying again" in line for line in said)
+    return 1 + sum("retrying" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_line_that_breaks_in_the_middle_is_no_end(
         to = target(endpoint=line.endpoint)
 
         def mend(text: str) -> None:
-            if "trying again" in text:
+            if "retrying" in text:
                 line.change = unchanged
 
         S3(to, Budget(LONG_S), mend).deliver([sent])

@@ -12,6 +12,8 @@ ends after three.
 import base64
 import hashlib
 import os
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,6 @@ import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from s3transfer.subscribers import BaseSubscriber
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
 
 from ktrace_agent.sinks import s3_credentials
 from ktrace_agent.sinks.parcel import Budget, Parcel, composite_sha256
@@ -37,7 +37,7 @@ PART_BYTES = 16 * 2**20
 PERMANENT_TRIES = 3
 _SENDERS = 2
 _MIN_LEFT_S = 0.5
-_BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _HASH = "ktrace-sha256"
 _TAKEN = ("412", "PreconditionFailed")
 _NO_CONDITIONS = ("501", "NotImplemented")
@@ -62,7 +62,7 @@ class S3:
         """All of them, in this order; each is there and verified before the next begins."""
         for parcel in parcels:
             self._say(f"sending {parcel.name} to {self._place}")
-            self._tries()(self._try, parcel)
+            self._send_until_there(parcel)
 
     def _connect(self, environ: Mapping[str, str]) -> "S3Client":
         session = boto3.Session(**s3_credentials.from_environment(environ))  # type: ignore[arg-type]
@@ -101,31 +101,28 @@ class S3:
         why = self._why or f"{self._place} is too slow"
         return S3Failed(f"{why} (gave up after {self._budget.seconds:g} s)", permanent=True)
 
-    def _tries(self) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception_type(S3Failed),
-            wait=self._pause,
-            stop=self._is_over,
-            before_sleep=self._tell,
-            retry_error_callback=self._give_up,
-        )
+    def _send_until_there(self, parcel: Parcel) -> None:
+        """Retry with growing random pauses (full jitter) until the file is verified.
 
-    def _pause(self, state: RetryCallState) -> float:
-        """Seconds; shorter towards the end, so that the last try is close to it."""
-        return min(_BACKOFF(state), self._budget.left / 2)
-
-    def _is_over(self, state: RetryCallState) -> bool:
-        error = _error_of(state)
-        if error.permanent:
-            return state.attempt_number >= PERMANENT_TRIES or not self._budget.left
-        return self._budget.left < _MIN_LEFT_S
-
-    def _tell(self, state: RetryCallState) -> None:
-        self._say(f"{_error_of(state)}; trying again in {state.upcoming_sleep:.1f} s")
-
-    def _give_up(self, state: RetryCallState) -> None:
-        error = _error_of(state)
-        raise error if error.permanent else self._too_late()
+        Raises S3Failed after PERMANENT_TRIES where a retry cannot help, else when time is up.
+        """
+        longest, attempt = _FIRST_PAUSE_S, 0
+        while True:
+            attempt += 1
+            try:
+                self._try(parcel)
+            except S3Failed as error:
+                if error.permanent and (attempt >= PERMANENT_TRIES or not self._budget.left):
+                    raise
+                if not error.permanent and self._budget.left < _MIN_LEFT_S:
+                    raise self._too_late() from error
+                # Shorter towards the end, so that the last attempt is close to it.
+                pause = min(random.uniform(0, longest), self._budget.left / 2)  # noqa: S311
+                self._say(f"{error}; retrying in {pause:.1f} s")
+            else:
+                return
+            time.sleep(pause)
+            longest = min(2 * longest, _LONGEST_PAUSE_S)
 
     def _try(self, parcel: Parcel) -> None:
         try:
@@ -239,9 +236,3 @@ class _Clock(BaseSubscriber):
 
 def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
-
-
-def _error_of(state: RetryCallState) -> S3Failed:
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, S3Failed)
-    return error
