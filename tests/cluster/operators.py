@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from ktrace_operator.kube.transport import CRASH_STATUS, CRASH_VARIABLE
 from tests.bpf.workers import wait_until
 from tests.cluster.cluster import Cluster
+from tests.cluster.crashing_operator import CRASH_STATUS
+from tests.cluster.images import ROOT
 from tests.containers.runtime import make_image
 
 STANDIN = "localhost/ktrace-test/standin:1"
@@ -62,17 +63,19 @@ class Operator:
         (folder / "settings.yaml").write_text(yaml.safe_dump(given))
 
     def start(self, crash_after: int = 0) -> None:
-        """Start it; with crash_after=N it ends right after its Nth write."""
-        environ = {**os.environ, "KUBECONFIG": str(self._cluster.kubeconfig)}
-        environ |= {CRASH_VARIABLE: str(crash_after)} if crash_after else {}
-        program = Path(sys.executable).parent / "ktrace-operator"
+        """Start it; with crash_after=N it exits right after its Nth write."""
+        python = Path(sys.executable)
+        program: list[str | Path] = [python.parent / "ktrace-operator"]
+        if crash_after:
+            program = [python, "-m", "tests.cluster.crashing_operator", str(crash_after)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [program, "run", f"--settings={self._folder}/settings.yaml"],
+                [*program, "run", f"--settings={self._folder}/settings.yaml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environ,
+                cwd=ROOT,
+                env={**os.environ, "KUBECONFIG": str(self._cluster.kubeconfig)},
             )
 
     @property

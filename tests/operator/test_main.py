@@ -14,6 +14,7 @@ import yaml
 
 from ktrace_operator.main import main
 from ktrace_operator.settings import Settings, endpoint_allowed, load
+from tests.cluster.crashing_operator import CRASH_STATUS
 from tests.operator.kube.http_server import Server, page
 
 GOOD: dict[str, Any] = {"namespaces": ["agents"], "agent": {"image": "example/agent:1"}}
@@ -179,6 +180,29 @@ def test_release_lets_go_in_all_namespaces_though_one_is_closed(
     assert main(["release", "--settings", written(tmp_path, settings)]) == 1
     assert "team-a" in capsys.readouterr().err, "what was not done is said"
     assert changes(server) == LET_GO
+
+
+@pytest.mark.parametrize(
+    ("writes", "status", "made"),
+    [(1, CRASH_STATUS, LET_GO[:1]), (2, CRASH_STATUS, LET_GO), (3, 0, LET_GO)],
+)
+def test_the_crash_tests_program_exits_right_after_its_nth_write(
+    tmp_path: Path, server: Server, writes: int, status: int, made: list[tuple[str, str]]
+):
+    server.answer = lambda method, _path, _query: (
+        200,
+        {"items": [AGENT] if method == "GET" else []},
+        {},
+    )
+    settings = written(tmp_path, GOOD | {"lease": {"enabled": False}})
+    program = [sys.executable, "-m", "tests.cluster.crashing_operator", str(writes)]
+    done = subprocess.run(
+        [*program, "release", "--settings", settings],
+        env=os.environ | {"KUBECONFIG": str(kubeconfig(tmp_path, server.url))},
+        check=False,
+    )
+    assert done.returncode == status
+    assert changes(server) == made
 
 
 def free_port() -> int:

@@ -40,8 +40,6 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = METADATA_ONLY.replace("PartialObjectMetadata", "PartialObjectMetadataList")
 
 READ_SECONDS = 30.0
-CRASH_VARIABLE = "KTRACE_OPERATOR_CRASH_AFTER"
-CRASH_STATUS = 86
 
 
 def connect(pool: int) -> kubernetes_client.ApiClient:
@@ -78,7 +76,6 @@ class Transport:
     ) -> None:
         """may_write(seconds) raises LeaseLost where a write of that length is not safe."""
         self._client, self._bucket, self._may_write = client, bucket, may_write
-        self._crash = CrashTest.from_environment()
 
     def read(
         self,
@@ -102,11 +99,9 @@ class Transport:
         self, method: str, path: str, body: object, content_type: str = JSON
     ) -> dict[str, Any]:
         """As write(), but at once and whoever leads: for the Lease itself."""
-        answer = self._send(
+        return self._send(
             method, path, body=body, content_type=content_type, timeout=WRITE_SECONDS
         )
-        self._crash.count()
-        return answer
 
     def _send(
         self,
@@ -144,24 +139,6 @@ class Transport:
             return cast("dict[str, Any]", _object(content, f"{method} {path}"))
         raise _refusal(answer.status, content, answer.headers, method, path, content_type)
 
-
-class CrashTest:
-    """For tests: KTRACE_OPERATOR_CRASH_AFTER=N ends the process right after its Nth write."""
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-
-    @classmethod
-    def from_environment(cls) -> "CrashTest":
-        text = os.environ.get(CRASH_VARIABLE, "0")
-        if not text.isdecimal():
-            raise UsageError(f"{CRASH_VARIABLE}: expected a number of writes, got {text!r}")
-        return cls(int(text))
-
-    def count(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            os._exit(CRASH_STATUS)
 
 
 def _object(content: bytes, what: str) -> object:

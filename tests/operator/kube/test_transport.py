@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kube.py against a real HTTP server that answers as API servers do on bad days."""
+"""client.py and transport.py against a real HTTP server that answers as API servers do on bad days."""
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -227,24 +224,6 @@ def test_nothing_is_sent_without_the_lease(server: Server):
     with pytest.raises(Unavailable, match="Lease"):
         kube_at(server.url, may_write=no).create_agent(MANIFEST)
     assert not server.asked
-
-
-def test_the_crash_hook_ends_the_process_right_after_a_write(server: Server):
-    script = (
-        "import sys; sys.path.insert(0, '.')\n"
-        "from tests.operator.kube.test_transport import MANIFEST, kube_at\n"
-        f"kube = kube_at({server.url!r})\n"
-        "for _ in range(5): kube.create_agent(MANIFEST)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=False,
-        timeout=60,
-        capture_output=True,
-        env=os.environ | {transport.CRASH_VARIABLE: "3"},
-    )
-    assert done.returncode == transport.CRASH_STATUS, done.stderr.decode()
-    assert len(server.asked) == 3
 
 
 def test_writes_are_paced_and_in_order():
