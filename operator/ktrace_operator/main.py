@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ktrace-operator`: arguments, start-up, and what kopf tells of; keys go on the queue."""
+"""The console script `ktrace-operator`: arguments, start-up, exit status."""
 
 import argparse
 import asyncio
@@ -19,18 +19,18 @@ from ktrace_operator.settings import Settings, SettingsError, load
 SETTINGS_VARIABLE = "KTRACE_SETTINGS"
 
 _ABOUT = """\
-Runs TraceSnapshots: starts an agent's pod on each chosen node, collects what the agents report,
-writes it to the snapshot's status.
+Run TraceSnapshots: start an agent pod on each selected node, collect the agents' results and
+write them to the status of the snapshot.
 """
 _MORE = """\
 examples:
-  ktrace-operator run --settings=settings.yaml      in a cluster, or with KUBECONFIG outside of it
-  ktrace-operator release --settings=settings.yaml  before an uninstall: ends and lets go of agents
+  ktrace-operator run --settings=settings.yaml      in a cluster, or outside with KUBECONFIG
+  ktrace-operator release --settings=settings.yaml  before an uninstall: remove all agent pods
 
-The settings file says which namespaces are served, the agent's image, limits and outputs; the
-chart renders it from its values. A Lease lets one replica act, the others wait for it.
+The settings file names the served namespaces, the agent image, limits and outputs. The chart
+renders it from its values. Replicas elect a leader with a Lease; the others wait.
 
-exit status: 0 stopped by a signal, 1 failed, 2 a wrong argument or setting, 3 the Lease is lost
+exit status: 0 stopped by a signal, 1 failed, 2 wrong argument or setting, 3 Lease lost
 """
 
 
@@ -45,14 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="run | release", required=True)
     for name, text in (
         ("run", "serve snapshots until SIGTERM"),
-        ("release", "delete all agents' pods of the served namespaces and their finalizers"),
+        ("release", "delete all agent pods of the served namespaces, with their finalizers"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "--settings",
             metavar="FILE",
             default=os.environ.get(SETTINGS_VARIABLE),
-            help=f"settings in YAML (default: the variable {SETTINGS_VARIABLE})",
+            help=f"settings file in YAML (default: ${SETTINGS_VARIABLE})",
         )
     return parser
 
@@ -67,7 +67,7 @@ def _settings(path: str | None) -> Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; gives the exit status."""
+    """Runs a command and returns the exit status."""
     given = _parser().parse_args(arguments)
     try:
         settings = _settings(given.settings)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script. Threads that wait for an answer do not hold the exit up."""
+    """Entry point of the console script. Threads that wait for a response do not delay the exit."""
     status = main()
     logging.shutdown()
     sys.stdout.flush()

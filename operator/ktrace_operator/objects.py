@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator takes from objects of the API server: the few fields that it decides on.
+"""The few fields of the API server's objects that the operator needs.
 
-An agent's pod status comes from a node, which may be hostile: types are checked, texts are cut.
+The status of an agent pod comes from a node, which may be hostile. So types are checked and texts
+are truncated.
 """
 
 import re
@@ -26,7 +27,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def time_of(value: object) -> datetime | None:
-    """A time as the API server writes it; None for anything else."""
+    """Parses a time in the API server's format; None for anything else."""
     if not isinstance(value, str):
         return None
     try:
@@ -37,7 +38,7 @@ def time_of(value: object) -> datetime | None:
 
 
 def text_of(value: object, limit: int = 200) -> str:
-    """A text from elsewhere on one line, cut."""
+    """An untrusted text on one line, truncated to `limit` characters."""
     if not isinstance(value, str):
         return ""
     line = _CONTROL_CHARACTERS.sub(" ", value).strip()
@@ -58,7 +59,7 @@ def _texts(value: object) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A container that does not run yet."""
+    """State of a container that has not started."""
 
     reason: str = ""
     message: str = ""
@@ -66,26 +67,26 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A container that runs."""
+    """State of a running container."""
 
     since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Terminated:
-    """A container that ran, or could not."""
+    """State of a container that has ended or failed to start."""
 
     exit_code: int = 0
     reason: str = ""
     message: str = ""
-    """As it is: the agent's AgentResult, or anything."""
+    """Unchanged termination message: an AgentResult, or any text."""
     started: datetime | None = None
     finished: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """A pod that an agent runs in."""
+    """The pod of one agent."""
 
     namespace: str
     name: str
@@ -95,25 +96,25 @@ class AgentPod:
     snapshot_uid: str = ""
     node_hash: str = ""
     node_name: str = ""
-    """Node that it is bound to; empty while it waits for the scheduler."""
+    """Node that the pod is bound to; empty before scheduling."""
     deleting: datetime | None = None
-    """When it is to be gone: the time of the deletion plus the grace period."""
+    """metadata.deletionTimestamp: the time of the request plus the grace period."""
     finalizers: tuple[str, ...] = ()
     phase: str = ""
     reason: str = ""
     message: str = ""
     unschedulable: str | None = None
-    """What the scheduler says of a pod that it found no place for."""
+    """Message of the scheduler if the pod cannot be scheduled."""
     container: Waiting | Running | Terminated | None = None
 
     @property
     def held(self) -> bool:
-        """Whether our finalizer keeps it."""
+        """Whether it has the operator's finalizer."""
         return FINALIZER in self.finalizers
 
     @property
     def over(self) -> bool:
-        """Whether its container has ended: then nothing about it changes any more."""
+        """Whether its container has terminated, which is final."""
         return isinstance(self.container, Terminated)
 
     @property
@@ -122,7 +123,7 @@ class AgentPod:
 
     @classmethod
     def of(cls, raw: Raw) -> "AgentPod":
-        """From a Pod object."""
+        """Parses a Pod object."""
         metadata, status = _map(raw.get("metadata")), _map(raw.get("status"))
         labels = _texts(metadata.get("labels"))
         return cls(
@@ -148,7 +149,7 @@ def _unschedulable(status: Raw) -> str | None:
     for condition in _maps(status.get("conditions")):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             if condition.get("reason") == "Unschedulable":
-                return text_of(condition.get("message")) or "no place was found"
+                return text_of(condition.get("message")) or "no reason reported"
             return None
     return None
 
@@ -187,11 +188,11 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True
     not_ready_because: str = ""
-    """Reason of its Ready condition where that is not True."""
+    """Reason of its Ready condition if that is not True."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Node":
-        """From a Node object; one that says nothing of Ready is not ready."""
+        """Parses a Node object. Without a Ready condition, the node is not ready."""
         metadata = _map(raw.get("metadata"))
         ready = next(
             (
@@ -211,19 +212,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class TargetPod:
-    """A pod whose node is to be traced."""
+    """A pod that a snapshot selects."""
 
     name: str
     node: str
     uids: tuple[str, ...]
-    """By which its processes are known on the node."""
+    """UIDs that identify its processes on the node."""
 
     @classmethod
     def of(cls, raw: Raw) -> "TargetPod | None":
-        """From a Pod object; None if it runs nowhere (any more).
+        """Parses a Pod object; None if it is not bound to a node or has ended.
 
-        A static pod is known on its node by its configuration's hash. The annotation is believed
-        only in kube-system: elsewhere an author of pods could name the UID of another's pod.
+        A node knows a static pod by the hash of its configuration. That annotation is trusted in
+        kube-system only: elsewhere the author of a pod could name the UID of another pod.
         """
         metadata, status = _map(raw.get("metadata")), _map(raw.get("status"))
         node = _map(raw.get("spec")).get("nodeName")
@@ -238,15 +239,15 @@ class TargetPod:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A Secret, without what is in it."""
+    """A Secret without its data."""
 
     name: str
     usable: bool
-    """Whether its owner lets snapshots use it, by a label."""
+    """Whether its label allows snapshots to use it."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Secret":
-        """From a PartialObjectMetadata."""
+        """Parses a PartialObjectMetadata."""
         metadata = _map(raw.get("metadata"))
         labels = _texts(metadata.get("labels"))
         return cls(str(metadata.get("name", "")), labels.get(LABEL_CREDENTIALS) == "true")
@@ -263,7 +264,7 @@ class Claim:
 
     @classmethod
     def of(cls, raw: Raw) -> "Claim":
-        """From a PersistentVolumeClaim object."""
+        """Parses a PersistentVolumeClaim object."""
         metadata, status = _map(raw.get("metadata")), _map(raw.get("status"))
         return cls(
             str(metadata.get("name", "")),

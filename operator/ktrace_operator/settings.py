@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cluster's administrator decides, and no author of a TraceSnapshot can change.
+"""The administrator's settings, which no author of a TraceSnapshot can change.
 
-The chart renders one YAML file (keys in camelCase) from its values and mounts it;
-`--settings=FILE` or KTRACE_SETTINGS names it.
+The chart renders one YAML file (keys in camelCase) from its values and mounts it.
+`--settings=FILE` or KTRACE_SETTINGS names the file.
 """
 
 import fnmatch
@@ -21,11 +21,11 @@ from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
 ALLOWED_ENDPOINT = rf"^https?://[a-z0-9*]([a-z0-9.*-]*[a-z0-9*])?{PORT_OF_URL}$"
-"""A pattern of endpoints: in the chart's schema too."""
+"""Pattern of an allowed endpoint. The chart's values.schema.json has the same."""
 
 
 class SettingsError(ValueError):
-    """The settings file cannot be used; the text is one line that names the field."""
+    """The settings file is invalid. The text is one line that names the field."""
 
 
 class Resources(KubeModel):
@@ -46,43 +46,43 @@ class AgentSettings(KubeModel):
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str = "ktrace-agent"
-    """It has no rights and its token is not mounted; a cloud's identity can be bound to it."""
+    """It has no rights and its token is not mounted. A cloud identity can be bound to it."""
     resources: Resources = Resources()
     priority_class: str = ""
     cri_sockets: tuple[str, ...] = ()
-    """Sockets of the container runtime as seen on the host; empty: the usual ones."""
+    """Paths of the container runtime's socket on the host; empty: the usual ones."""
     termination_grace_seconds: Seconds = 60
 
 
 class Limits(KubeModel):
-    """Ceilings; what is asked for beyond them is refused."""
+    """Upper limits. A snapshot that exceeds one is refused."""
 
     max_nodes: int = Field(default=MAX_NODES, ge=1, le=MAX_NODES)
     max_duration: SnapshotDuration = timedelta(minutes=10)
     parallelism: int = Field(default=0, ge=0, le=MAX_NODES)
-    """Agents of one snapshot that run at once at most; 0: as many as it asks for."""
+    """Maximum agents of one snapshot that run at once; 0: no limit but the snapshot's own."""
     start_seconds: Seconds = 120
-    """From the creation of an agent's pod until its container runs."""
+    """Maximum time from the creation of an agent pod until its container runs."""
     upload_seconds: Seconds = 300
-    """From the end of the recording until the bundle is delivered."""
+    """Maximum time for the delivery of a bundle, including retries."""
     busy_seconds: Seconds = 900
-    """How long a snapshot waits for another's agent on the same node."""
+    """Maximum time that a node waits while another snapshot's agent occupies it."""
 
 
 class S3Policy(KubeModel):
-    """Where authors may send bundles."""
+    """S3 servers and buckets to which authors may send bundles."""
 
     allowed_endpoints: tuple[
         Annotated[str, Field(max_length=253, pattern=ALLOWED_ENDPOINT)], ...
     ] = ()
-    """URLs, scheme and port included; `*` stands for one part of a host name. An empty endpoint
-    (AWS itself) is always allowed. The default output need not be listed."""
+    """URLs with scheme and port. `*` matches one label of a host name. An empty endpoint (AWS) is
+    always allowed. The default output need not be listed."""
     allowed_buckets: tuple[str, ...] = ("*",)
     """Patterns of bucket names."""
 
 
 class OutputSettings(KubeModel):
-    """Where bundles go."""
+    """Default and permitted destinations of bundles."""
 
     default: Output | None = None
     s3: S3Policy = S3Policy()
@@ -96,7 +96,7 @@ class LeaseSettings(KubeModel):
     name: str = "ktrace-operator"
     namespace: Namespace = "ktrace"
     duration_seconds: Seconds = 15
-    """At least as long as from one renewal to the next, and a write right before that."""
+    """Validity after a renewal. It must cover the next renewal and a write just before it."""
     renew_seconds: Seconds = 5
 
     @model_validator(mode="after")
@@ -108,12 +108,12 @@ class LeaseSettings(KubeModel):
 
 
 class Settings(KubeModel):
-    """All of it."""
+    """All settings of the operator."""
 
     namespaces: Annotated[tuple[Namespace, ...], Field(min_length=1, max_length=64)]
-    """Namespaces whose snapshots are served; the agents' privileged pods run in them."""
+    """Namespaces whose snapshots are served. Their privileged agent pods run there too."""
     pod_targets: Annotated[tuple[Namespace | Literal["*"], ...], Field(max_length=256)] = ()
-    """Namespaces whose pods a snapshot may name beside its own; `*`: all."""
+    """Further namespaces whose pods a snapshot may name, beside its own; `*`: all."""
     agent: AgentSettings
     limits: Limits = Limits()
     output: OutputSettings = OutputSettings()
@@ -121,13 +121,13 @@ class Settings(KubeModel):
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 8080
     probe_port: Annotated[int, Field(ge=1, le=65535)] = 8081
     writes_per_second: Annotated[float, Field(gt=0, le=1000)] = 50
-    """Writes to the API server, all snapshots together."""
+    """Maximum writes per second to the API server, over all snapshots."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
 
 def load(path: Path) -> Settings:
-    """The settings in a file; SettingsError with one line where it is wrong."""
+    """Reads the settings from a file. Raises SettingsError with one line if it is invalid."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -141,9 +141,9 @@ def load(path: Path) -> Settings:
 
 
 def endpoint_allowed(endpoint: str, allowed: tuple[str, ...]) -> bool:
-    """Whether an S3 endpoint is in the list: same scheme and port, host part by part.
+    """Whether an S3 endpoint matches a pattern: same scheme and port, host compared by label.
 
-    What is no URL, in the list or as an endpoint, matches nothing.
+    An invalid URL, as pattern or endpoint, matches nothing.
     """
     if not endpoint:
         return True
@@ -165,7 +165,7 @@ def _same_server(endpoint: str, pattern: str) -> bool:
 
 
 def _port(url: SplitResult) -> int:
-    """ValueError where it is none."""
+    """The port of a URL, or its scheme's default. Raises ValueError for an invalid port."""
     if url.port is not None:
         return url.port
     return 443 if url.scheme == "https" else 80

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a request to the API server may take, in seconds."""
+"""Timeouts of requests to the API server, in seconds."""
 
 CONNECT_SECONDS, WRITE_SECONDS = 3.0, 5.0
 LONGEST_WRITE_SECONDS = CONNECT_SECONDS + WRITE_SECONDS

@@ -170,7 +170,7 @@ def test_a_leader_that_hangs_is_replaced_and_writes_no_more(
     )
     operators += [leader, second]
     leader.start()
-    wait_until(lambda: "leads" in leader.tail(), "a leader", END_S, PAUSE_S)
+    wait_until(lambda: "is the leader" in leader.tail(), "a leader", END_S, PAUSE_S)
     second.start()
     second.wait_ready()
     snapshots.create("snap")

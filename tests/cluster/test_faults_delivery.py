@@ -182,7 +182,9 @@ def test_an_agent_that_is_killed_spoils_no_other_node(cluster: Cluster, snapshot
     check_bundle(cluster, status, good)
     assert "137" in check_failed(status, killed, "AgentError")
     assert status["phase"] == "PartiallyCompleted"
-    assert f"1 of 2 nodes delivered; AgentError: {killed}" in message_of(status, "Finished")
+    assert f"1 of 2 nodes delivered a bundle; AgentError: {killed}" in message_of(
+        status, "Finished"
+    )
 
 
 def logs(snapshots: Snapshots, pod: Object) -> str:

@@ -110,7 +110,7 @@ def ended(snapshots: Snapshots, name: str, node: str, limit: float) -> Object:
         ("spills", "Evicted", "ephemeral"),
         ("crashes", "AgentError", "134"),
         ("mute", "ProtocolError", "without a result"),
-        ("lies", "ProtocolError", "another node"),
+        ("lies", "ProtocolError", "not the node of this pod"),
     ],
 )
 def test_an_agent_that_ends_badly(quick: Snapshots, name: str, reason: str, said: str):
@@ -157,7 +157,7 @@ def take_away(snapshots: Snapshots, how: str, pod: Object) -> None:
         ("no-image", "ImageError", "Image", IMAGE_S),
         ("no-room", "Unschedulable", "Insufficient cpu", START_S),
         ("no-volume", "StartTimeout", f"not started within {START_S} s", START_S),
-        ("deaf", "DeadlineExceeded", "did not end in time", RUN_S + GRACE_S),
+        ("deaf", "DeadlineExceeded", "did not finish in time", RUN_S + GRACE_S),
     ],
 )
 def test_what_does_not_begin_or_end_by_itself(

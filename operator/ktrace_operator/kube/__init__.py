@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server: requests, the Lease, the pace of writes."""
+"""Access to the API server: requests, the Lease, the rate limit of writes."""

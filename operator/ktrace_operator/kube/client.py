@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server as the operator needs it: the only room that reads or changes anything there.
+"""Typed calls to the API server. No other module of the operator reads or writes objects there.
 
-Every call is in RIGHTS, which the chart's roles are tested against.
+RIGHTS lists the permissions that all calls need. A test compares the chart's roles with it.
 """
 
 from collections.abc import Callable
@@ -38,21 +38,21 @@ from ktrace_operator.timeouts import WRITE_SECONDS
 T = TypeVar("T")
 
 PAGE = 250
-"""Objects in one answer to a list."""
+"""Objects per page of a list."""
 AGENT_SELECTOR = f"{LABEL_APP}={AGENT_APP},{LABEL_MANAGED_BY}={MANAGER}"
 
 Scope = Literal["served", "own", "targets", "cluster"]
 
 
 class Right(NamedTuple):
-    """A verb that the operator uses."""
+    """A permission that the operator needs."""
 
     group: str
     resource: str
     verb: str
     scope: Scope
-    """`served`: in each of settings.namespaces; `own`: in the Lease's namespace; `targets`: in
-    the namespaces of pods that `nodes.pods` may name; `cluster`: it has no namespace."""
+    """`served`: each of settings.namespaces; `own`: the Lease's namespace; `targets`: namespaces
+    of pods that `nodes.pods` may name; `cluster`: cluster-scoped."""
 
 
 _GRANTS: tuple[tuple[str, str, str, Scope], ...] = (
@@ -71,11 +71,11 @@ RIGHTS = frozenset(
     for group, resource, verbs, scope in _GRANTS
     for verb in verbs.split()
 )
-"""Everything that kube.py does, and what kopf watches."""
+"""Permissions for all calls of this module, and for the watches of kopf."""
 
 
 def selector_text(selector: LabelSelector) -> str:
-    """A selector as a query's labelSelector."""
+    """A selector in the syntax of the query parameter labelSelector."""
     parts = [f"{key}={value}" for key, value in sorted(selector.match_labels.items())]
     for one in selector.match_expressions:
         match one.operator:
@@ -89,7 +89,7 @@ def selector_text(selector: LabelSelector) -> str:
 
 
 class Kube:
-    """Typed calls. All of them block; each raises ApiError as errors.py says."""
+    """Typed, blocking calls. Each raises the subclasses of ApiError (errors.py)."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -97,25 +97,25 @@ class Kube:
     # Snapshots
 
     def snapshot(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """The object as it is now; None if there is none."""
+        """The current object; None if it does not exist."""
         try:
             return self._transport.read(f"{_snapshots(namespace)}/{quote(name)}")
         except NotFound:
             return None
 
     def versions(self, namespace: str) -> dict[str, str]:
-        """Name -> resourceVersion of all snapshots of a namespace, from the API server's cache."""
+        """Name -> resourceVersion of a namespace's snapshots, from the API server's cache."""
         found = self._list(_snapshots(namespace), _version, cached=True, accept=METADATA_LIST)
         return dict(found)
 
     def traced(self, namespace: str) -> set[str]:
-        """Names of snapshots that have agents' pods, from the API server's cache."""
+        """Names of snapshots that have agent pods, from the API server's cache."""
         query = {"labelSelector": AGENT_SELECTOR}
         pods = _pods(namespace)
         return set(self._list(pods, _snapshot_of, query, cached=True, accept=METADATA_LIST))
 
     def write_status(self, metadata: ObjectMeta, status: SnapshotStatus) -> None:
-        """Writes the whole status; Conflict if the object changed since it was read."""
+        """Writes the whole status. Raises Conflict if the object changed since it was read."""
         body = {
             "metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version},
             "status": status.to_json(),
@@ -124,7 +124,7 @@ class Kube:
         self._transport.write("PATCH", path, body, MERGE_PATCH)
 
     def delete_snapshot(self, metadata: ObjectMeta) -> None:
-        """Deletes it if it is the one, unchanged, that was read."""
+        """Deletes the snapshot if it has not changed since it was read."""
         path = f"{_snapshots(metadata.namespace)}/{quote(metadata.name)}"
         preconditions = {"uid": metadata.uid, "resourceVersion": metadata.resource_version}
         self._delete(path, preconditions)
@@ -134,13 +134,19 @@ class Kube:
     def agents(
         self, namespace: str, snapshot: str | None = None, *, fresh: bool = True
     ) -> list[AgentPod]:
-        """Agents' pods of a namespace, or of the snapshots of one name in it."""
+        """Agent pods of a namespace, or of the snapshots of one name in it.
+
+        fresh: read them from etcd instead of the API server's cache.
+        """
         selector = AGENT_SELECTOR + (f",{LABEL_SNAPSHOT}={snapshot}" if snapshot else "")
         query = {"labelSelector": selector}
         return self._list(_pods(namespace), AgentPod.of, query, cached=not fresh)
 
     def create_agent(self, manifest: Raw) -> bool:
-        """Creates a pod; False if it is there already. AlreadyExists: another has its name."""
+        """Creates a pod. Returns False if it exists already.
+
+        Raises AlreadyExists if a pod with other labels has its name.
+        """
         metadata = manifest["metadata"]
         try:
             self._transport.write("POST", _pods(metadata["namespace"]), manifest)
@@ -152,7 +158,7 @@ class Kube:
         return True
 
     def release(self, pod: AgentPod) -> None:
-        """Takes our finalizer off, and nobody else's; Conflict if they changed meanwhile."""
+        """Removes the operator's finalizer only. Raises Conflict if the finalizers have changed."""
         rest = [one for one in pod.finalizers if one != FINALIZER]
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": pod.uid},
@@ -165,33 +171,33 @@ class Kube:
             return
 
     def delete_agent(self, pod: AgentPod, grace: timedelta | None = None) -> None:
-        """Deletes exactly this pod: SIGTERM, then SIGKILL after `grace` (None: the pod's own)."""
+        """Deletes exactly this pod: SIGTERM, then SIGKILL after `grace` (None: the pod's value)."""
         self._delete(f"{_pods(pod.namespace)}/{pod.name}", {"uid": pod.uid}, grace)
 
-    # What a spec names
+    # Objects that a spec names
 
     def nodes(self, selector: LabelSelector | None = None) -> list[Node]:
-        """Nodes that are selected; None: all."""
+        """Nodes that match a selector; all nodes if it is None."""
         text = selector_text(selector) if selector else ""
         query = {"labelSelector": text} if text else {}
         return self._list("/api/v1/nodes", Node.of, query)
 
     def node(self, name: str) -> Node | None:
-        """One node as it is now; None if there is none of this name."""
+        """One node; None if it does not exist."""
         try:
             return Node.of(self._transport.read(f"/api/v1/nodes/{quote(name)}"))
         except NotFound:
             return None
 
     def target_pods(self, namespace: str, selector: LabelSelector) -> list[TargetPod]:
-        """Pods that are selected and bound to a node."""
+        """Pods that match a selector, are bound to a node and have not ended."""
         text = selector_text(selector)
         query = {"labelSelector": text} if text else {}
         pods = self._list(_pods(namespace), TargetPod.of, query)
         return [pod for pod in pods if pod is not None]
 
     def secret(self, namespace: str, name: str) -> Secret | None:
-        """What a Secret is, never what it holds."""
+        """Metadata of a Secret, without its data; None if it does not exist."""
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
         try:
             return Secret.of(self._transport.read(path, accept=METADATA_ONLY))
@@ -199,7 +205,7 @@ class Kube:
             return None
 
     def claim(self, namespace: str, name: str) -> Claim | None:
-        """A PersistentVolumeClaim; None if there is none."""
+        """A PersistentVolumeClaim; None if it does not exist."""
         path = f"/api/v1/namespaces/{quote(namespace)}/persistentvolumeclaims/{quote(name)}"
         try:
             return Claim.of(self._transport.read(path))
@@ -209,14 +215,14 @@ class Kube:
     # Events and the Lease
 
     def create_event(self, event: Raw) -> None:
-        """Posts an events.k8s.io/v1 Event."""
+        """Creates an events.k8s.io/v1 Event."""
         namespace = quote(event["metadata"]["namespace"])
         self._transport.write(
             "POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", event
         )
 
     def lease(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """The Lease; None if there is none."""
+        """The Lease; None if it does not exist."""
         try:
             return self._transport.read(
                 f"{_leases(namespace)}/{quote(name)}", timeout=WRITE_SECONDS
@@ -225,7 +231,7 @@ class Kube:
             return None
 
     def write_lease(self, lease: Raw) -> dict[str, Any]:
-        """Creates the Lease, or replaces exactly the one that was read (resourceVersion)."""
+        """Creates the Lease, or replaces exactly the version that was read (resourceVersion)."""
         metadata = lease["metadata"]
         path = _leases(metadata["namespace"])
         if "resourceVersion" not in metadata:
@@ -241,7 +247,7 @@ class Kube:
         try:
             self._transport.write("DELETE", path, options)
         except (NotFound, Conflict):
-            return  # it is gone, or another has its name: both are looked at again
+            return  # deleted already, or another object has its name: the next plan handles both
 
     def _list(
         self,
@@ -252,7 +258,7 @@ class Kube:
         cached: bool = False,
         accept: str = JSON,
     ) -> list[T]:
-        """All objects of a list, page by page; a list that expired meanwhile begins anew once."""
+        """All objects of a list, page by page. An expired list is read once more as a whole."""
         query = dict(query or {}) | {"limit": str(PAGE)}
         if cached:
             query["resourceVersion"] = "0"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which replica acts: a Lease, and a fence that keeps a replica that was paused from writing.
+"""Leader election with a Lease, and a fence that stops writes of a paused replica.
 
-A Lease alone does not stop a process that slept through its end. So every write asks may_write()
-right before it is sent: it must end, timeouts included, while the Lease is still ours by our own
-monotonic clock, which began before the renewal was sent.
+A Lease alone does not stop a process that was suspended while it expired. So may_write() is called
+right before every write. The write, including its timeouts, must end while this replica holds the
+Lease by its own monotonic clock, measured from before the renewal was sent.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """Blocks where it talks to the API server: keep it off the event loop."""
+    """One replica's view of the Lease. Requests block, so call it outside the event loop."""
 
     def __init__(
         self,
@@ -33,37 +33,38 @@ class Lease:
     ) -> None:
         self._kube, self._settings, self._identity, self._clock = kube, settings, identity, clock
         self._good_until = float("-inf")
-        self._seen: tuple[str, str] | None = None
-        """Holder and renewal time that another replica's Lease had, and since when."""
-        self._seen_at = 0.0
+        self._observed: tuple[str, str] | None = None
+        """Holder and renewal time of another replica's Lease."""
+        self._observed_at = 0.0
+        """When these two values were first read, by our own clock."""
         self._stop = threading.Event()
 
     @property
     def held(self) -> bool:
-        """Whether this replica leads, by its own clock."""
+        """Whether this replica is the leader, by its own clock."""
         return not self._settings.enabled or self._clock() < self._good_until
 
     def may_write(self, seconds: float) -> None:
-        """Raises Unavailable where a write of that length might outlive the Lease."""
+        """Raises Unavailable if a write of that many seconds might outlast the Lease."""
         if self._settings.enabled and self._clock() + seconds > self._good_until:
-            raise Unavailable("the Lease was not renewed in time; nothing is written")
+            raise Unavailable("Lease not renewed in time; write refused")
 
     def acquire(self) -> bool:
-        """Waits until this replica leads; False where stop() was called before."""
+        """Waits until this replica is the leader. Returns False if stop() was called."""
         metrics.leading.labels(self._settings.name).set(0)
         while not self._stop.is_set():
             try:
                 if not self._settings.enabled or self.try_once():
                     metrics.leading.labels(self._settings.name).set(1)
-                    logger.info("%s leads", self._identity)
+                    logger.info("%s is the leader", self._identity)
                     return True
             except ApiError as error:
-                logger.warning("the Lease cannot be taken: %s", error)
+                logger.warning("cannot acquire the Lease: %s", error)
             self._stop.wait(self._settings.renew_seconds)
         return False
 
     def stop(self) -> None:
-        """Ends acquire() and keep() soon."""
+        """Makes acquire() and keep() return soon."""
         self._stop.set()
 
     def keep(self) -> None:
@@ -75,15 +76,15 @@ class Lease:
                 if not self.try_once():
                     break
             except (Conflict, AlreadyExists):
-                continue  # read again at the next turn: it may still be ours
+                continue  # read it again next time: it may still be ours
             except ApiError as error:
-                logger.warning("the Lease cannot be renewed: %s", error)
+                logger.warning("cannot renew the Lease: %s", error)
             if not self.held:
                 break
         metrics.leading.labels(self._settings.name).set(0)
 
     def close(self) -> None:
-        """Stops, and lets another replica lead at once."""
+        """Stops and releases the Lease, so that another replica can take over at once."""
         self.stop()
         if not self._settings.enabled or not self.held:
             return
@@ -93,26 +94,26 @@ class Lease:
             if lease and lease["spec"].get("holderIdentity") == self._identity:
                 self._kube.write_lease(self._record(lease, holder=""))
         except ApiError as error:
-            logger.warning("the Lease was not given back: %s", error)
+            logger.warning("cannot release the Lease: %s", error)
 
     def seize(self) -> None:
-        """Takes the Lease from whoever has it, and returns when that one writes no more.
+        """Takes the Lease from its holder and returns when that replica can no longer write.
 
-        It is neither renewed nor given back: others wait for as long as these settings say.
+        The Lease is neither renewed nor released: other replicas wait for its whole duration.
         """
         while True:
             lease = self._kube.lease(self._settings.namespace, self._settings.name)
             try:
                 self._kube.write_lease(self._record(lease, holder=self._identity))
             except (Conflict, AlreadyExists):
-                continue  # its holder renewed it in between
+                continue  # its holder renewed it between the read and the write
             old = (lease or {}).get("spec") or {}
             if old.get("holderIdentity"):
                 self._stop.wait(old.get("leaseDurationSeconds") or self._settings.duration_seconds)
             return
 
     def try_once(self) -> bool:
-        """Takes or renews the Lease; False if it is another's."""
+        """Takes or renews the Lease. Returns False if another replica holds it."""
         began = self._clock()
         lease = self._kube.lease(self._settings.namespace, self._settings.name)
         if lease is not None and not self._free(lease.get("spec") or {}, began):
@@ -122,17 +123,18 @@ class Lease:
         return True
 
     def _free(self, spec: Mapping[str, Any], now: float) -> bool:
-        """Whether it is ours, nobody's, or was not renewed for its whole length while we looked.
+        """Whether this replica may take the Lease: it is ours, has no holder, or has expired.
 
-        Only our own clock is asked, so clocks of other machines may be wrong.
+        It has expired if its values did not change for its whole duration by our own clock, so
+        the clocks of other machines may be wrong.
         """
         holder, renewed = spec.get("holderIdentity") or "", str(spec.get("renewTime") or "")
         if holder in ("", self._identity):
             return True
-        if self._seen != (holder, renewed):
-            self._seen, self._seen_at = (holder, renewed), now
+        if self._observed != (holder, renewed):
+            self._observed, self._observed_at = (holder, renewed), now
         length = spec.get("leaseDurationSeconds") or self._settings.duration_seconds
-        return now - self._seen_at > length
+        return now - self._observed_at > length
 
     def _record(self, lease: Mapping[str, Any] | None, holder: str) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

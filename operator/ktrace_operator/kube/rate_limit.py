@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how fast the operator writes, over all snapshots together."""
+"""Limits the operator's rate of writes, over all snapshots."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Gives `rate` tokens a second, at most `burst` at once. Safe for threads.
+    """Issues `rate` tokens per second and up to `burst` at once. Safe for threads.
 
-    A taker is told how long to wait and its token is counted at once, so that takers are served
-    in the order in which they came.
+    A token is counted when it is reserved, before the wait for it, so that callers are served in
+    the order of their calls.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Seconds to wait before the token that was just taken may be used."""
+        """Reserves a token. Returns the seconds to wait before using it."""
         with self._lock:
             now = self._clock()
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server's certificate, checked as Go's clients check it.
+"""Verifies the API server's certificate as strictly as Go clients do.
 
-Since Python 3.13 a default context also refuses certificates that break RFC 5280 in form, such as
-those of a cluster CA from before 2020, which lack the authority key identifier. kubectl and the
-kubelet take them, and who signed them, for which name and until when is checked all the same.
+Since Python 3.13, default contexts also reject certificates that violate the format of RFC 5280,
+such as those of a cluster CA from before 2020 without an authority key identifier. kubectl and the
+kubelet accept them. Issuer, host name and validity period are still verified.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def _as_go(context: ssl.SSLContext) -> ssl.SSLContext:
 
 
 def open_client(configuration: kubernetes_client.Configuration) -> kubernetes_client.ApiClient:
-    """A client of `kubernetes`, which takes no context of ours by itself."""
+    """A client of `kubernetes` with our TLS context, for which its configuration has no field."""
     client = kubernetes_client.ApiClient(configuration)
     if configuration.verify_ssl and configuration.host.startswith("https"):
         context = _as_go(ssl.create_default_context(cafile=configuration.ssl_ca_cert))
@@ -35,7 +35,7 @@ class _Connection(kopf.ConnectionInfo):
 
 
 def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    """kopf's credentials: those that `kubernetes` finds."""
+    """Login handler of kopf: the credentials that `kubernetes` finds, with our TLS context."""
     found = kopf.login_via_client(**arguments)
     if found is None:
         return None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the API server: timeouts, pace, what an answer means. kube.py has their meaning.
+"""HTTP requests to the API server: timeouts, rate limit, error classes. client.py builds them.
 
-`kubernetes` gives connections and credentials (kubeconfig, service account, token rotation);
-objects stay the JSON that they are: its generated models cost memory and drop what they do not
-know.
+`kubernetes` provides connections and credentials (kubeconfig, service account, token rotation).
+Objects stay plain JSON, because its generated models cost memory and drop unknown fields.
 """
 
 import http
@@ -36,14 +35,17 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-"""Accept header: the API server leaves everything but the metadata out."""
+"""Accept header with which the API server returns the metadata only."""
 METADATA_LIST = METADATA_ONLY.replace("PartialObjectMetadata", "PartialObjectMetadataList")
 
 READ_SECONDS = 30.0
 
 
 def connect(pool: int) -> kubernetes_client.ApiClient:
-    """A client by service account or else by kubeconfig; UsageError where there is neither."""
+    """A client that uses the service account, or else the kubeconfig.
+
+    Raises UsageError if there is neither.
+    """
     configuration = kubernetes_client.Configuration()
     try:
         kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
@@ -52,13 +54,13 @@ def connect(pool: int) -> kubernetes_client.ApiClient:
     except kubernetes_config.ConfigException:
         try:
             kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
-                # Its own default is what the variable was when the library was imported.
+                # The library's default is the variable's value at import time.
                 os.environ.get("KUBECONFIG"),
                 client_configuration=configuration,
             )
         except (kubernetes_config.ConfigException, OSError) as error:
             raise UsageError(
-                f"no cluster: neither a service account nor a kubeconfig can be used ({error})"
+                f"no cluster: found neither a service account nor a usable kubeconfig ({error})"
             ) from error
     configuration.connection_pool_maxsize = pool
     configuration.retries = False
@@ -66,7 +68,7 @@ def connect(pool: int) -> kubernetes_client.ApiClient:
 
 
 class Transport:
-    """One request at a time for each thread; errors are those of errors.py."""
+    """Sends requests, one at a time per thread. Raises the subclasses of ApiError."""
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class Transport:
         bucket: TokenBucket,
         may_write: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
-        """may_write(seconds) raises LeaseLost where a write of that length is not safe."""
+        """may_write(seconds) must raise Unavailable if a write of that many seconds is not safe."""
         self._client, self._bucket, self._may_write = client, bucket, may_write
 
     def read(
@@ -84,13 +86,13 @@ class Transport:
         accept: str = JSON,
         timeout: float = READ_SECONDS,
     ) -> dict[str, Any]:
-        """GET."""
+        """Sends a GET request."""
         return self._send("GET", path, query=query, accept=accept, timeout=timeout)
 
     def write(
         self, method: str, path: str, body: object, content_type: str = JSON
     ) -> dict[str, Any]:
-        """POST, PUT, PATCH or DELETE, paced, and only while this replica leads."""
+        """Sends POST, PUT, PATCH or DELETE, rate limited and only while this replica leads."""
         self._bucket.take()
         self._may_write(LONGEST_WRITE_SECONDS)
         return self.write_unfenced(method, path, body, content_type)
@@ -98,10 +100,8 @@ class Transport:
     def write_unfenced(
         self, method: str, path: str, body: object, content_type: str = JSON
     ) -> dict[str, Any]:
-        """As write(), but at once and whoever leads: for the Lease itself."""
-        return self._send(
-            method, path, body=body, content_type=content_type, timeout=WRITE_SECONDS
-        )
+        """Like write(), but without rate limit and fence: for the Lease itself."""
+        return self._send(method, path, body=body, content_type=content_type, timeout=WRITE_SECONDS)
 
     def _send(
         self,
@@ -128,7 +128,7 @@ class Transport:
                     *request, _request_timeout=(CONNECT_SECONDS, timeout)
                 )
                 content = answer.read() or b"{}"  # type: ignore[no-untyped-call]
-            except kubernetes_client.ApiException as error:  # what it makes of a fault of TLS
+            except kubernetes_client.ApiException as error:  # the library's form of a TLS error
                 metrics.requests.labels("<error>", method).inc()
                 raise Unavailable(f"{method} {path}: {error.reason}") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -140,14 +140,13 @@ class Transport:
         raise _refusal(answer.status, content, answer.headers, method, path, content_type)
 
 
-
 def _object(content: bytes, what: str) -> object:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise Unavailable(f"{what}: the answer is no JSON") from error
+        raise Unavailable(f"{what}: the response is not JSON") from error
     if not isinstance(found, dict):
-        raise Unavailable(f"{what}: the answer is no object")
+        raise Unavailable(f"{what}: the response is not a JSON object")
     return found
 
 
@@ -159,7 +158,7 @@ def _refusal(
     path: str,
     content_type: str,
 ) -> ApiError:
-    """What an error answer (a metav1.Status) means; `content_type` is that of the request."""
+    """The error for an error response (a metav1.Status). `content_type` is the request's."""
     try:
         answer = json.loads(content)
         message, reason = str(answer["message"]), str(answer.get("reason", ""))
@@ -178,9 +177,9 @@ def _kind(status: int, reason: str, method: str, content_type: str) -> type[ApiE
     if status == 409:
         return AlreadyExists if reason == "AlreadyExists" else Conflict
     if status == 422 and content_type == JSON_PATCH:
-        return Conflict  # a test did not hold; any other patch that is not valid never will be
+        return Conflict  # a test operation failed; for other requests, 422 is permanent
     if status == 403 and reason == "" and method == "GET":
-        return Unavailable  # a proxy in between: an API server says why
+        return Unavailable  # from a proxy: an API server always gives a reason
     exact: dict[int, type[ApiError]] = {404: NotFound, 410: Expired, 429: Throttled}
     if status in exact:
         return exact[status]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do next for a snapshot: no memory, no I/O."""
+"""Decides what to do next for a snapshot. Pure functions: no memory, no I/O."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the frozen list of nodes to the end of the last one."""
+"""Plans from the fixed node list to the end of the last node."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,35 +12,27 @@ from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_api.status import NodeResult
 from ktrace_operator.objects import AgentPod
 from ktrace_operator.plan import conditions
+from ktrace_operator.plan.actions import RESYNC, RETRY, Plan, abandon
 from ktrace_operator.plan.agent_pod import assignment, manifest
 from ktrace_operator.plan.agent_state import Ended, Going, observe
 from ktrace_operator.plan.outputs import choose_output, status_path
 from ktrace_operator.plan.results import count_verdicts, roll_up
 from ktrace_operator.plan.targets import Refusal, skipped
-from ktrace_operator.plan.world import (
-    RESYNC,
-    RETRY,
-    Plan,
-    World,
-    abandon,
-    case_of,
-    own_pods,
-    stopping,
-)
+from ktrace_operator.plan.world import World, case_of, own_pods, stopping
 from ktrace_operator.settings import Settings
 
 CREATE_AT_ONCE = 100
-"""Pods that are created between two looks at the world."""
+"""Maximum pods created per plan."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """One node: its entry as it was read, its agent's pod, what that pod says."""
+class _NodeState:
+    """One node: its entry as read, its agent pod, and the state of that agent."""
 
     entry: NodeResult
     pod: AgentPod | None
-    seen: Going | Ended | None
-    """None where the entry is final or there is no pod."""
+    agent: Going | Ended | None
+    """None if the entry is final or there is no pod."""
 
     @property
     def waits(self) -> bool:
@@ -48,50 +40,50 @@ class _Look:
         return self.pod is None and self.entry.outcome is Outcome.PENDING
 
     @property
-    def takes_a_place(self) -> bool:
-        """Whether its agent counts among those at once.
+    def takes_a_slot(self) -> bool:
+        """Whether its agent counts towards `parallelism`.
 
-        One that was given up may still start: it counts until that is in the status, for only
-        then its pod is deleted.
+        An agent that was given up may still start, because its pod is deleted only after the
+        status has been written. So it counts until then.
         """
-        if self.pod is None or self.seen is None:
+        if self.pod is None or self.agent is None:
             return False
         over = self.pod.over or self.pod.phase_ended or self.pod.deleting is not None
-        return isinstance(self.seen, Going) or not over
+        return isinstance(self.agent, Going) or not over
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    """The nodes that wait for an agent, as a queue."""
+class _Queue:
+    """The nodes that wait for an agent."""
 
     free: int
     """Agents that may be started now."""
     since: datetime
-    """When the last place became free: patience with the nodes whose turn it is counts from then.
+    """When the last slot became free. Waiting times count from here.
 
-    With the start of the snapshot instead, later waves would have none. A node that was skipped
-    freed no place: else 1,000 nodes that are all busy would take 1,000 times the limit. It is
-    an agent's own clock that says when it ended, up to an hour off (results.py).
+    Counted from the snapshot's start, later waves would time out at once. A skipped node frees no
+    slot; otherwise 1,000 busy nodes would take 1,000 times the limit. The time is the end that an
+    agent reported by its own clock, which may be wrong by up to an hour (results.py).
     """
     turn: frozenset[str]
-    """Those that a place is free for."""
+    """Nodes that have a free slot."""
 
 
 def advance(world: World, settings: Settings, now: datetime) -> Plan:
-    """The next actions, and every entry as it is now."""
+    """The next actions and the current entry of every node."""
     snapshot, before = world.snapshot, world.snapshot.status
-    looks = _looks(world, settings, now)
-    entries = [_entry(world, look, now) for look in looks]
-    line = _line(world, looks, entries, settings)
+    states = _states(world, settings, now)
+    entries = [_entry(world, state, now) for state in states]
+    queue = _queue(world, states, entries, settings)
     entries = [
-        _waiting(world, entry, line, settings, now) if look.waits else entry
-        for look, entry in zip(looks, entries, strict=True)
+        _waiting(world, entry, queue, settings, now) if state.waits else entry
+        for state, entry in zip(states, entries, strict=True)
     ]
-    ended = [look.seen for look in looks if isinstance(look.seen, Ended)]
-    going = [look.seen for look in looks if isinstance(look.seen, Going)]
+    ended = [state.agent for state in states if isinstance(state.agent, Ended)]
+    going = [state.agent for state in states if isinstance(state.agent, Going)]
     results = [one.result for one in ended if one.result is not None]
-    create = _creations(world, looks, entries, line.free, settings)
-    vanished = any(look.pod is None and look.entry.outcome is Outcome.RUNNING for look in looks)
+    create = _creations(world, states, entries, queue.free, settings)
+    vanished = any(one.pod is None and one.entry.outcome is Outcome.RUNNING for one in states)
     status = conditions.progress(
         before.model_copy(
             update={
@@ -105,17 +97,17 @@ def advance(world: World, settings: Settings, now: datetime) -> Plan:
         now=now,
     )
     without_pod = [
-        (look, entry)
-        for look, entry in zip(looks, entries, strict=True)
-        if look.pod is None and not look.entry.final
+        (state, entry)
+        for state, entry in zip(states, entries, strict=True)
+        if state.pod is None and not state.entry.final
     ]
     waits = any(entry.outcome is Outcome.PENDING for _, entry in without_pod)
-    given_up = any(entry is not look.entry for look, entry in without_pod) or any(
-        isinstance(look.seen, Ended) and look.pod is not None and not look.pod.over
-        for look in looks
+    given_up = any(entry is not state.entry for state, entry in without_pod) or any(
+        isinstance(state.agent, Ended) and state.pod is not None and not state.pod.over
+        for state in states
     )
     leftovers = abandon([pod for pod in world.pods if pod.snapshot_uid != snapshot.metadata.uid])
-    release, delete = _let_go(looks)
+    release, delete = _removals(states)
     return Plan(
         status=status,
         create=tuple(create),
@@ -126,30 +118,30 @@ def advance(world: World, settings: Settings, now: datetime) -> Plan:
     )
 
 
-def _looks(world: World, settings: Settings, now: datetime) -> list[_Look]:
+def _states(world: World, settings: Settings, now: datetime) -> list[_NodeState]:
     pods = own_pods(world)
-    looks = []
+    states = []
     for entry in world.snapshot.status.results:
         pod = pods.get(entry.node)
-        seen = None
+        agent = None
         if pod is not None and not entry.final:
-            seen = observe(case_of(world, entry, pod, settings.limits, now))
-        looks.append(_Look(entry, pod, seen))
-    return looks
+            agent = observe(case_of(world, entry, pod, settings.limits, now))
+        states.append(_NodeState(entry, pod, agent))
+    return states
 
 
-def _entry(world: World, look: _Look, now: datetime) -> NodeResult:
-    """The entry as its agent left it. One that is final never changes."""
-    entry = look.entry
+def _entry(world: World, state: _NodeState, now: datetime) -> NodeResult:
+    """The entry with the agent's state. A final entry never changes."""
+    entry = state.entry
     if entry.final:
         return entry
-    if isinstance(look.seen, Ended):
-        return look.seen.entry
-    if isinstance(look.seen, Going):
-        # What a late cache shows never takes a node back to Pending.
+    if isinstance(state.agent, Ended):
+        return state.agent.entry
+    if isinstance(state.agent, Going):
+        # A late cache must not set a running node back to Pending.
         if entry.outcome is Outcome.RUNNING:
             return entry
-        update = {"outcome": look.seen.outcome, "started_at": look.seen.started}
+        update = {"outcome": state.agent.outcome, "started_at": state.agent.started}
         return entry.model_copy(update=update)
     if entry.outcome is Outcome.RUNNING:
         return _vanished(world, entry, now) if world.fresh else entry
@@ -157,68 +149,68 @@ def _entry(world: World, look: _Look, now: datetime) -> NodeResult:
 
 
 def _vanished(world: World, entry: NodeResult, now: datetime) -> NodeResult:
-    """The agent ran, and its pod went away in spite of our finalizer."""
+    """The entry of a node whose agent ran and whose pod is gone in spite of the finalizer."""
     gone = entry.node in world.nodes and world.nodes[entry.node] is None
     return entry.model_copy(
         update={
             "outcome": Outcome.FAILED,
             "reason": NodeReason.NODE_LOST if gone else NodeReason.POD_DELETED,
-            "message": "the agent's pod is gone, and its result with it",
+            "message": "the agent's pod was removed before its result was read",
             "ended_at": now,
         }
     )
 
 
-def _line(
-    world: World, looks: Sequence[_Look], entries: Sequence[NodeResult], settings: Settings
-) -> _Line:
+def _queue(
+    world: World, states: Sequence[_NodeState], entries: Sequence[NodeResult], settings: Settings
+) -> _Queue:
     snapshot = world.snapshot
     assert snapshot.status.start_time is not None
     limits = (snapshot.spec.nodes.parallelism, settings.limits.parallelism)
-    limit = min((one for one in limits if one), default=len(looks))
-    free = max(0, limit - sum(look.takes_a_place for look in looks))
+    limit = min((one for one in limits if one), default=len(states))
+    free = max(0, limit - sum(state.takes_a_slot for state in states))
     ends = [
         one.ended_at
         for one in entries
         if one.ended_at is not None and one.outcome is not Outcome.SKIPPED
     ]
-    waiting = [look.entry.node for look in looks if look.waits]
-    return _Line(free, max([snapshot.status.start_time, *ends]), frozenset(waiting[:free]))
+    waiting = [state.entry.node for state in states if state.waits]
+    return _Queue(free, max([snapshot.status.start_time, *ends]), frozenset(waiting[:free]))
 
 
 def _waiting(
-    world: World, entry: NodeResult, line: _Line, settings: Settings, now: datetime
+    world: World, entry: NodeResult, queue: _Queue, settings: Settings, now: datetime
 ) -> NodeResult:
-    """The entry of a node without an agent: it waits on, or it is skipped."""
-    why = _never(world, entry.node, line, settings, now)
+    """The entry of a node without an agent: unchanged while it waits, else Skipped."""
+    why = _never(world, entry.node, queue, settings, now)
     return skipped(entry.node, *why, now) if why else entry
 
 
 def _never(
-    world: World, node: str, line: _Line, settings: Settings, now: datetime
+    world: World, node: str, queue: _Queue, settings: Settings, now: datetime
 ) -> tuple[NodeReason, str] | None:
-    """Why no agent will be started on a node that has none; None: one will."""
+    """Why the operator stops waiting to start an agent on a node; None: it still waits."""
     snapshot = world.snapshot
     if stopping(snapshot):
         return NodeReason.CANCELED, "stopped before the agent started"
     if _output(snapshot, settings) is None:
-        return NodeReason.CANCELED, "the administrator changed where bundles may go"
+        return NodeReason.CANCELED, "the chart's output settings changed after the start"
     by_pods = snapshot.spec.nodes.pods is not None
     if by_pods and world.fresh and not world.target_pods.get(node):
-        return NodeReason.POD_DELETED, "no pod that spec.nodes.pods matches is left on this node"
-    return _waited_too_long(world, node, line, settings, now)
+        return NodeReason.POD_DELETED, "no pod on this node matches spec.nodes.pods any more"
+    return _waited_too_long(world, node, queue, settings, now)
 
 
 def _waited_too_long(
-    world: World, node: str, line: _Line, settings: Settings, now: datetime
+    world: World, node: str, queue: _Queue, settings: Settings, now: datetime
 ) -> tuple[NodeReason, str] | None:
-    limits, waited = settings.limits, now - line.since
+    limits, waited = settings.limits, now - queue.since
     busy_limit = timedelta(seconds=limits.busy_seconds)
     other = world.busy.get(node_hash(node))
-    if other is not None and node in line.turn and waited >= busy_limit:
-        return NodeReason.NODE_BUSY, f"the agent of snapshot {other} is still on this node"
+    if other is not None and node in queue.turn and waited >= busy_limit:
+        return NodeReason.NODE_BUSY, f"the agent of snapshot {other} still runs on this node"
     denial = world.denied.get(node)
-    if denial is not None:  # it was tried, so it was its turn
+    if denial is not None:  # a creation was tried, so the node had a slot
         limit = busy_limit if denial.passing else timedelta(seconds=limits.start_seconds)
         if waited >= limit:
             return NodeReason.UNSCHEDULABLE, denial.message
@@ -227,20 +219,20 @@ def _waited_too_long(
 
 def _creations(
     world: World,
-    looks: Sequence[_Look],
+    states: Sequence[_NodeState],
     entries: Sequence[NodeResult],
     free: int,
     settings: Settings,
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Pods to create now, `free` at most."""
+    """Nodes and Pod objects to create now, up to `free`."""
     snapshot = world.snapshot
     output = _output(snapshot, settings)
     if output is None:
         return []
     waiting = [
         entry.node
-        for look, entry in zip(looks, entries, strict=True)
-        if look.pod is None
+        for state, entry in zip(states, entries, strict=True)
+        if state.pod is None
         and entry.outcome is Outcome.PENDING
         and node_hash(entry.node) not in world.busy
         and entry.node not in world.denied
@@ -254,22 +246,22 @@ def _creations(
 
 
 def _output(snapshot: TraceSnapshot, settings: Settings) -> Output | None:
-    """The output, while it is the one that status.path promises."""
+    """The output; None if it no longer matches status.path."""
     output = choose_output(snapshot.spec, settings.output)
     if isinstance(output, Refusal):
         return None
     return output if status_path(output, snapshot.metadata) == snapshot.status.path else None
 
 
-def _let_go(looks: Sequence[_Look]) -> tuple[list[AgentPod], list[AgentPod]]:
-    """Pods to release and to delete: those whose result is stored, and those that are to end."""
+def _removals(states: Sequence[_NodeState]) -> tuple[list[AgentPod], list[AgentPod]]:
+    """Pods to release (their result is stored) and pods to delete (stored, or to be ended)."""
     release, delete = [], []
-    for look in looks:
-        if look.pod is None:
+    for state in states:
+        if state.pod is None:
             continue
-        to_end = isinstance(look.seen, Going) and look.seen.end
-        if look.entry.final and look.pod.held:
-            release.append(look.pod)
-        if (look.entry.final or to_end) and look.pod.deleting is None:
-            delete.append(look.pod)
+        to_end = isinstance(state.agent, Going) and state.agent.end
+        if state.entry.final and state.pod.held:
+            release.append(state.pod)
+        if (state.entry.final or to_end) and state.pod.deleting is None:
+            delete.append(state.pod)
     return release, delete

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod of one agent.
 
-Nothing in it comes from the snapshot's author but what its schema bounds: no image, command, host
-path, capability or toleration.
+The snapshot's author controls only values that the schema bounds: no image, command, host path,
+capability or toleration.
 """
 
 from datetime import timedelta
@@ -39,17 +39,17 @@ from ktrace_operator.settings import Limits, Settings
 
 HOST_ROOT = "/host"
 HOST_FOLDERS = {"run": "/run", "log": "/var/log", "kubelet": "/var/lib/kubelet"}
-"""Read-only; where a node keeps its runtime's socket and the names of its pods."""
+"""Mounted read-only: the container runtime's socket and the names of pods are below them."""
 WORK_DIR = "/var/lib/ktrace/work"
 VOLUME_DIR = "/var/lib/ktrace/volume"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-"""Keys of a credentials Secret that reach an agent."""
+"""Keys of a credentials Secret that are passed to an agent."""
 
 MARGIN = timedelta(seconds=30)
-"""Between clocks of different machines, and between an end and its being written down."""
+"""Allowance for clock differences, and for the delay until an end shows in the API server."""
 _SEAL = timedelta(seconds=60)
 _ROWS_PER_SECOND = 50_000
-"""Rows that even a slow node seals in a second."""
+"""Rows per second that a slow node can seal."""
 _RECORD_BYTES = 1024
 _CRI: dict[str, Literal["auto", "true", "false"]] = {
     "Auto": "auto",
@@ -59,12 +59,12 @@ _CRI: dict[str, Literal["auto", "true", "false"]] = {
 
 
 def pod_name(snapshot: str, uid: str, node: str) -> str:
-    """The one name that this node's agent can have, so that there is never a second."""
+    """The only name that this node's agent can have, so that a second one cannot be created."""
     return f"{snapshot[:40].rstrip('-.')}-{uid8(uid)}-{node_hash(node)}"
 
 
 def run_limit(spec: SnapshotSpec, limits: Limits) -> timedelta:
-    """How long an agent may run: it records, seals and delivers."""
+    """Maximum run time of an agent: recording, sealing and delivery."""
     sealing = _SEAL + timedelta(seconds=spec.capture.max_events / _ROWS_PER_SECOND)
     return spec.duration + sealing + timedelta(seconds=limits.upload_seconds)
 
@@ -160,7 +160,7 @@ def manifest(
 
 
 def _active_deadline(spec: SnapshotSpec, limits: Limits) -> int:
-    """The kubelet's own backstop, beyond every limit that the operator keeps."""
+    """The kubelet's own limit in seconds, longer than every limit that the operator enforces."""
     whole = timedelta(seconds=limits.start_seconds) + run_limit(spec, limits) + MARGIN
     return int(whole.total_seconds())
 
@@ -212,10 +212,10 @@ def _container(output: Output, work: Assignment, settings: Settings) -> dict[str
 
 
 def _credentials(output: Output) -> list[dict[str, Any]]:
-    """Keys of the Secret by name, as variables; what is missing the agent finds out.
+    """Environment variables from named keys of the Secret. The agent reports missing keys.
 
-    Never the whole Secret: its owner is no administrator, and LD_PRELOAD in a privileged
-    container is a program of theirs with the node's rights.
+    Never the whole Secret: a key LD_PRELOAD in a privileged container would let the Secret's
+    owner, who is not an administrator, run a program with the node's rights.
     """
     if output.s3 is None or not output.s3.credentials_secret:
         return []
@@ -231,7 +231,7 @@ def _credentials(output: Output) -> list[dict[str, Any]]:
 
 def _volumes(spec: SnapshotSpec, output: Output) -> list[dict[str, Any]]:
     capture = spec.capture
-    # Rows, the same rows as Parquet, the archive of both, and the spool of records.
+    # The rows, the same rows as Parquet, the archive of both, and the spool of raw records.
     size = 3 * capture.max_bytes + capture.max_events * _RECORD_BYTES + 256 * MIB
     volumes: list[dict[str, Any]] = [
         {"name": name, "hostPath": {"path": path, "type": "Directory"}}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pod of one agent says about its node: it goes on, or it has come to this end.
+"""The state of one agent, derived from its pod: still going, or ended with a result or a reason.
 
-Nothing is remembered: the same pod at the same time gives the same answer in every process.
-Deadlines count from times of the API server; only `now` is this process's own, and what a node's
-clock says of a container's start is held to what can be true (Case.started).
+A pure function: the same pod at the same time gives the same state in every process. Deadlines
+count from times set by the API server. Only `now` is this process's clock, and the start time that
+a node reports is limited to plausible values (Case.started).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ktrace_operator.plan.agent_pod import MARGIN
 from ktrace_operator.plan.results import entry, read_result
 
 IMAGE_LIMIT = timedelta(seconds=40)
-"""The kubelet has tried a pull three times by then."""
+"""Time in which the kubelet tries to pull an image three times."""
 _IMAGE_REASONS = frozenset(
     {
         "ErrImagePull",
@@ -32,32 +32,32 @@ _IMAGE_REASONS = frozenset(
 _EVICTIONS = frozenset({"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown"})
 _REFUSALS = frozenset({"NodeAffinity", "UnexpectedAdmissionError", "AdmissionRefused"})
 _NEVER = 1970
-"""Year in which, or before which, a container that never ran has "started"."""
+"""Latest year of the start time that runtimes report for a container that never ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One agent's pod, and what else is known."""
+    """Everything that decides the state of one agent."""
 
     pod: AgentPod
     node: str
     start_limit: timedelta
     run_limit: timedelta
     stop: bool
-    """Whether the snapshot is to end now."""
+    """Whether the snapshot must end now."""
     now: datetime
     host: Node | None = None
-    asked: bool = False
-    """Whether `host` was looked up: then None means that the node is gone."""
+    host_read: bool = False
+    """Whether `host` was read. If so, None means that the node was deleted."""
 
     @property
     def gone(self) -> bool:
-        return self.asked and self.host is None
+        return self.host_read and self.host is None
 
     @property
     def lost(self) -> bool:
-        """Whether the node is known to be gone or not ready."""
-        return self.asked and (self.host is None or not self.host.ready)
+        """Whether the node is known to be deleted or not ready."""
+        return self.host_read and (self.host is None or not self.host.ready)
 
     @property
     def must_run_by(self) -> datetime:
@@ -65,20 +65,20 @@ class Case:
 
     @property
     def started(self) -> datetime | None:
-        """When the container began; None: it never did, or nothing says when.
+        """When the container started; None: it did not, or the time is unknown.
 
-        The node's clock tells, and it may be wrong by hours or lie. The start was after the pod's
-        creation, and now at the latest. One after the start limit counts as at that limit, so
-        that no clock moves the end by more.
+        The node reports it by its own clock, which may be wrong by hours or forged. The value is
+        limited to the time from the pod's creation to now, and to the start limit, so that a wrong
+        clock cannot move the deadline further.
         """
-        told = self._told_start
-        if told is None:
+        reported = self._reported_start
+        if reported is None:
             return None
-        # Compared before anything is added: no sum can leave what a datetime holds.
-        return min(max(told, self.pod.created), self.must_run_by, self.now)
+        # Compared before anything is added, so that no sum can overflow a datetime.
+        return min(max(reported, self.pod.created), self.must_run_by, self.now)
 
     @property
-    def _told_start(self) -> datetime | None:
+    def _reported_start(self) -> datetime | None:
         container = self.pod.container
         if isinstance(container, Running):
             return container.since
@@ -93,26 +93,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """The end is not there yet."""
+    """The agent has not ended."""
 
     outcome: Outcome
     wake: datetime
-    """When to look again, though nothing happens."""
+    """Time of the next plan if no event comes before."""
     started: datetime | None = None
     end: bool = False
-    """The pod is to be deleted now: SIGTERM, so that the agent seals and delivers what it has."""
+    """Whether to delete the pod now: on SIGTERM the agent seals and delivers its events so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The node's final entry, and the agent's result where there is a good one."""
+    """The node's final entry, and the agent's result if it is valid."""
 
     entry: NodeResult
     result: AgentResult | None = None
 
 
 def in_doubt(case: Case) -> bool:
-    """Whether the answer depends on the node itself: then it is to be looked up."""
+    """Whether the state depends on the node object, which must then be read."""
     pod = case.pod
     if isinstance(pod.container, Terminated):
         return False
@@ -125,12 +125,12 @@ def in_doubt(case: Case) -> bool:
 
 
 def observe(case: Case) -> Going | Ended:
-    """How it stands with the agent."""
+    """The state of the agent."""
     pod = case.pod
     if isinstance(pod.container, Terminated):
         return _terminated(case, pod.container)
     if case.gone:
-        return _end(case, NodeReason.NODE_LOST, "the node is gone")
+        return _end(case, NodeReason.NODE_LOST, "the node was deleted")
     if pod.phase_ended:
         return _phase_ended(case)
     if pod.deleting is not None:
@@ -141,7 +141,7 @@ def observe(case: Case) -> Going | Ended:
 
 
 def _terminated(case: Case, state: Terminated) -> Ended:
-    """The container is no more: its message decides, whatever happened to the pod."""
+    """The container has terminated. A valid result decides, whatever happened to the pod."""
     bad = ""
     if state.message:
         try:
@@ -150,18 +150,18 @@ def _terminated(case: Case, state: Terminated) -> Ended:
         except BadResult as error:
             bad = text_of(str(error))
     if state.reason == "OOMKilled":
-        return _end(case, NodeReason.OOM_KILLED, "the agent used more memory than it may")
+        return _end(case, NodeReason.OOM_KILLED, "the agent exceeded its memory limit")
     return (
         _by_kubelet(case) or _by_exit(case, state, bad) or _by_deletion(case) or _crash(case, state)
     )
 
 
 def _by_exit(case: Case, state: Terminated, bad: str) -> Ended | None:
-    """An end that breaks the contract; `bad` is what is wrong with the message."""
+    """An end that breaks the protocol. `bad` is the fault of the message, or empty."""
     if bad:
-        return _end(case, NodeReason.PROTOCOL_ERROR, f"its result cannot be used: {bad}")
+        return _end(case, NodeReason.PROTOCOL_ERROR, f"invalid agent result: {bad}")
     if state.exit_code == 0:
-        return _end(case, NodeReason.PROTOCOL_ERROR, "the agent ended without a result")
+        return _end(case, NodeReason.PROTOCOL_ERROR, "the agent exited without a result")
     if state.reason in ("StartError", "ContainerCannotRun"):
         return _end(case, NodeReason.IMAGE_ERROR, f"{state.reason}: the agent could not start")
     return None
@@ -171,17 +171,18 @@ def _crash(case: Case, state: Terminated) -> Ended:
     detail = f"exit status {state.exit_code}"
     if state.reason not in ("", "Error"):
         detail = f"{state.reason}, {detail}"
-    text = f"the agent ended without a result: {detail}"
+    text = f"the agent exited without a result: {detail}"
     return _end(case, NodeReason.AGENT_ERROR, text)
 
 
 def _by_kubelet(case: Case) -> Ended | None:
-    """An end that the kubelet (or the pod garbage collector) wrote down."""
-    reason, message = case.pod.reason, case.pod.message or "no more is said"
+    """An end that the kubelet or the pod garbage collector recorded in the pod's status."""
+    reason, message = case.pod.reason, case.pod.message or "no details reported"
     if reason in _EVICTIONS:
         return _end(case, NodeReason.EVICTED, f"{reason}: {message}")
     if reason == "DeadlineExceeded":
-        return _end(case, NodeReason.DEADLINE_EXCEEDED, "the pod was active for too long")
+        text = "the pod exceeded its activeDeadlineSeconds"
+        return _end(case, NodeReason.DEADLINE_EXCEEDED, text)
     if reason == "NodeLost":
         return _end(case, NodeReason.NODE_LOST, message)
     if reason.startswith("OutOf") or reason in _REFUSALS:
@@ -190,19 +191,19 @@ def _by_kubelet(case: Case) -> Ended | None:
 
 
 def _by_deletion(case: Case) -> Ended | None:
-    """The end of a pod that was deleted: by us at a stop or a deadline, or by somebody else."""
+    """The end of a deleted pod: by the operator at a stop or deadline, or by another client."""
     if case.pod.deleting is None:
         return None
     if case.stop:
-        return _end(case, NodeReason.CANCELED, "stopped before there was a result")
+        return _end(case, NodeReason.CANCELED, "stopped before the agent had a result")
     ran = isinstance(case.pod.container, Running | Terminated)
     if ran and case.now >= case.must_end_by:
-        return _end(case, NodeReason.DEADLINE_EXCEEDED, "the agent did not end in time")
+        return _end(case, NodeReason.DEADLINE_EXCEEDED, "the agent did not finish in time")
     return _end(case, NodeReason.POD_DELETED, "the agent's pod was deleted")
 
 
 def _phase_ended(case: Case) -> Going | Ended:
-    """The pod is said to have ended, the container is not."""
+    """The pod's phase has ended, but its container is not reported as terminated."""
     if isinstance(case.pod.container, Running):
         last = max(case.must_end_by, case.pod.deleting or case.must_end_by) + MARGIN
         if case.now < last and not case.lost:
@@ -212,14 +213,14 @@ def _phase_ended(case: Case) -> Going | Ended:
         return by_kubelet
     if case.lost:
         return _end(case, NodeReason.NODE_LOST, _not_ready(case))
-    text = case.pod.message or case.pod.reason or "nothing says why"
+    text = case.pod.message or case.pod.reason or "no reason reported"
     return _by_deletion(case) or _end(
         case, NodeReason.AGENT_ERROR, f"the pod ended without a result: {text}"
     )
 
 
 def _deleting(case: Case, gone_by: datetime) -> Going | Ended:
-    """Deleted, and the kubelet has not said yet that the container is no more."""
+    """The pod is being deleted, and the kubelet has not reported the container's end yet."""
     by_deletion = _by_deletion(case)
     assert by_deletion is not None
     if not case.pod.node_name:
@@ -244,7 +245,7 @@ def _running(case: Case) -> Going | Ended:
 def _starting(case: Case) -> Going | Ended:
     pod = case.pod
     if case.stop:
-        # Deleted first: a pod that is being deleted is never bound or started any more.
+        # Deleted before the entry is final: a pod being deleted is never bound or started.
         return Going(Outcome.PENDING, case.now + MARGIN, end=True)
     waiting = pod.container if isinstance(pod.container, Waiting) else Waiting()
     no_image = waiting.reason in _IMAGE_REASONS
@@ -255,7 +256,7 @@ def _starting(case: Case) -> Going | Ended:
 
 
 def _not_started(case: Case, waiting: Waiting, *, no_image: bool) -> Ended:
-    """The start limit is over."""
+    """The end of a pod that reached the start limit."""
     why = f"{waiting.reason}: {waiting.message}".strip(": ")
     if no_image:
         return _end(case, NodeReason.IMAGE_ERROR, why)
@@ -264,17 +265,18 @@ def _not_started(case: Case, waiting: Waiting, *, no_image: bool) -> Ended:
     if case.pod.unschedulable is not None:
         return _end(case, NodeReason.UNSCHEDULABLE, case.pod.unschedulable)
     seconds = int(case.start_limit.total_seconds())
-    detail = why or "the node does not say why"
+    detail = why or "no reason reported"
     return _end(case, NodeReason.START_TIMEOUT, f"not started within {seconds} s: {detail}")
 
 
 def _not_ready(case: Case) -> str:
-    because = case.host.not_ready_because if case.host else "gone"
-    return f"the node is not ready ({because}); its agent was given up"
+    if case.host is None:
+        return "agent abandoned: the node was deleted"
+    return f"agent abandoned: node NotReady ({case.host.not_ready_because})"
 
 
 def _end(case: Case, reason: NodeReason, message: str) -> Ended:
-    """An end without a result of the agent's own."""
+    """An end without a valid result from the agent."""
     skipped = reason is NodeReason.CANCELED and case.started is None
     return Ended(
         NodeResult(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status of a snapshot: counts, phase and conditions, all from the nodes' entries.
+"""Counts, phase and conditions of a snapshot, derived from the entries of its nodes.
 
-kstatus reads it: `Reconciling` is True until the end, `Stalled` after any end but a good one. So
-`kubectl wait --for=condition=Finished`, Flux and Argo CD agree.
+The conditions follow kstatus: `Reconciling` is True until the end, `Stalled` is True after an end
+without success. So `kubectl wait --for=condition=Finished`, Flux and Argo CD agree.
 """
 
 from collections import Counter
@@ -17,11 +17,11 @@ from ktrace_operator.plan.targets import Refusal
 
 Truth = Literal["True", "False", "Unknown"]
 _NAMED_NODES = 3
-"""Nodes that a message names."""
+"""Maximum nodes that a message names per reason."""
 
 
 class View(NamedTuple):
-    """What all conditions are made of."""
+    """The values from which all conditions are built."""
 
     accepted: Truth
     succeeded: Truth
@@ -33,7 +33,7 @@ class View(NamedTuple):
 def resolving(
     before: SnapshotStatus, message: str, generation: int, now: datetime
 ) -> SnapshotStatus:
-    """Something that the spec names is not there yet."""
+    """The status while an object that the spec names is missing."""
     view = View("Unknown", "Unknown", False, ConditionReason.RESOLVING, message)
     return _with_conditions(before, view, Phase.PENDING, generation, now)
 
@@ -41,7 +41,7 @@ def resolving(
 def refused(
     before: SnapshotStatus, refusal: Refusal, generation: int, now: datetime
 ) -> SnapshotStatus:
-    """Nothing is started, now or ever."""
+    """The final status of a snapshot that is never started."""
     view = View("False", "False", True, refusal.reason, refusal.message)
     phase = Phase.CANCELED if refusal.reason is ConditionReason.CANCELED else Phase.FAILED
     ended = before.model_copy(update={"completion_time": before.completion_time or now})
@@ -56,12 +56,13 @@ def progress(
     generation: int,
     now: datetime,
 ) -> SnapshotStatus:
-    """The status with these entries: running, or, where all are final, ended."""
+    """The status with these entries: ended if all are final, else running."""
     counts = count(results)
     status = before.model_copy(update={"results": tuple(results), "nodes": counts})
     if not all(one.final for one in results):
-        started = counts.running or counts.succeeded or counts.failed
-        view = View("True", "Unknown", False, ConditionReason.RUNNING, _ongoing(counts))
+        started = bool(counts.running or counts.succeeded or counts.failed)
+        message = _ongoing(counts.total, started=started)
+        view = View("True", "Unknown", False, ConditionReason.RUNNING, message)
         phase = Phase.RUNNING if started else Phase.PENDING
         return _with_conditions(status, view, phase, generation, now)
     phase, reason = _end(counts, stop=stop)
@@ -94,15 +95,20 @@ def _end(counts: NodeCounts, *, stop: bool) -> tuple[Phase, ConditionReason]:
     return Phase.FAILED, ConditionReason.ALL_FAILED
 
 
-def _ongoing(counts: NodeCounts) -> str:
-    """It changes only with what a reader waits for."""
-    return f"agents of {counts.total} {'node' if counts.total == 1 else 'nodes'} are at work"
+def _ongoing(total: int, *, started: bool) -> str:
+    """It changes together with the phase only, so that it causes no status write of its own."""
+    nodes = _nodes(total)
+    return f"{nodes} recording" if started else f"starting agents on {nodes}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} {'node' if count == 1 else 'nodes'}"
 
 
 def summary(results: Sequence[NodeResult]) -> str:
-    """`2 of 3 nodes delivered; NodeLost: node-c`."""
+    """`2 of 3 nodes delivered a bundle; NodeLost: node-c`."""
     delivered = sum(one.outcome is Outcome.SUCCEEDED for one in results)
-    text = f"{delivered} of {len(results)} {'node' if len(results) == 1 else 'nodes'} delivered"
+    text = f"{delivered} of {_nodes(len(results))} delivered a bundle"
     others: dict[NodeReason | None, list[str]] = {}
     for one in results:
         if one.outcome is not Outcome.SUCCEEDED:
@@ -154,18 +160,18 @@ def _truth(value: bool) -> Truth:
 
 
 def _accepted_message(view: View, message: str) -> str:
-    return "the list of nodes is frozen in status.results" if view.accepted == "True" else message
+    return "node list fixed in status.results" if view.accepted == "True" else message
 
 
 def _condition(before: Condition | None, new: Condition) -> Condition:
-    """The time of the transition changes only with the status."""
+    """The new condition. The transition time changes only with the condition's status."""
     if before is None or before.status != new.status:
         return new
     return new.model_copy(update={"last_transition_time": before.last_transition_time})
 
 
 def observed(status: SnapshotStatus, generation: int) -> SnapshotStatus:
-    """An ended status that has also seen this generation (`stop` came too late to matter)."""
+    """An ended status that also reflects this generation (`stop` was set after the end)."""
     if status.observed_generation == generation:
         return status
     conditions = tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes Events: one for each step of a snapshot, never one for each node."""
+"""Kubernetes Events: one for each step of a snapshot, not one for each node."""
 
 import uuid
 from collections import Counter
@@ -23,11 +23,11 @@ from ktrace_operator.objects import text_of
 from ktrace_operator.plan.conditions import summary
 
 _NOTE_CHARS = 1000
-"""events.k8s.io/v1 takes 1 kB."""
+"""events.k8s.io/v1 accepts 1 kB."""
 
 
 class Step(NamedTuple):
-    """Something that happened to a snapshot."""
+    """One step of a snapshot."""
 
     warning: bool
     reason: str
@@ -35,19 +35,19 @@ class Step(NamedTuple):
 
 
 def steps(before: SnapshotStatus, after: SnapshotStatus, *, gitops_ttl: bool) -> Iterator[Step]:
-    """What happened between two statuses.
+    """The steps between two statuses.
 
-    gitops_ttl: it wants to delete itself at its end, and a GitOps tool owns it.
+    gitops_ttl: `ttlAfterFinished` is set and a GitOps tool owns the snapshot.
     """
     if before.start_time is None and after.start_time is not None:
-        text = f"nodes chosen: {after.nodes.total}, skipped: {after.nodes.skipped}"
+        text = f"nodes selected: {after.nodes.total}, skipped: {after.nodes.skipped}"
         yield Step(warning=False, reason="NodesSelected", note=text)
     if not before.nodes.running and after.nodes.running and not after.finished:
-        yield Step(warning=False, reason="AgentsStarted", note="the first agents run")
+        yield Step(warning=False, reason="AgentsStarted", note="first agents running")
     if after.finished and not before.finished:
         yield from _end(after)
         if gitops_ttl:
-            text = "ttlAfterFinished is ignored: a GitOps tool would make the snapshot again"
+            text = "ttlAfterFinished ignored: a GitOps tool would create the snapshot again"
             yield Step(warning=True, reason="TTLIgnoredGitOps", note=text)
 
 
@@ -68,11 +68,11 @@ def _end(status: SnapshotStatus) -> Iterator[Step]:
             yield Step(
                 warning=True,
                 reason=name,
-                note=f"{reason}: {failed[reason]} of {len(status.results)}",
+                note=f"{reason}: {failed[reason]} of {status.nodes.total} nodes",
             )
     assert status.phase is not None
     good = status.phase in (Phase.COMPLETED, Phase.CANCELED)
-    note = f"{summary(status.results)}; {status.path}"
+    note = f"{summary(status.results)}; bundles in {status.path}"
     yield Step(warning=not good, reason=status.phase.value, note=note)
 
 

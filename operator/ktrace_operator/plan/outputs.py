@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a snapshot's bundles go, and whether its author may send them there."""
+"""Chooses the output of a snapshot and checks that its author may use it."""
 
 import fnmatch
 from dataclasses import dataclass
@@ -14,21 +14,24 @@ from ktrace_operator.settings import OutputSettings, endpoint_allowed
 
 
 def choose_output(spec: SnapshotSpec, settings: OutputSettings) -> Output | Refusal:
-    """The spec's output if it is allowed, or else the administrator's."""
+    """The spec's output if it is allowed; the chart's default if the spec has none."""
     if spec.output is None:
         if settings.default is None:
-            return Refusal(
-                ConditionReason.NO_OUTPUT, "spec.output is not given and there is no default output"
-            )
+            text = "spec.output is not set and the chart has no output.default"
+            return Refusal(ConditionReason.NO_OUTPUT, text)
         return settings.default
     if (s3 := spec.output.s3) is not None:
         if not endpoint_allowed(s3.endpoint, settings.s3.allowed_endpoints):
-            return _denied(f"spec.output.s3.endpoint {s3.endpoint} is not an allowed endpoint")
+            return _not_listed("endpoint", s3.endpoint, "allowedEndpoints")
         if not any(fnmatch.fnmatchcase(s3.bucket, one) for one in settings.s3.allowed_buckets):
-            return _denied(f"spec.output.s3.bucket {s3.bucket} is not an allowed bucket")
+            return _not_listed("bucket", s3.bucket, "allowedBuckets")
     elif not settings.allow_pvc:
-        return _denied("spec.output.pvc is not allowed here")
+        return _denied("spec.output.pvc is not allowed: the chart's output.allowPvc is false")
     return spec.output
+
+
+def _not_listed(field: str, value: str, setting: str) -> Refusal:
+    return _denied(f"spec.output.s3.{field} {value} is not in the chart's output.s3.{setting}")
 
 
 def _denied(message: str) -> Refusal:
@@ -40,19 +43,19 @@ class Missing:
     """An object that an output needs and that is not usable yet."""
 
     reason: ConditionReason
-    """What to refuse with once the patience is over."""
+    """Reason of the refusal once the start limit is reached."""
     message: str
 
 
 def check_output(
     output: Output, secret: Secret | None, claim: Claim | None, nodes: int
 ) -> Missing | None:
-    """What keeps agents on `nodes` nodes from using the output; None: nothing."""
+    """Why agents on `nodes` nodes cannot use the output yet; None if they can."""
     if output.s3 is not None and (name := output.s3.credentials_secret):
         if secret is None:
             return Missing(ConditionReason.CREDENTIALS_UNUSABLE, f"Secret {name} does not exist")
         if not secret.usable:
-            text = f"Secret {name} lacks the label {LABEL_CREDENTIALS}=true"
+            text = f"Secret {name} does not have the label {LABEL_CREDENTIALS}=true"
             return Missing(ConditionReason.CREDENTIALS_UNUSABLE, text)
     if output.pvc is not None:
         problem = _claim_problem(output.pvc.claim_name, claim, nodes)
@@ -68,14 +71,14 @@ def _claim_problem(name: str, claim: Claim | None, nodes: int) -> str | None:
         return f"{what} is {'being deleted' if claim.deleting else 'lost'}"
     modes = ", ".join(claim.access_modes) or "no access mode"
     if nodes > 1 and "ReadWriteMany" not in claim.access_modes:
-        return f"{what} has {modes}; {nodes} nodes need ReadWriteMany"
+        return f"{what} has {modes}; {nodes} nodes require ReadWriteMany"
     if not any(mode.startswith("ReadWrite") for mode in claim.access_modes):
-        return f"{what} has {modes}; it cannot be written to"
+        return f"{what} has {modes}, which is not writable"
     return None
 
 
 def status_path(output: Output, metadata: ObjectMeta) -> str:
-    """`status.path`: the folder of all bundles, with a slash at its end."""
+    """`status.path`: the folder of all bundles, with a trailing slash."""
     folder = snapshot_folder(metadata.namespace, metadata.name, metadata.uid)
     if output.s3 is not None:
         parts = [f"s3://{output.s3.bucket}", output.s3.prefix, folder]

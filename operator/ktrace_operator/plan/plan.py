@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do next for one snapshot, and its whole status, from what the API server holds.
+"""Plans one snapshot: the next actions and the whole status, from objects of the API server alone.
 
-No memory and no I/O: the same world at the same time gives the same plan, so the operator may die
-after any write. Nothing is created before the list of nodes is in the status (the write-ahead
-record), and no pod is let go before its result is: actions follow from the status as it was
-read, never from the one that is about to be written.
+No memory and no I/O: the same world at the same time gives the same plan, so the operator may be
+killed after any write. Actions follow from the status as read, never from the status about to be
+written. So no pod is created before the node list is stored (the write-ahead record), and no pod
+is released before its result is stored.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,13 @@ from ktrace_api.snapshot import TraceSnapshot
 from ktrace_api.status import SnapshotStatus
 from ktrace_operator.objects import AgentPod
 from ktrace_operator.plan import conditions
+from ktrace_operator.plan.actions import RESYNC, Plan, abandon
 from ktrace_operator.plan.advance import advance
 from ktrace_operator.plan.agent_pod import MARGIN
 from ktrace_operator.plan.agent_state import in_doubt
 from ktrace_operator.plan.start import begin
 from ktrace_operator.plan.targets import Refusal
-from ktrace_operator.plan.world import (
-    RESYNC,
-    Plan,
-    World,
-    abandon,
-    case_of,
-    name_of,
-    own_pods,
-    stopping,
-)
+from ktrace_operator.plan.world import World, case_of, name_of, own_pods, stopping
 from ktrace_operator.settings import Settings
 
 GITOPS_ANNOTATIONS = frozenset({"argocd.argoproj.io/tracking-id", "argocd.argoproj.io/instance"})
@@ -45,7 +37,7 @@ GITOPS_LABELS = frozenset(
 
 
 def plan(world: World, settings: Settings, now: datetime) -> Plan:
-    """The next actions and the status. `now` is in whole seconds."""
+    """The next actions and the status. `now` must be in whole seconds."""
     status = world.snapshot.status
     if status.finished:
         return _clean_up(world, now)
@@ -55,7 +47,7 @@ def plan(world: World, settings: Settings, now: datetime) -> Plan:
 
 
 def doubtful_nodes(world: World, settings: Settings, now: datetime) -> set[str]:
-    """Nodes whose own state decides: they are to be looked up."""
+    """Names of nodes that must be read, because the state of their agent depends on them."""
     found = set()
     pods = own_pods(world)
     for entry in world.snapshot.status.results:
@@ -71,7 +63,7 @@ def doubtful_nodes(world: World, settings: Settings, now: datetime) -> set[str]:
 
 
 def wants_pods(snapshot: TraceSnapshot, pods: Sequence[AgentPod]) -> bool:
-    """Whether pods may be created: then others' agents and the target pods are to be read."""
+    """Whether the plan may create pods; if so, other agents and the target pods must be read."""
     if snapshot.status.start_time is None or snapshot.status.finished or stopping(snapshot):
         return False
     there = {pod.name for pod in pods}
@@ -88,7 +80,7 @@ def give_up(
     message: str,
     now: datetime,
 ) -> Plan:
-    """For a snapshot that cannot be read: it ends, and what runs for it is stopped."""
+    """Ends a snapshot whose spec cannot be read, and stops its agents."""
     rest = abandon(pods)
     if status.finished:
         return Plan(status, release=rest.release, delete=rest.delete)
@@ -104,7 +96,7 @@ def give_up(
 
 
 def _clean_up(world: World, now: datetime) -> Plan:
-    """After the end: pods that are left go, then the snapshot itself if it asked for that."""
+    """After the end: removes leftover pods, then the snapshot if its `ttlAfterFinished` is over."""
     snapshot, status = world.snapshot, world.snapshot.status
     rest = abandon(world.pods)
     observed = conditions.observed(status, snapshot.metadata.generation)
@@ -120,7 +112,7 @@ def _clean_up(world: World, now: datetime) -> Plan:
 
 
 def owned_by_gitops(snapshot: TraceSnapshot) -> bool:
-    """Whether a tool would make the snapshot again, and so run it again, if it went away."""
+    """Whether a GitOps tool would create the snapshot again, and so run it again."""
     metadata = snapshot.metadata
     return bool(
         GITOPS_ANNOTATIONS & metadata.annotations.keys() or GITOPS_LABELS & metadata.labels.keys()

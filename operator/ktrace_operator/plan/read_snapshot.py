@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TraceSnapshot as the API server gives it, read strictly; what to think of one that cannot be.
+"""Parses a TraceSnapshot strictly and classifies one that cannot be parsed.
 
-After a rollback, objects of a newer version are still there: a finding, a reason, a field that
+After a rollback, objects of a newer version still exist, with findings, reasons or fields that
 this version does not know.
 """
 
@@ -16,7 +16,7 @@ from ktrace_api.status import SnapshotStatus
 
 
 class Unreadable(NamedTuple):
-    """A spec that this operator cannot read, though the API server took it."""
+    """A spec that the API server accepted and this operator cannot read."""
 
     metadata: ObjectMeta
     status: SnapshotStatus
@@ -24,19 +24,19 @@ class Unreadable(NamedTuple):
 
 
 class Foreign(NamedTuple):
-    """A status that this operator cannot read: another version's, never to be written over.
+    """A status that this operator cannot read, written by another version.
 
-    What it says (paths of bundles, above all) is nowhere else.
+    It is never overwritten, because it is the only record of the bundles' paths.
     """
 
     metadata: ObjectMeta
     ended: bool
-    """Whether it says that the snapshot came to its end."""
+    """Whether its condition Finished is True."""
     message: str
 
 
 def read_snapshot(raw: dict[str, Any]) -> TraceSnapshot | Unreadable | Foreign:
-    """The object; else what could be read of it, and one line that names the field."""
+    """The parsed object; or its readable part with one line that names the bad field."""
     try:
         return TraceSnapshot.model_validate(raw)
     except ValidationError as error:
@@ -55,7 +55,7 @@ def _line(error: ValidationError) -> str:
 
 
 def _ended(status: Any) -> bool:
-    """Whether Finished is True, whatever else is there."""
+    """Whether Finished is True, whatever else the status contains."""
     conditions = status.get("conditions") if isinstance(status, dict) else None
     return any(
         isinstance(one, dict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent reports, checked, as a node's entry in the status; findings over all nodes."""
+"""Checks an agent's report, turns it into the node's status entry, and merges the findings."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,41 +24,45 @@ _AGENTS_REASONS = frozenset(
         NodeReason.CANCELED,
     }
 )
-"""What an agent can know of itself; anything else it cannot claim."""
-_CLOCKS_APART = timedelta(hours=1)
+"""Reasons that an agent may report. All others are set by the operator only."""
+_MAX_CLOCK_SKEW = timedelta(hours=1)
 _SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 
 def read_result(message: str, snapshot_uid: str, node: str) -> AgentResult:
-    """The agent's result in a termination message.
+    """Parses the agent's result in a termination message.
 
-    BadResult with one line if it is not one, or not one of this snapshot and node.
+    Raises BadResult with one line if the message is not a result of this snapshot and node.
     """
     result = read(message)
     if result.snapshot_uid != snapshot_uid:
         raise BadResult(
             "the agent could not read its assignment: " + text_of(result.message)
             if not result.snapshot_uid
-            else "snapshot_uid is that of another snapshot"
+            else "snapshot_uid belongs to another snapshot"
         )
     if result.node != node:
-        raise BadResult("node is another node")
+        raise BadResult("node is not the node of this pod")
     if result.reason not in _AGENTS_REASONS:
-        raise BadResult(f"reason: an agent cannot end with {result.reason}")
+        raise BadResult(f"reason: an agent may not report {result.reason}")
     if result.delivered is not None:
         _check_path(result.delivered.path, node)
     return result
 
 
 def _check_path(path: str, node: str) -> None:
-    """A bundle's path lies right in the node's own folder."""
+    """Raises BadResult unless the path names a file directly in the node's folder."""
     folder, _, file = path.partition("/")
     if folder != node_folder(node) or not file or "/" in file or file.startswith("."):
-        raise BadResult("delivered.path is not in the node's folder")
+        raise BadResult("delivered.path is outside the node's folder")
 
 
 def entry(result: AgentResult, since: datetime, until: datetime) -> NodeResult:
-    """The node's final entry. Times that are not between `since` and `until` are not believed."""
+    """The node's final entry.
+
+    Of times more than an hour before `since` or after `until`, the start becomes None and the end
+    becomes `until`.
+    """
     delivered = result.delivered
     recorded = result.started is not None
     return NodeResult(
@@ -72,16 +76,16 @@ def entry(result: AgentResult, since: datetime, until: datetime) -> NodeResult:
         events=result.events if recorded else None,
         lost=result.lost if recorded else None,
         complete=result.complete if recorded else None,
-        started_at=_believed(result.started, since, until),
-        ended_at=_believed(result.ended, since, until) or until,
+        started_at=_plausible(result.started, since, until),
+        ended_at=_plausible(result.ended, since, until) or until,
     )
 
 
-def _believed(value: datetime | None, since: datetime, until: datetime) -> datetime | None:
-    """A time in whole seconds, as the API server keeps them."""
+def _plausible(value: datetime | None, since: datetime, until: datetime) -> datetime | None:
+    """A plausible time in whole seconds, the API server's resolution; else None."""
     if value is None or value.tzinfo is None:
         return None
-    if not since - _CLOCKS_APART <= value <= until + _CLOCKS_APART:
+    if not since - _MAX_CLOCK_SKEW <= value <= until + _MAX_CLOCK_SKEW:
         return None
     return value.astimezone(UTC).replace(microsecond=0)
 
@@ -89,7 +93,7 @@ def _believed(value: datetime | None, since: datetime, until: datetime) -> datet
 def roll_up(
     before: tuple[FindingRollup, ...], results: Iterable[AgentResult]
 ) -> tuple[FindingRollup, ...]:
-    """Findings over all nodes with those of further ones, worst first, at most 20."""
+    """Merges findings of further nodes into those of all nodes. Returns the 20 worst, in order."""
     found = {one.id: one for one in before}
     for result in results:
         for one in _of_node(result):
@@ -102,7 +106,7 @@ def roll_up(
 
 
 def _of_node(result: AgentResult) -> Iterable[FindingRollup]:
-    """One node's findings, those of one id as one."""
+    """One node's findings, merged by id."""
     found: dict[FindingId, FindingRollup] = {}
     for reported in result.findings:
         one = FindingRollup(
@@ -125,7 +129,7 @@ def _merge(before: FindingRollup, new: FindingRollup, nodes: int) -> FindingRoll
 
 
 def count_verdicts(before: dict[Cause, int], results: Iterable[AgentResult]) -> dict[Cause, int]:
-    """Nodes by verdict; only of nodes whose bundle can be read."""
+    """Nodes by verdict. Only nodes with a delivered bundle count."""
     counts = Counter(before)
     counts.update(result.verdict for result in results if result.delivered)
     return dict(counts)

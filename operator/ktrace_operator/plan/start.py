@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first step of a snapshot: its list of nodes is frozen, or it is refused."""
+"""Plans the first step of a snapshot: fixes its node list, or refuses it."""
 
 from datetime import datetime, timedelta
 
 from ktrace_api.names import MAX_NAME, ConditionReason
 from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_operator.plan import conditions
+from ktrace_operator.plan.actions import RETRY, Plan, abandon
 from ktrace_operator.plan.outputs import check_output, choose_output, status_path
 from ktrace_operator.plan.targets import Refusal, choose, pod_namespace
-from ktrace_operator.plan.world import RETRY, Plan, World, abandon, stopping
+from ktrace_operator.plan.world import World, stopping
 from ktrace_operator.settings import Settings
 
 
 def begin(world: World, settings: Settings, now: datetime) -> Plan:
-    """Before the list of nodes is frozen: nothing exists yet."""
+    """The plan of a snapshot whose node list is not stored yet. No pod exists."""
     snapshot, before = world.snapshot, world.snapshot.status
     generation = snapshot.metadata.generation
     refusal = _refusal(snapshot, settings)
@@ -50,12 +51,12 @@ def begin(world: World, settings: Settings, now: datetime) -> Plan:
 
 
 def _refusal(snapshot: TraceSnapshot, settings: Settings) -> Refusal | None:
-    """What is wrong with a spec before anything is looked up."""
+    """The refusal of a spec that needs no other object to be read."""
     if stopping(snapshot):
-        return Refusal(ConditionReason.CANCELED, "stopped before anything was started")
+        return Refusal(ConditionReason.CANCELED, "stopped before any agent was started")
     if len(snapshot.metadata.name) > MAX_NAME:
         return Refusal(
-            ConditionReason.INVALID_SPEC, f"metadata.name has more than {MAX_NAME} characters"
+            ConditionReason.INVALID_SPEC, f"metadata.name is longer than {MAX_NAME} characters"
         )
     namespace = pod_namespace(snapshot, settings.pod_targets)
     if isinstance(namespace, Refusal):
@@ -64,6 +65,6 @@ def _refusal(snapshot: TraceSnapshot, settings: Settings) -> Refusal | None:
     if snapshot.spec.duration > longest:
         return Refusal(
             ConditionReason.POLICY_DENIED,
-            f"spec.duration is longer than the administrator's limit: {longest.total_seconds():g}s",
+            f"spec.duration exceeds the chart's limits.maxDuration ({longest.total_seconds():g}s)",
         )
     return None

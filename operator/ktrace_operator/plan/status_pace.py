@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a changed status is worth a write.
+"""Decides when a changed status is written.
 
-Every watcher of a snapshot receives the whole object at each write, and 1,000 nodes make 2,000
-changes. At once: a condition or the phase that changes, the end. Else at most every 2 seconds,
-and only if much has changed or it is a while ago: in all at most 15 writes, and one for each wave.
+Every watcher of a snapshot receives the whole object at each write, and 1,000 nodes cause 2,000
+changes. Changes of phase or conditions, and the end, are written at once. Other changes are
+written every 2 seconds at the earliest, and only if many nodes have changed or the last write is
+long ago. The maximum is 15 writes in all, plus one for each wave.
 """
 
 from datetime import timedelta
@@ -14,7 +15,7 @@ from ktrace_api.status import SnapshotStatus
 LEAST = timedelta(seconds=2)
 _SMALL_CHANGE = timedelta(seconds=15)
 _MUCH = 0.4
-"""Part of the nodes whose outcome changed."""
+"""Share of nodes whose entry changed."""
 
 
 def wait_to_write(
@@ -24,10 +25,10 @@ def wait_to_write(
     since_write: timedelta | None,
     running_for: timedelta,
 ) -> timedelta | None:
-    """How long to wait before `after` is written; None: there is nothing to write.
+    """Delay until `after` is written; None if there is nothing to write.
 
-    since_write: since the last write of this process, None: it made none. running_for: since the
-    start of the snapshot.
+    since_write: time since the last write of this process, None if it made none.
+    running_for: time since the start of the snapshot.
     """
     if before == after:
         return None
@@ -43,6 +44,6 @@ def wait_to_write(
 
 
 def _signals(status: SnapshotStatus) -> tuple[object, ...]:
-    """What somebody waits for."""
+    """The parts that clients wait for."""
     conditions = tuple((one.type, one.status, one.reason) for one in status.conditions)
     return status.phase, status.observed_generation, conditions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes a snapshot is for: resolved once, then frozen in its status."""
+"""Selects the nodes of a snapshot: once, then fixed in its status."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from ktrace_operator.settings import Limits
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nothing is started for a snapshot, now or ever."""
+    """Why a snapshot is never started."""
 
     reason: ConditionReason
     message: str
 
 
 def uids_by_node(pods: Iterable[TargetPod]) -> dict[str, tuple[str, ...]]:
-    """UIDs of target pods on each node."""
+    """Node -> UIDs of its target pods."""
     found: dict[str, list[str]] = {}
     for pod in sorted(pods, key=lambda one: (one.node, one.name)):
         found.setdefault(pod.node, []).extend(pod.uids)
@@ -30,9 +30,9 @@ def uids_by_node(pods: Iterable[TargetPod]) -> dict[str, tuple[str, ...]]:
 
 
 def pod_namespace(snapshot: TraceSnapshot, allowed: Collection[str]) -> str | Refusal | None:
-    """Namespace of the pods that a snapshot names; None where it names none.
+    """Namespace of the pods that a snapshot names; None if it names none.
 
-    `allowed` are namespaces beside its own, `*` for all.
+    `allowed` lists further namespaces beside the snapshot's own; `*` allows all.
     """
     target, own = snapshot.spec.nodes.pods, snapshot.metadata.namespace
     if target is None:
@@ -42,7 +42,7 @@ def pod_namespace(snapshot: TraceSnapshot, allowed: Collection[str]) -> str | Re
         return namespace
     return Refusal(
         ConditionReason.POLICY_DENIED,
-        f"spec.nodes.pods.namespace: pods of {namespace} may not be named here",
+        f"spec.nodes.pods.namespace {namespace} is not in the chart's podTargets.namespaces",
     )
 
 
@@ -53,10 +53,10 @@ def choose(
     limits: Limits,
     now: datetime,
 ) -> tuple[NodeResult, ...] | Refusal:
-    """One entry a node, by name: Pending, or Skipped with a reason.
+    """One entry per node, sorted by name: Pending, or Skipped with a reason.
 
-    `nodes` are those of the cluster that may be meant, `pods` the UIDs of target pods on each.
-    Cordoned nodes are traced: they are often the ones in question.
+    `nodes` are the candidates in the cluster, `pods` the UIDs of target pods by node. Cordoned
+    nodes are traced, since they are often the nodes under investigation.
     """
     if target.names is not None:
         chosen = sorted(target.names)
@@ -68,29 +68,29 @@ def choose(
         chosen = sorted(pods)
     limit = min(target.max, limits.max_nodes)
     if not chosen:
-        what = "pod that runs" if target.pods is not None else "node"
-        return Refusal(ConditionReason.NO_NODES_MATCHED, f"no {what} is matched by spec.nodes")
+        what = "running pod" if target.pods is not None else "node"
+        return Refusal(ConditionReason.NO_NODES_MATCHED, f"spec.nodes matches no {what}")
     if len(chosen) > limit:
-        whose = "spec.nodes.max" if limit == target.max else "the administrator's limit"
+        whose = "spec.nodes.max" if limit == target.max else "the chart's limits.maxNodes"
         return Refusal(
             ConditionReason.TOO_MANY_NODES,
-            f"spec.nodes matches {len(chosen)} nodes, more than {whose}: {limit}",
+            f"spec.nodes matches {len(chosen)} nodes, more than {whose} ({limit})",
         )
     crowded = [node for node in chosen if len(pods.get(node, ())) > MAX_PODS]
     if crowded:
         return Refusal(
             ConditionReason.INVALID_SPEC,
-            f"spec.nodes.pods matches {len(pods[crowded[0]])} pods of node {crowded[0]}; "
-            f"a capture can be narrowed to {MAX_PODS}",
+            f"spec.nodes.pods matches {len(pods[crowded[0]])} pods on node {crowded[0]}; "
+            f"the maximum per node is {MAX_PODS}",
         )
     return tuple(_entry(name, nodes.get(name), now) for name in chosen)
 
 
 def _entry(name: str, node: Node | None, now: datetime) -> NodeResult:
     if node is None:
-        return skipped(name, NodeReason.NODE_LOST, "there is no node of this name", now)
+        return skipped(name, NodeReason.NODE_LOST, "no node has this name", now)
     if not node.ready:
-        text = f"the node is not ready ({node.not_ready_because})"
+        text = f"node NotReady ({node.not_ready_because})"
         return skipped(name, NodeReason.NODE_NOT_READY, text, now)
     return NodeResult(node=name)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running operator: watches, queue, probes."""
+"""The running operator: watches, queue, reconciler, probes, and the release before an uninstall."""

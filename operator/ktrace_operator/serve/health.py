@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this process still does its work: silence is noticed, and said by a probe.
+"""Liveness of this process, served as probes.
 
-A deaf watch looks like a quiet cluster from inside. So snapshots are listed every minute (only
-their metadata, from the API server's cache): what a watch did not tell within 75 s is a fault.
+A broken watch cannot be told from a quiet cluster. So snapshots are listed every minute (only
+their metadata, from the API server's cache). A change that the list shows and the watch has not
+delivered within 75 s is a fault.
 """
 
 import asyncio
@@ -23,32 +24,34 @@ logger = logging.getLogger(__name__)
 
 
 class WatchCheck:
-    """Compares what a watch told with what a list says. Keys are (namespace, name)."""
+    """Compares the versions that a watch delivered with those of a list.
+
+    Keys are (namespace, name).
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told: dict[tuple[str, str], str] = {}
+        self._delivered: dict[tuple[str, str], str] = {}
         self._behind: dict[tuple[str, str], tuple[str, float]] = {}
-        """Version that a list knows and the watch does not, and since when."""
+        """Versions that a list has shown and the watch has not delivered, and since when."""
 
-    def told(self, key: tuple[str, str], version: str | None) -> None:
-        """The watch told of an object, or, with None, of its end."""
+    def delivered(self, key: tuple[str, str], version: str | None) -> None:
+        """Records an object that the watch delivered. None: it delivered the deletion."""
         if version is None:
-            self._told.pop(key, None)
+            self._delivered.pop(key, None)
         else:
-            self._told[key] = version
+            self._delivered[key] = version
         self._behind.pop(key, None)
 
     def listed(
         self, versions: Mapping[tuple[str, str], str], namespaces: Collection[str] | None = None
     ) -> set[tuple[str, str]]:
-        """Takes a list; gives the keys that the watch did not tell of (any more).
+        """Records a list and returns the keys whose change or deletion the watch did not deliver.
 
-        namespaces: those that were listed, None: all. Of the others nothing is known, so nothing
-        about them changes.
+        namespaces: those that were listed, None: all. The state of other namespaces is kept.
         """
-        differ = {key for key, version in versions.items() if self._told.get(key) != version}
-        gone = {key for key in self._told.keys() - versions.keys() if _within(key, namespaces)}
+        differ = {key for key, version in versions.items() if self._delivered.get(key) != version}
+        gone = {key for key in self._delivered.keys() - versions.keys() if _within(key, namespaces)}
         now = self._clock()
         for key in differ | gone:
             self._behind.setdefault(key, (versions.get(key, ""), now))
@@ -56,12 +59,12 @@ class WatchCheck:
             if _within(key, namespaces):
                 del self._behind[key]
         for key in gone:
-            del self._told[key]
+            del self._delivered[key]
         return differ | gone
 
     @property
     def behind(self) -> float:
-        """Seconds for which a list has known what the watch has not told."""
+        """Seconds since a list first showed a change that the watch has not delivered."""
         return self._clock() - min((at for _, at in self._behind.values()), default=self._clock())
 
 
@@ -70,7 +73,7 @@ def _within(key: tuple[str, str], namespaces: Collection[str] | None) -> bool:
 
 
 class Health:
-    """What the probes ask."""
+    """The state behind the probes."""
 
     def __init__(
         self,
@@ -87,25 +90,25 @@ class Health:
         )
         self._ticked = clock()
         self.acting = False
-        """Whether this replica has led and acts; a replica that waits for its turn is well."""
+        """Whether this replica has become the leader. A replica that waits is healthy."""
 
     def faults(self) -> list[str]:
-        """What is wrong, one line each."""
+        """Current faults, one line each."""
         found = []
         if (lag := self._clock() - self._ticked - _TICK) > LAG_SECONDS:
-            found.append(f"the event loop is {lag:.0f} s late")
+            found.append(f"event loop {lag:.0f} s late")
         if not self.acting:
             return found
         if (age := self._queue_age()) > QUEUE_SECONDS:
-            found.append(f"a key has waited for {age:.0f} s")
+            found.append(f"oldest key in the queue is {age:.0f} s old")
         if (behind := self._watches.behind) > WATCH_SECONDS:
-            found.append(f"a watch has been silent for {behind:.0f} s")
+            found.append(f"a watch is {behind:.0f} s behind the API server")
         if not self._leads():
-            found.append("the Lease is lost")
+            found.append("Lease lost")
         return found
 
     async def tick(self) -> None:
-        """Measures the event loop until it is cancelled."""
+        """Measures the event loop's delay until it is cancelled."""
         while True:
             began = self._clock()
             await asyncio.sleep(_TICK)
@@ -113,7 +116,7 @@ class Health:
             metrics.loop_lag.observe(max(0.0, self._ticked - began - _TICK))
 
     async def serve(self, port: int) -> web.AppRunner:
-        """Answers /healthz and /readyz: 200, or 503 with what is wrong."""
+        """Serves /healthz and /readyz: 200, or 503 with the faults as text."""
 
         async def answer(_request: web.Request) -> web.Response:
             faults = self.faults()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs on standard error, one JSON object a line; no body of an object is ever logged."""
+"""Logs on standard error, one JSON object per line. The body of an object is never logged."""
 
 import json
 import logging
 import sys
-from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -25,7 +24,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, form: Literal["json", "text"]) -> None:
-    """Sets all loggers up; those of libraries say only what is wrong."""
+    """Configures all loggers. Loggers of libraries emit warnings and errors only."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
@@ -33,17 +32,3 @@ def configure(level: str, form: Literal["json", "text"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ktrace_operator").setLevel(level.upper())
-
-
-class News:
-    """What is wrong with each thing, so that it is said when it changes and not at each look."""
-
-    def __init__(self) -> None:
-        self._wrong: dict[Hashable, str] = {}
-
-    def changed(self, about: Hashable, wrong: str | None) -> bool:
-        """Takes what is wrong now, None: nothing; says whether that is news. Safe for threads."""
-        before = self._wrong.pop(about, None)
-        if wrong is not None:
-            self._wrong[about] = wrong
-        return before != wrong

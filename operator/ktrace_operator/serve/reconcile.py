@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the world of one snapshot, asks plan(), does what it says. It decides nothing itself."""
+"""Reads the objects of one snapshot, calls plan() and executes the plan. It decides nothing."""
 
 import logging
 import threading
@@ -16,27 +16,28 @@ from ktrace_operator import metrics
 from ktrace_operator.errors import AlreadyExists, ApiError, Conflict, Denied
 from ktrace_operator.kube.client import Kube
 from ktrace_operator.objects import AgentPod, Node
+from ktrace_operator.plan.actions import RESYNC, Plan, abandon
 from ktrace_operator.plan.events import event, steps
 from ktrace_operator.plan.outputs import choose_output
 from ktrace_operator.plan.plan import doubtful_nodes, give_up, owned_by_gitops, plan, wants_pods
 from ktrace_operator.plan.read_snapshot import Foreign, Unreadable, read_snapshot
 from ktrace_operator.plan.status_pace import wait_to_write
 from ktrace_operator.plan.targets import Refusal, pod_namespace, uids_by_node
-from ktrace_operator.plan.world import RESYNC, Denial, Plan, World, abandon
-from ktrace_operator.serve.logs import News
+from ktrace_operator.plan.world import Denial, World
+from ktrace_operator.serve.problems import Problems
 from ktrace_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _ONE_BY_ONE = 20
-"""Nodes that are looked up one by one; more of them are listed."""
-_LET_GO_AT_ONCE = 100
-"""Pods that are let go between two looks, so that no look takes long at the pace of writes."""
+"""Nodes that are read one by one. More of them are listed."""
+_REMOVE_AT_ONCE = 100
+"""Pods removed per reconciliation, which would otherwise take long at the limited write rate."""
 _AGAIN = timedelta(0)
 
 
 class SnapshotKey(NamedTuple):
-    """A snapshot, whether it exists or not."""
+    """Key of a snapshot, which may not exist."""
 
     namespace: str
     name: str
@@ -46,7 +47,7 @@ class SnapshotKey(NamedTuple):
 
 
 class Reconciler:
-    """Safe for threads, one key a time in each."""
+    """Safe for threads as long as no two process the same key."""
 
     def __init__(
         self,
@@ -55,52 +56,50 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         at_once: int = 8,
     ) -> None:
-        """at_once: writes to pods that are under way at the same time."""
+        """at_once: concurrent writes to pods."""
         self._kube, self._settings, self._clock = kube, settings, clock
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="pods")
         self._creating = threading.Lock()
         """Two snapshots must see each other's agents before they create their own."""
         self._written: dict[SnapshotKey, datetime] = {}
-        """When the status was written last. Only the pace of writes depends on it."""
-        self._news = News()
-        """What was logged last of namespaces and snapshots. Nothing else depends on it."""
+        """Time of the last status write. Only the rate of writes depends on it."""
+        self._problems = Problems()
+        """Problems of namespaces and snapshots that were logged. Nothing else depends on it."""
 
     def close(self) -> None:
-        """Ends the threads; what they are at is finished."""
+        """Stops the threads after their current request."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def reconcile(self, key: SnapshotKey) -> timedelta | None:
-        """One look and what follows from it; says after how long to look again, None: not."""
-        after = self._look(key, fresh=False)
-        if after is _FRESH:
-            with self._creating:
-                after = self._look(key, fresh=True)
-        assert not isinstance(after, _Fresh)
+        """Reconciles once. Returns the delay until the next time, or None."""
+        after = self._reconcile(key, fresh=False)
         if after is None:
             self._written.pop(key, None)
         return after
 
-    def _look(self, key: SnapshotKey, *, fresh: bool) -> "timedelta | _Fresh | None":
-        # Pods first: a pod that is missing was then let go before the status was read, and so
-        # its result is in that status.
+    def _reconcile(self, key: SnapshotKey, *, fresh: bool) -> timedelta | None:
+        """fresh: read pods from etcd instead of the API server's cache."""
+        # Pods before the status: a missing pod was released before the status is read, so that
+        # status already contains its result.
         pods = self._kube.agents(key.namespace, key.name, fresh=fresh)
         raw = self._kube.snapshot(key.namespace, key.name)
         now = self._clock().replace(microsecond=0)
         if raw is None:
-            self._news.changed(key, None)
-            if self._let_go(abandon(pods)):
+            self._problems.changed(key, None)
+            if self._remove(abandon(pods)):
                 return _AGAIN
             return RESYNC if pods else None
         snapshot = read_snapshot(raw)
         if isinstance(snapshot, Foreign):
             return self._leave(key, snapshot, pods)
-        self._news.changed(key, None)
+        self._problems.changed(key, None)
         if isinstance(snapshot, Unreadable):
             return self._give_up(key, snapshot, pods, now)
         world = self._world(snapshot, pods, now, fresh=fresh)
         made = plan(world, self._settings, now)
-        if made.needs_fresh and not fresh:
-            return _FRESH
+        if made.needs_fresh:
+            with self._creating:
+                return self._reconcile(key, fresh=True)
         denied = self._create(made)
         if denied:
             made = plan(replace(world, denied=denied), self._settings, now)
@@ -110,7 +109,7 @@ class Reconciler:
         self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime, *, more: bool
     ) -> timedelta | None:
         after = self._write_in_time(key, snapshot, made, now)
-        some_left = self._let_go(made)
+        some_left = self._remove(made)
         if made.delete_snapshot:
             self._kube.delete_snapshot(snapshot.metadata)
             return None
@@ -119,7 +118,7 @@ class Reconciler:
     def _write_in_time(
         self, key: SnapshotKey, snapshot: TraceSnapshot, made: Plan, now: datetime
     ) -> timedelta | None:
-        """Writes the status if it is time; says when to look again, None: not at all."""
+        """Writes the status if it is due. Returns the delay until the next time, or None."""
         began = snapshot.status.start_time or now
         last = self._written.get(key)
         since = self._clock() - last if last is not None else None
@@ -145,13 +144,13 @@ class Reconciler:
             try:
                 self._kube.create_event(event(snapshot, step))
             except ApiError as error:
-                logger.warning("%s: no Event: %s", key, error)
+                logger.warning("%s: Event not written: %s", key, error)
         succeeded = status.condition(ConditionType.SUCCEEDED)
         if status.finished and not snapshot.status.finished and succeeded is not None:
             metrics.count_end(status, succeeded.reason)
 
     def _create(self, made: Plan) -> dict[str, Denial]:
-        """Creates the pods; Node -> Denial of those that were refused."""
+        """Creates the pods. Returns node -> Denial for those that were refused."""
 
         def one(node: str, manifest: Mapping[str, Any]) -> tuple[str, Denial | None]:
             try:
@@ -168,8 +167,8 @@ class Reconciler:
         answers = self._pool.map(lambda item: one(*item), made.create)
         return {node: denial for node, denial in answers if denial is not None}
 
-    def _let_go(self, made: Plan) -> bool:
-        """Releases and deletes; says whether there are more of them."""
+    def _remove(self, made: Plan) -> bool:
+        """Releases and deletes pods. Returns whether some are left for the next time."""
         release, delete = ({pod.uid for pod in pods} for pods in (made.release, made.delete))
 
         def one(pod: AgentPod) -> None:
@@ -179,14 +178,14 @@ class Reconciler:
                 if pod.uid in delete:
                     self._kube.delete_agent(pod)
             except Conflict as error:
-                logger.debug("%s: %s; it is looked at again", pod.name, error)
+                logger.debug("%s: %s; reading it again", pod.name, error)
 
         pods = list({pod.uid: pod for pod in (*made.release, *made.delete)}.values())
-        for _ in self._pool.map(one, pods[:_LET_GO_AT_ONCE]):
+        for _ in self._pool.map(one, pods[:_REMOVE_AT_ONCE]):
             pass
-        return len(pods) > _LET_GO_AT_ONCE
+        return len(pods) > _REMOVE_AT_ONCE
 
-    # The world
+    # Reading
 
     def _world(
         self, snapshot: TraceSnapshot, pods: list[AgentPod], now: datetime, *, fresh: bool
@@ -204,7 +203,7 @@ class Reconciler:
         return world
 
     def _resolved(self, world: World) -> World:
-        """With what the spec names."""
+        """The world with the objects that the spec names."""
         snapshot, namespace = world.snapshot, world.snapshot.metadata.namespace
         target = snapshot.spec.nodes
         output = choose_output(snapshot.spec, self._settings.output)
@@ -224,7 +223,7 @@ class Reconciler:
             return {}
         namespace = pod_namespace(snapshot, self._settings.pod_targets)
         if not isinstance(namespace, str):
-            return {}  # begin() says why
+            return {}  # begin() refuses with the reason
         return uids_by_node(self._kube.target_pods(namespace, target.selector))
 
     def _target_nodes(self, target: NodeTarget, pods: Iterable[str]) -> dict[str, Node | None]:
@@ -233,7 +232,7 @@ class Reconciler:
         return self._nodes(set(target.names or pods))
 
     def _nodes(self, names: set[str]) -> dict[str, Node | None]:
-        """Nodes by name as they are now; None: there is none of that name."""
+        """Current nodes by name. None: no node has this name."""
         if not names:
             return {}
         if len(names) <= _ONE_BY_ONE:
@@ -242,7 +241,7 @@ class Reconciler:
         return {name: there.get(name) for name in names}
 
     def _busy(self, snapshot: TraceSnapshot) -> dict[str, str]:
-        """Nodes where agents of other snapshots still are."""
+        """Hash of each node that has an agent of another snapshot -> `namespace/name` of that."""
         uid = snapshot.metadata.uid
         return {
             pod.node_hash: f"{pod.namespace}/{pod.snapshot}"
@@ -252,30 +251,31 @@ class Reconciler:
         }
 
     def _agents_in(self, namespace: str, own: str) -> list[AgentPod]:
-        """Agents' pods of a namespace; none where the operator has no rights (any more).
+        """Agent pods of a namespace; empty if the operator has no rights there.
 
-        A namespace that is deleted takes its Role with it, which must stop no snapshot of others.
-        Should an agent of it still be there, it holds its node, and ours ends with NodeBusy. In
-        its `own` namespace nothing can be done for a snapshot without rights.
+        The Role goes with a deleted namespace, which must not stop snapshots of other namespaces.
+        An agent that still runs there makes ours on the same node end with NodeBusy. Raises
+        Denied for the snapshot's `own` namespace, where nothing works without rights.
         """
         try:
             pods = self._kube.agents(namespace)
         except Denied as error:
             if namespace == own:
                 raise
-            if self._news.changed(namespace, str(error)):
-                logger.warning("agents of %s are not seen: %s", namespace, error)
+            if self._problems.changed(namespace, str(error)):
+                logger.warning("agent pods of %s cannot be listed: %s", namespace, error)
             return []
-        if self._news.changed(namespace, None):
-            logger.info("agents of %s are seen again", namespace)
+        if self._problems.changed(namespace, None):
+            logger.info("agent pods of %s can be listed again", namespace)
         return pods
 
     def _leave(self, key: SnapshotKey, what: Foreign, pods: list[AgentPod]) -> timedelta | None:
-        """Writes nothing. Agents of a snapshot that goes on are left to whoever can read it."""
-        if self._news.changed(key, what.message):
-            logger.warning("%s: left as it is, another version wrote it: %s", key, what.message)
+        """Leaves the status and the agents of an unfinished snapshot to the other version."""
+        if self._problems.changed(key, what.message):
+            text = "%s: ignored, its status was written by another operator version: %s"
+            logger.warning(text, key, what.message)
         rest = [pod for pod in pods if what.ended or pod.snapshot_uid != what.metadata.uid]
-        if self._let_go(abandon(rest)):
+        if self._remove(abandon(rest)):
             return _AGAIN
         return RESYNC if pods or not what.ended else None
 
@@ -286,12 +286,5 @@ class Reconciler:
         if made.status != what.status:
             logger.warning("%s: %s", key, what.message)
             self._kube.write_status(what.metadata, made.status)
-        some_left = self._let_go(made)
+        some_left = self._remove(made)
         return _AGAIN if some_left else RESYNC if pods else None
-
-
-class _Fresh:
-    """The answer that the caches are not enough."""
-
-
-_FRESH = _Fresh()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running operator: Lease, watches, queue and probes put together.
+"""Starts the operator's parts and connects them: Lease, watches, queue, probes.
 
-kopf is transport only: `on.event` puts keys on the queue. It keeps no state: no finalizer, no
-annotation, no handler that could fail.
+kopf is used as transport only: `on.event` puts keys on the queue. It keeps no state: no
+finalizer, no annotation, no handler that could fail.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from ktrace_operator.kube.lease import Lease
 from ktrace_operator.kube.rate_limit import TokenBucket
 from ktrace_operator.kube.transport import Transport, connect
 from ktrace_operator.serve.health import Health, WatchCheck
-from ktrace_operator.serve.logs import News
+from ktrace_operator.serve.problems import Problems
 from ktrace_operator.serve.reconcile import Reconciler, SnapshotKey
 from ktrace_operator.serve.workqueue import WorkQueue
 from ktrace_operator.settings import Settings
@@ -39,16 +39,16 @@ WORKERS = 8
 _THREADS = 16
 _RELIST_SECONDS = 60.0
 _POD_SECONDS = 0.3
-"""News of pods wait this long for more: 1,000 of them that start make 4,000."""
+"""Delay that collects several events of pods: 1,000 starting pods cause 4,000 events."""
 _COLLECT_AFTER = (20_000, 20, 50)
-"""Objects made, young and middle collections until Python looks for cycles. With its own (700,
-10, 10) it walked all that 1,000 nodes brought every few seconds, 0.1 to 0.3 s each time."""
+"""Thresholds of Python's garbage collector. With the defaults (700, 10, 10) and 1,000 nodes it
+walked all objects every few seconds, 0.1 to 0.3 s each time."""
 
 logger = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings) -> None:
-    """Runs until a signal; LeaseLost or another error where it cannot go on."""
+    """Runs until a signal. Raises LeaseLost or another OperatorError if it cannot continue."""
     metrics.announce()
     _collect_seldom()
     client = connect(pool=2 * _THREADS)
@@ -64,7 +64,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     ticking = loop.create_task(health.tick())
     reconciler = Reconciler(kube, settings)
-    # Until kopf listens to signals itself: as a container's first process we would ignore them.
+    # Until kopf installs its own handlers: PID 1 of a container ignores unhandled signals.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lease.stop)
     metrics.watch_queue(queue.unfinished)
@@ -89,14 +89,14 @@ async def serve(settings: Settings) -> None:
 
 
 def _collect_seldom() -> None:
-    """The event loop stands still while Python walks all objects: less often, and fewer of them."""
+    """Makes garbage collections rarer and shorter, since each one blocks the event loop."""
     gc.collect()
-    gc.freeze()  # what the imports made stays until the end
+    gc.freeze()  # objects created by imports live until the end
     gc.set_threshold(*_COLLECT_AFTER)
 
 
 async def _until_first(keeping: "asyncio.Future[None]", *work: Any) -> None:
-    """Until kopf ends after a signal, or anything fails; the Lease must outlive all else."""
+    """Runs until kopf ends after a signal or a part fails. The Lease is kept until the end."""
     *others, watching = (asyncio.ensure_future(one) for one in work)
     tasks: set[asyncio.Future[Any]] = {keeping, *others, watching}
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -104,14 +104,17 @@ async def _until_first(keeping: "asyncio.Future[None]", *work: Any) -> None:
         task.cancel()
     await asyncio.gather(*(tasks - {keeping}), return_exceptions=True)
     if keeping in done:
-        raise LeaseLost("the Lease is lost: another replica leads")
+        raise LeaseLost("Lease lost: another replica is the leader")
     for task in done:
         if (error := task.exception()) is not None:
             raise OperatorError(f"stopped by an error: {error!r}") from error
 
 
 def _identity() -> str:
-    """A container that restarts in its pod is the same replica; elsewhere each process is one."""
+    """Identity in the Lease: the pod's name, so that a restarted container keeps its Lease.
+
+    Outside a cluster, each process has its own identity.
+    """
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
     return socket.gethostname() if in_pod else f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
@@ -123,10 +126,10 @@ async def _keep_listing(
     watches: WatchCheck,
     threads: ThreadPoolExecutor,
 ) -> None:
-    news = News()
+    problems = Problems()
     while True:
         await asyncio.sleep(_RELIST_SECONDS)
-        await relist(settings.namespaces, kube, queue, watches, threads, news)
+        await relist(settings.namespaces, kube, queue, watches, threads, problems)
 
 
 async def relist(
@@ -135,11 +138,11 @@ async def relist(
     queue: WorkQueue[SnapshotKey],
     watches: WatchCheck,
     threads: ThreadPoolExecutor,
-    news: News,
+    problems: Problems,
 ) -> None:
-    """Finds what a watch did not tell of, and pods that nobody holds any more.
+    """Queues snapshots whose change the watch missed, and names of snapshots that have pods.
 
-    A namespace that cannot be listed (deleted, and its Role with it) is left out alone.
+    A namespace that cannot be listed (perhaps deleted with its Role) is skipped.
     """
     loop = asyncio.get_running_loop()
     versions: dict[tuple[str, str], str] = {}
@@ -151,10 +154,10 @@ async def relist(
             listed.add(namespace)
             traced = await loop.run_in_executor(threads, kube.traced, namespace)
         except ApiError as error:
-            if news.changed(namespace, str(error)):
+            if problems.changed(namespace, str(error)):
                 logger.warning("%s cannot be listed: %s", namespace, error)
             continue
-        if news.changed(namespace, None):
+        if problems.changed(namespace, None):
             logger.info("%s can be listed again", namespace)
         for name in traced:
             queue.add(SnapshotKey(namespace, name))
@@ -177,7 +180,7 @@ async def _watch(settings: Settings, queue: WorkQueue[SnapshotKey], watches: Wat
 def _register(
     registry: kopf.OperatorRegistry, queue: WorkQueue[SnapshotKey], watches: WatchCheck
 ) -> None:
-    """What kopf calls: each handler puts one key on the queue."""
+    """Registers kopf's handlers. Each puts one key on the queue."""
 
     @kopf.on.login(registry=registry)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -193,7 +196,7 @@ def _register(
     ) -> None:
         metrics.last_event.labels("tracesnapshots").set_to_current_time()
         gone = type == "DELETED"
-        watches.told((namespace or "", name), None if gone else meta["resourceVersion"])
+        watches.delivered((namespace or "", name), None if gone else meta["resourceVersion"])
         queue.add(SnapshotKey(namespace or "", name))
 
     @kopf.on.event("v1", "pods", registry=registry)
@@ -204,16 +207,16 @@ def _register(
 
 
 class _Backoffs:
-    """Delays of kopf's own requests.
+    """Retry delays of kopf's own requests.
 
-    Without an end, since an API server that is being upgraded is no reason to give up; by chance,
-    so that replicas do not come together.
+    They never end, because an API server may be down for an upgrade, and they are random, so that
+    replicas do not retry at the same time.
     """
 
     def __iter__(self) -> Iterator[float]:
         delay = 1.0
         while True:
-            yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads tries, keeps no secret
+            yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, not cryptographic
             delay = min(delay * 2, 30.0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before the operator goes for good: no pod stays, and no finalizer that nobody would take off."""
+"""Before an uninstall: deletes all agent pods and removes the finalizers that would block them."""
 
 import logging
 
@@ -11,16 +11,18 @@ from ktrace_operator.kube.transport import Transport, connect
 from ktrace_operator.settings import Settings
 
 SECONDS = 120
-"""How long no operator acts after the Lease was taken: it is to be uninstalled by then."""
+"""Length of the Lease that the release takes. No operator acts during it; the chart's uninstall
+must be over by then."""
 
 logger = logging.getLogger(__name__)
 
 
 def release_all(settings: Settings) -> None:
-    """Deletes all agents' pods of the served namespaces (SIGTERM first) and lets go of them.
+    """Deletes all agent pods of the served namespaces (SIGTERM first) and their finalizers.
 
-    The Lease is taken first, so that an operator that still runs makes no new ones. Denied is
-    raised at the end: a namespace without rights (deleted, perhaps) keeps no finalizer elsewhere.
+    Takes the Lease first, so that an operator that is still running creates no new pods. A
+    namespace without rights (perhaps already deleted) does not stop the others: Denied is raised
+    after all of them.
     """
     bucket = TokenBucket(settings.writes_per_second, settings.writes_per_second)
     kube = Kube(Transport(connect(pool=1), bucket))
@@ -33,7 +35,7 @@ def release_all(settings: Settings) -> None:
             _release(kube, namespace)
         except Denied as error:
             denied = denied or error
-            logger.warning("%s: agents' pods cannot be let go: %s", namespace, error)
+            logger.warning("%s: agent pods cannot be released: %s", namespace, error)
     if denied is not None:
         raise denied
 
@@ -45,4 +47,4 @@ def _release(kube: Kube, namespace: str) -> None:
             kube.delete_agent(pod)
         if pod.held:
             kube.release(pod)
-    logger.info("%s: %d agents' pods were let go", namespace, len(pods))
+    logger.info("%s: %d agent pods released", namespace, len(pods))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of keys, as controller-runtime's.
+"""A queue of keys with the semantics of controller-runtime's workqueue.
 
-A key waits at most once, is worked on by one worker at a time, and is worked on again if it was
-added meanwhile.
+A key is queued only once, is processed by one worker at a time, and is processed again if it was
+added during its processing.
 """
 
 import asyncio
@@ -20,29 +20,29 @@ from ktrace_operator.errors import ApiError, Conflict
 Key = TypeVar("Key")
 NAME = metrics.CONTROLLER
 FIRST_DELAY, LAST_DELAY = 0.5, 60.0
-"""Seconds before the first and before a late try after failures, less up to half by chance."""
+"""Seconds before the first and the latest retries, shortened by up to half at random."""
 
 logger = logging.getLogger(__name__)
 
 
 class WorkQueue(Generic[Key]):
-    """All methods but `run` return at once and belong to the event loop's thread."""
+    """All methods but `run` return at once and must be called from the event loop's thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._waiting: deque[Key] = deque()
         self._since: dict[Key, float] = {}
-        """When each key that waits was added."""
+        """When each waiting key was added."""
         self._working: dict[Key, float] = {}
         self._again: set[Key] = set()
-        """Keys that were added while they were worked on."""
+        """Keys that were added during their processing."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
         self._wakeup = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
 
     def add(self, key: Key) -> None:
-        """Puts the key in line, unless it is there already."""
+        """Queues the key unless it is already queued."""
         if (timer := self._timers.pop(key, None)) is not None:
             timer.cancel()
         if key in self._working:
@@ -59,7 +59,7 @@ class WorkQueue(Generic[Key]):
         notice.add_done_callback(self._notices.discard)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Adds the key later; of several times the earliest counts."""
+        """Adds the key later. Of several times, the earliest counts."""
         loop = asyncio.get_running_loop()
         due = loop.time() + max(0.0, seconds)
         if (timer := self._timers.get(key)) is not None:
@@ -78,20 +78,20 @@ class WorkQueue(Generic[Key]):
 
     @property
     def oldest(self) -> float:
-        """Seconds since the key that waits or is worked on for longest was added or begun."""
+        """Seconds since the oldest waiting key was added or the oldest processing began."""
         times = [*self._since.values(), *self._working.values()]
         return self._clock() - min(times) if times else 0.0
 
     def unfinished(self) -> list[float]:
-        """Seconds for which each key that is worked on has been; any thread may ask."""
+        """Seconds of processing so far, for each key in work. Safe for all threads."""
         now = self._clock()
         return [now - began for began in list(self._working.values())]
 
     async def run(self, workers: int, work: Callable[[Key], Awaitable[timedelta | None]]) -> None:
-        """Works until it is cancelled.
+        """Processes keys until it is cancelled.
 
-        `work` says after how long the key is due again, None: it is not. Where it raises, the key
-        comes again, later each time.
+        `work` returns the delay until the key is due again, or None. If it raises, the key is
+        retried with growing delays.
         """
         metrics.max_workers.labels(NAME).set(workers)
         async with asyncio.TaskGroup() as group:
@@ -119,7 +119,7 @@ class WorkQueue(Generic[Key]):
         try:
             with metrics.reconcile_seconds.labels(NAME).time():
                 again = await work(key)
-        except Exception as error:  # noqa: BLE001 - one key's failure is not another's
+        except Exception as error:  # noqa: BLE001 - a failure of one key must not stop the others
             self._failed(key, error)
         else:
             self._failures.pop(key, None)
@@ -136,16 +136,16 @@ class WorkQueue(Generic[Key]):
     def _failed(self, key: Key, error: Exception) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(failures - 1, 16))
-        delay *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads tries, keeps no secret
+        delay *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, not cryptographic
         if isinstance(error, ApiError) and error.retry_after is not None:
             delay = max(delay, min(error.retry_after, LAST_DELAY))
         metrics.queue_retries.labels(NAME).inc()
         metrics.reconcile_errors.labels(NAME).inc()
         metrics.reconciles.labels(NAME, "error").inc()
         if isinstance(error, Conflict):
-            logger.info("%s: %s; it is read again", key, error)
+            logger.info("%s: %s; reading it again", key, error)
         elif isinstance(error, ApiError):
-            logger.warning("%s: %s; next try in %.1f s", key, error, delay)
+            logger.warning("%s: %s; retrying in %.1f s", key, error, delay)
         else:
-            logger.error("%s: next try in %.1f s", key, delay, exc_info=error)
+            logger.error("%s: retrying in %.1f s", key, delay, exc_info=error)
         self.add_after(key, delay)

@@ -36,7 +36,7 @@ READY, NOT_READY = Node("node-a"), Node("node-a", {}, False, "NodeStatusUnknown"
 def case(pod: AgentPod, after: float, **changes: Any) -> Case:
     known: dict[str, Any] = {"stop": False} | changes
     if "host" in known:
-        known["asked"] = True
+        known["host_read"] = True
     return Case(
         pod=pod,
         node="node-a",

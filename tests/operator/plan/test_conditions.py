@@ -126,7 +126,7 @@ def test_messages_are_one_line_and_cut():
 
 def test_who_failed_is_named_and_many_are_counted():
     text = conditions.summary(entries([Outcome.SUCCEEDED, *[Outcome.FAILED] * 7]))
-    assert text == "1 of 8 nodes delivered; OOMKilled: node-1, node-2, node-3 and 4 more"
+    assert text == "1 of 8 nodes delivered a bundle; OOMKilled: node-1, node-2, node-3 and 4 more"
 
 
 def reported(identifier: FindingId, severity: Severity, count: int = 1) -> ReportedFinding:

@@ -40,6 +40,6 @@ def test_pods_of_other_namespaces_are_named_only_where_that_is_allowed(
     answer = pod_namespace(snapshot(nodes={"pods": pods}), allowed)
     if found is None:
         assert isinstance(answer, Refusal)
-        assert f"pods of {namespace} may not" in answer.message
+        assert f"namespace {namespace} is not in" in answer.message
     else:
         assert answer == found

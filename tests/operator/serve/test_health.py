@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 def test_a_watch_that_tells_is_not_behind(clock: Clock):
     check = WatchCheck(clock)
-    check.told(A, "1")
+    check.delivered(A, "1")
     assert check.listed({A: "1"}) == set()
     clock.now += 1000
     assert check.behind == 0
@@ -37,7 +37,7 @@ def test_a_watch_that_tells_is_not_behind(clock: Clock):
 @pytest.mark.parametrize("lost", ["added", "changed", "deleted"])
 def test_a_deaf_watch(clock: Clock, lost: str):
     check = WatchCheck(clock)
-    check.told(A, "1")
+    check.delivered(A, "1")
     there = {"added": {A: "1", B: "1"}, "changed": {A: "2"}, "deleted": {}}[lost]
     missed = {"added": B, "changed": A, "deleted": A}[lost]
     assert check.listed(there) == {missed}
@@ -45,7 +45,7 @@ def test_a_deaf_watch(clock: Clock, lost: str):
     if lost != "deleted":
         check.listed(there)
         assert check.behind == 60
-        check.told(missed, there[missed])
+        check.delivered(missed, there[missed])
     assert check.listed(there) == set()
     assert check.behind == 0
 
@@ -54,7 +54,7 @@ def test_nothing_is_known_of_a_namespace_that_was_not_listed(clock: Clock):
     check = WatchCheck(clock)
     other = ("team-a", "x")
     for key in (A, B, other):
-        check.told(key, "1")
+        check.delivered(key, "1")
     assert check.listed({A: "1"}, {"agents"}) == {B}, "of its own namespace one is gone"
     clock.now += 100
     assert check.listed({A: "1"}, {"agents"}) == set()
@@ -64,12 +64,12 @@ def test_nothing_is_known_of_a_namespace_that_was_not_listed(clock: Clock):
 
 def test_a_watch_that_was_behind_stays_so_until_its_namespace_is_listed(clock: Clock):
     check = WatchCheck(clock)
-    check.told(A, "1")
+    check.delivered(A, "1")
     check.listed({A: "2"}, {"agents"})
     clock.now += 60
     check.listed({}, set())
     assert check.behind == 60
-    check.told(A, "2")
+    check.delivered(A, "2")
     assert check.behind == 0
 
 
@@ -95,7 +95,7 @@ def test_each_fault_is_said(clock: Clock):
     watches.listed({A: "1"})
     clock.now += 76
     said = "\n".join(bad.faults())
-    for what in ("event loop", "a key has waited", "a watch has been silent", "Lease"):
+    for what in ("event loop", "oldest key in the queue", "a watch is 76 s behind", "Lease"):
         assert what in said
 
 
@@ -120,7 +120,7 @@ def test_the_probe_answers_503_with_the_reason():
             await runner.cleanup()
         return answers
 
-    assert asyncio.run(scene()) == [(200, "ok\n"), (503, "a key has waited for 99 s\n")]
+    assert asyncio.run(scene()) == [(200, "ok\n"), (503, "oldest key in the queue is 99 s old\n")]
 
 
 def test_a_loop_that_turns_is_not_late():

@@ -9,7 +9,7 @@ import pytest
 
 from ktrace_operator.errors import ApiError, Denied, Unavailable
 from ktrace_operator.serve.health import WatchCheck
-from ktrace_operator.serve.logs import News
+from ktrace_operator.serve.problems import Problems
 from ktrace_operator.serve.reconcile import SnapshotKey
 from ktrace_operator.serve.run import relist
 
@@ -42,13 +42,13 @@ class Added(list[SnapshotKey]):
     add = list.append
 
 
-def look(lists: Lists, watches: WatchCheck, news: News) -> set[str]:
+def relisted(lists: Lists, watches: WatchCheck, problems: Problems) -> set[str]:
     """What one list of everything adds, as namespace/name."""
     queue = Added()
 
     async def scene() -> None:
         with ThreadPoolExecutor(1) as threads:
-            await relist(SERVED, lists, queue, watches, threads, news)  # type: ignore[arg-type]
+            await relist(SERVED, lists, queue, watches, threads, problems)  # type: ignore[arg-type]
 
     asyncio.run(scene())
     return {str(key) for key in queue}
@@ -60,33 +60,33 @@ def test_a_namespace_that_cannot_be_listed_hides_no_other(closed: str, error: Ap
     lists = Lists()
     lists.no_snapshots[closed] = error
     open_ones = {"agents/a", "agents/orphan", "team-b/b"}
-    found = look(lists, WatchCheck(), News())
+    found = relisted(lists, WatchCheck(), Problems())
     assert found == {key for key in open_ones if not key.startswith(closed)}
 
 
 def test_snapshots_are_compared_though_pods_cannot_be_listed():
     lists = Lists()
     lists.no_pods["agents"] = Denied("403: forbidden", 403)
-    assert look(lists, WatchCheck(), News()) == {"agents/a", "team-b/b"}
+    assert relisted(lists, WatchCheck(), Problems()) == {"agents/a", "team-b/b"}
 
 
 def test_a_namespace_that_comes_back_is_no_correction():
-    lists, watches, news = Lists(), WatchCheck(), News()
-    watches.told(("agents", "a"), "1")
-    watches.told(("team-b", "b"), "1")
+    lists, watches, problems = Lists(), WatchCheck(), Problems()
+    watches.delivered(("agents", "a"), "1")
+    watches.delivered(("team-b", "b"), "1")
     lists.pods.clear()
     lists.no_snapshots["team-b"] = Unavailable("503: later", 503)
-    assert look(lists, watches, news) == set()
+    assert relisted(lists, watches, problems) == set()
     lists.no_snapshots.clear()
-    assert look(lists, watches, news) == set()
+    assert relisted(lists, watches, problems) == set()
 
 
 def test_what_is_wrong_is_said_when_it_changes(caplog: pytest.LogCaptureFixture):
-    lists, watches, news = Lists(), WatchCheck(), News()
+    lists, watches, problems = Lists(), WatchCheck(), Problems()
     for error in ("forbidden", "forbidden", "unauthorized", "", "forbidden"):
         lists.no_snapshots = {"team-a": Denied(error)} if error else {}
         with caplog.at_level(logging.WARNING):
-            look(lists, watches, news)
+            relisted(lists, watches, problems)
     assert [one.getMessage().rpartition(": ")[2] for one in caplog.records] == [
         "forbidden",
         "unauthorized",
