@@ -61,7 +61,7 @@ def progress(
     status = before.model_copy(update={"results": tuple(results), "nodes": counts})
     if not all(one.final for one in results):
         started = bool(counts.running or counts.succeeded or counts.failed)
-        message = _ongoing(counts.total, started=started)
+        message = _ongoing(counts, started=started)
         view = View("True", "Unknown", False, ConditionReason.RUNNING, message)
         phase = Phase.RUNNING if started else Phase.PENDING
         return _with_conditions(status, view, phase, generation, now)
@@ -95,20 +95,21 @@ def _end(counts: NodeCounts, *, stop: bool) -> tuple[Phase, ConditionReason]:
     return Phase.FAILED, ConditionReason.ALL_FAILED
 
 
-def _ongoing(total: int, *, started: bool) -> str:
-    """It changes together with the phase only, so that it causes no status write of its own."""
-    nodes = _nodes(total)
-    return f"{nodes} recording" if started else f"starting agents on {nodes}"
+def _ongoing(counts: NodeCounts, *, started: bool) -> str:
+    """It changes only when an entry changes, so that it causes no status write of its own."""
+    nodes = node_count(counts.total)
+    return f"{counts.running} of {nodes} recording" if started else f"starting agents on {nodes}"
 
 
-def _nodes(count: int) -> str:
+def node_count(count: int) -> str:
+    """`1 node` or `N nodes`."""
     return f"{count} {'node' if count == 1 else 'nodes'}"
 
 
 def summary(results: Sequence[NodeResult]) -> str:
     """`2 of 3 nodes delivered a bundle; NodeLost: node-c`."""
     delivered = sum(one.outcome is Outcome.SUCCEEDED for one in results)
-    text = f"{delivered} of {_nodes(len(results))} delivered a bundle"
+    text = f"{delivered} of {node_count(len(results))} delivered a bundle"
     others: dict[NodeReason | None, list[str]] = {}
     for one in results:
         if one.outcome is not Outcome.SUCCEEDED:

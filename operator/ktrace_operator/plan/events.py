@@ -20,7 +20,7 @@ from ktrace_api.names import (
 from ktrace_api.snapshot import TraceSnapshot
 from ktrace_api.status import SnapshotStatus
 from ktrace_operator.objects import text_of
-from ktrace_operator.plan.conditions import summary
+from ktrace_operator.plan.conditions import node_count, summary
 
 _NOTE_CHARS = 1000
 """events.k8s.io/v1 accepts 1 kB."""
@@ -68,7 +68,7 @@ def _end(status: SnapshotStatus) -> Iterator[Step]:
             yield Step(
                 warning=True,
                 reason=name,
-                note=f"{reason}: {failed[reason]} of {status.nodes.total} nodes",
+                note=f"{reason}: {failed[reason]} of {node_count(status.nodes.total)}",
             )
     assert status.phase is not None
     good = status.phase in (Phase.COMPLETED, Phase.CANCELED)

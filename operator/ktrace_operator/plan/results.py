@@ -44,7 +44,7 @@ def read_result(message: str, snapshot_uid: str, node: str) -> AgentResult:
     if result.node != node:
         raise BadResult("node is not the node of this pod")
     if result.reason not in _AGENTS_REASONS:
-        raise BadResult(f"reason: an agent may not report {result.reason}")
+        raise BadResult(f"an agent may not report the reason {result.reason}")
     if result.delivered is not None:
         _check_path(result.delivered.path, node)
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""client.py and transport.py against a real HTTP server that answers as API servers do on bad days."""
+"""client.py and transport.py against a real HTTP server with the faults of real API servers."""
 
 from datetime import UTC, datetime
 from typing import Any
