@@ -2,6 +2,7 @@
 """helm: what the chart renders, and whether it takes some values at all."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.cluster.binaries import KUBE_VERSION, program
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "charts/ktrace"
 RELEASE, NAMESPACE = "ktrace", "ktrace"
+REGISTRY = "registry.example.com"
 Thing = dict[str, Any]
 
 
@@ -37,18 +39,37 @@ def helm(*arguments: str, kubeconfig: Path | None = None) -> str:
     return done.stdout
 
 
+def with_registry(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with an image.registry, which the chart requires, unless they set one."""
+    return {**values, "image": {"registry": REGISTRY, **values.get("image", {})}}
+
+
 def _with(values: dict[str, Any], *arguments: str, kubeconfig: Path | None = None) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(values, file)
+        yaml.safe_dump(with_registry(values), file)
         file.flush()
         return helm(*arguments, "--values", file.name, kubeconfig=kubeconfig)
 
 
-def render(values: dict[str, Any], release: str = RELEASE) -> list[Thing]:
-    """Every object that the chart makes of some values, hooks included."""
+def render(values: dict[str, Any], release: str = RELEASE, chart: Path = CHART) -> list[Thing]:
+    """Every object that the chart renders from some values, including hooks."""
     version = ("--kube-version", KUBE_VERSION)
-    arguments = ("template", release, str(CHART), "--namespace", NAMESPACE, *version)
+    arguments = ("template", release, str(chart), "--namespace", NAMESPACE, *version)
     return [thing for thing in yaml.safe_load_all(_with(values, *arguments)) if thing]
+
+
+def notes(values: dict[str, Any]) -> str:
+    """NOTES.txt, which `helm template` leaves out: rendered as an object of a copy of the chart."""
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Path(folder) / CHART.name
+        shutil.copytree(CHART, chart)
+        source = (chart / "templates/NOTES.txt").read_text()
+        (chart / "templates/notes.yaml").write_text(
+            f'{{{{- define "notes" }}}}{source}{{{{- end }}}}\n'
+            'kind: Notes\nmetadata: {name: notes}\ntext: {{ include "notes" . | toJson }}\n'
+        )
+        [found] = of_kind(render(values, chart=chart), "Notes")
+    return str(found["text"])
 
 
 def lint(values: dict[str, Any]) -> str:

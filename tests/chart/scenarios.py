@@ -51,6 +51,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "operator": {"image": {"repository": "ktrace-operator", "digest": DIGEST}},
         "agent": {"image": {"repository": "mirrors/ktrace-agent", "tag": "1.2.3"}},
     },
+    "registry-in-each-repository": {
+        "image": {"registry": ""},
+        "operator": {"image": {"repository": "registry.example.com/one/ktrace-operator"}},
+        "agent": {"image": {"repository": "registry.example.com/two/ktrace-agent"}},
+    },
     "placed": {
         "operator": {
             "nodeSelector": {"kubernetes.io/os": "linux"},

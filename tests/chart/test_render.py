@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_api.crd import definition
 from ktrace_api.snapshot import Output
@@ -23,7 +24,18 @@ from ktrace_operator.settings import (
     load,
 )
 from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
-from tests.chart.helm import CHART, NAMESPACE, ROOT, Refused, Thing, lint, of_kind, render
+from tests.chart.helm import (
+    CHART,
+    NAMESPACE,
+    REGISTRY,
+    ROOT,
+    Refused,
+    Thing,
+    lint,
+    notes,
+    of_kind,
+    render,
+)
 from tests.chart.scenarios import S3, SCENARIOS
 
 pytestmark = pytest.mark.world("chart")
@@ -119,7 +131,12 @@ def test_defaults_are_those_of_the_operator(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "operator", "agent"),
     [
-        ("default", "ktrace-operator:0.1.0", "ktrace-agent:0.1.0"),
+        ("default", f"{REGISTRY}/ktrace-operator:0.1.0", f"{REGISTRY}/ktrace-agent:0.1.0"),
+        (
+            "registry-in-each-repository",
+            "registry.example.com/one/ktrace-operator:0.1.0",
+            "registry.example.com/two/ktrace-agent:0.1.0",
+        ),
         (
             "private-registry",
             f"registry.example.com:5000/platform/ktrace-operator@sha256:{'ab' * 32}",
@@ -137,6 +154,54 @@ def test_images(name: str, operator: str, agent: str, tmp_path: Path):
         pod = one["spec"]["template"]["spec"]
         assert [container["image"] for container in pod["containers"]] == [operator]
         assert [secret["name"] for secret in pod.get("imagePullSecrets", ())] == secrets
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"operator": {"image": {"repository": "registry.example.com/ktrace-operator"}}},
+        {"agent": {"image": {"repository": "registry.example.com/ktrace-agent"}}},
+    ],
+    ids=["neither", "operator", "agent"],
+)
+def test_a_chart_without_a_registry_says_what_to_build(
+    values: dict[str, Any], snapshot: SnapshotAssertion
+):
+    with pytest.raises(Refused) as refused:
+        render({"image": {"registry": ""}} | values)
+    [text] = re.findall(r"image\.registry is not set.*", str(refused.value))
+    assert text == snapshot
+
+
+def test_the_commands_for_the_images_are_those_of_the_docs():
+    with pytest.raises(Refused) as refused:
+        render({"image": {"registry": ""}})
+    commands = re.findall(r"`(docker build .*?)`", str(refused.value))
+    assert len(commands) == 2
+    text = (ROOT / "docs/install.md").read_text()
+    for command in commands:
+        assert command.replace("REGISTRY", "$REGISTRY") in text
+        [dockerfile] = re.findall(r"-f (\S+)", command)
+        assert (ROOT / dockerfile).is_file()
+        assert command.replace("REGISTRY", "registry.example.com").split("-t ")[1].split()[0] in {
+            settings_image(one) for one in ("operator", "agent")
+        }
+
+
+def settings_image(part: str) -> str:
+    """The image that the default chart uses for the operator or the agent."""
+    things = rendered("default")
+    if part == "operator":
+        [deployment] = of_kind(things, "Deployment")
+        return str(deployment["spec"]["template"]["spec"]["containers"][0]["image"])
+    [config] = of_kind(things, "ConfigMap")
+    return str(yaml.safe_load(config["data"]["settings.yaml"])["agent"]["image"])
+
+
+@pytest.mark.parametrize("name", ["default", "s3-by-default", "without-policies"])
+def test_notes(name: str, snapshot: SnapshotAssertion):
+    assert notes(SCENARIOS[name]) == snapshot
 
 
 def test_versions_are_one():

@@ -40,16 +40,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{- /* Namespaces whose snapshots are served, as JSON: {"names": [...]}. */ -}}
+{{- /* Namespaces whose snapshots the operator serves, as JSON: {"names": [...]}. */ -}}
 {{- define "ktrace.served" -}}
 {{- $names := prepend .Values.namespaces.extra .Values.namespaces.agents.name | uniq }}
 {{- if has .Release.Namespace $names }}
-{{- fail (printf "%s is the operator's own namespace: agents are privileged and need another" .Release.Namespace) }}
+{{- fail (printf "%s is the operator's own namespace: agents are privileged and need a different one" .Release.Namespace) }}
 {{- end }}
 {{- dict "names" $names | toJson }}
 {{- end }}
 
-{{- /* Whether the agents' namespace is of this chart. */ -}}
+{{- /* The served namespaces as text. */ -}}
 {{- define "ktrace.servedList" -}}
 {{- join ", " (include "ktrace.served" . | fromJson).names }}
 {{- end }}
@@ -57,6 +57,9 @@ app.kubernetes.io/component: operator
 {{- /* Image of (dict "root" $ "image" .Values.x.image). */ -}}
 {{- define "ktrace.image" -}}
 {{- $registry := .root.Values.image.registry | trimSuffix "/" }}
+{{- if and (empty $registry) (not (contains "/" .image.repository)) }}
+{{- include "ktrace.noRegistry" .root | fail }}
+{{- end }}
 {{- $name := empty $registry | ternary .image.repository (printf "%s/%s" $registry .image.repository) }}
 {{- if .image.digest }}
 {{- printf "%s@%s" $name .image.digest }}
@@ -65,12 +68,18 @@ app.kubernetes.io/component: operator
 {{- end }}
 {{- end }}
 
-{{- /* What the operator reads: ktrace_operator.settings.Settings. */ -}}
+{{- /* Error for a chart without a registry: no public registry has the images. */ -}}
+{{- define "ktrace.noRegistry" -}}
+{{- $build := "docker build --push -f Dockerfile.%s -t REGISTRY/ktrace-%s:%s ." -}}
+image.registry is not set: build and push the images to a registry of your own with `{{ printf $build "operator" "operator" .Chart.AppVersion }}` and `{{ printf $build "agent" "agent" .Chart.AppVersion }}`, then add --set image.registry=REGISTRY (docs/install.md)
+{{- end }}
+
+{{- /* The settings file of the operator: ktrace_operator.settings.Settings. */ -}}
 {{- define "ktrace.settings" -}}
 {{- $lease := .Values.operator.lease }}
 {{- $shortest := add $lease.renewSeconds 8 | int }}{{/* LONGEST_WRITE_SECONDS */}}
 {{- if lt (int $lease.durationSeconds) $shortest }}
-{{- fail (printf "operator.lease.durationSeconds is %d: it must be at least %d, renewSeconds + 8, or nothing can ever be written" (int $lease.durationSeconds) $shortest) }}
+{{- fail (printf "operator.lease.durationSeconds is %d: it must be at least %d, renewSeconds + 8, since a write may take 8 s" (int $lease.durationSeconds) $shortest) }}
 {{- end }}
 namespaces: {{ (include "ktrace.served" . | fromJson).names | toJson }}
 podTargets: {{ .Values.podTargets.namespaces | toJson }}
@@ -116,7 +125,7 @@ logLevel: {{ .Values.operator.logLevel }}
 logFormat: {{ .Values.operator.logFormat }}
 {{- end }}
 
-{{- /* Security of every container that is not an agent. */ -}}
+{{- /* Security context of every container but the agent. */ -}}
 {{- define "ktrace.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -146,17 +155,17 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "ktrace.operator" . }}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "ktrace.release" . }}
 {{- end }}
 
-{{- /* A list as one of CEL. */ -}}
+{{- /* A list in CEL syntax. */ -}}
 {{- define "ktrace.celList" -}}
 [{{ range $index, $one := . }}{{ if $index }}, {{ end }}'{{ $one }}'{{ end }}]
 {{- end }}
 
-{{- /* Names of agents' pods: snapshot-uid8-nodehash. No other controller ends names so. */ -}}
+{{- /* Regular expression of agent pod names: snapshot-uid8-nodehash. No other controller uses this form. */ -}}
 {{- define "ktrace.agentName" -}}
 r'^[a-z0-9.-]{1,40}-[0-9a-f]{8}-[0-9a-f]{10}$'
 {{- end }}
 
-{{- /* Policy name of (dict "root" $ "name" "snapshots"), bound to deny. */ -}}
+{{- /* Binding of the policy (dict "root" $ "name" "snapshots") with the action Deny. */ -}}
 {{- define "ktrace.binding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
@@ -169,8 +178,8 @@ spec:
   validationActions: [Deny]
 {{- end }}
 
-{{- /* An allowed endpoint as a regular expression: * is one part of the host name, and the port that
-its scheme has anyway may be left out. */ -}}
+{{- /* An allowed endpoint as a regular expression: * matches one label of the host name, and the
+scheme's default port is optional. */ -}}
 {{- define "ktrace.endpointPattern" -}}
 {{- $port := hasPrefix "https:" . | ternary ":443" ":80" }}
 {{- $quoted := regexQuoteMeta (trimSuffix $port .) | replace "\\*" "[^.:/]*" }}
@@ -181,7 +190,7 @@ r'^(?i){{ $quoted }}({{ $port }})?$'
 {{- end }}
 {{- end }}
 
-{{- /* Annotations of a hook before the chart is uninstalled, of a weight. */ -}}
+{{- /* Annotations of a pre-delete hook with the given weight. */ -}}
 {{- define "ktrace.hook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}

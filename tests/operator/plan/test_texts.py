@@ -26,7 +26,7 @@ from tests.operator.serve.model import ApiModel, Operator, goes_on, later, names
 Scene = Callable[[ApiModel, Operator, SnapshotKey], None]
 
 NODES = names("node-a", "node-b")
-PODS = {"nodes": {"pods": {"selector": {}}}}
+PODS: dict[str, Any] = {"nodes": {"pods": {"selector": {}}}}
 S3 = {"output": {"s3": {"bucket": "bundles", "credentialsSecret": "keys"}}}
 PVC = {"output": {"pvc": {"claimName": "claim"}}}
 START_S = 120
