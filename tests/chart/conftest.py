@@ -51,24 +51,24 @@ def api(bare: Api) -> Api:
     )
     entry = f"/api/v1/namespaces/{people.AGENTS}/pods/x-00000000-0000000000/exec?command=id"
     wait_for(
-        lambda: "nobody enters an agent" in bare.request("POST", entry).message,
+        lambda: "are denied for agents" in bare.request("POST", entry).message,
         "the policy of access is not in force",
     )
     forged = people.pod(labels={"ktrace.io/snapshot-uid": "x"})
     wait_for(
-        lambda: "by the operator alone" in bare.create(forged, dry_run=True).message,
+        lambda: "only the operator may" in bare.create(forged, dry_run=True).message,
         "the policy of agents is not in force",
     )
     privileged = people.pod(hostPID=True)
     wait_for(
-        lambda: "only agents share" in bare.create(privileged, dry_run=True).message,
+        lambda: "only agents may use" in bare.create(privileged, dry_run=True).message,
         "the policy of neighbours is not in force",
     )
     made = people.accepted(bare.create(people.snapshot(people.ALL), user=people.TESS))
     status = {"status": {"phase": "Completed"}}
     wait_for(
         lambda: (
-            "by the operator alone"
+            "only the operator may"
             in bare.patch(f"{people.path_of(made)}/status", status, dry_run=True).message
         ),
         "the policy of results is not in force",

@@ -71,9 +71,9 @@ def test_what_each_may_do_they_can_do(api: Api, user: User, nodes: dict[str, Any
 @pytest.mark.parametrize(
     ("user", "namespace", "words"),
     [
-        (ALICE, "kube-system", "may not list the pods of kube-system"),
-        (NED, SHOP, "may not list the pods of shop"),
-        (NED, None, "may not list the pods of ktrace-agents"),
+        (ALICE, "kube-system", "may not trace the pods of kube-system"),
+        (NED, SHOP, "may not trace the pods of shop"),
+        (NED, None, "may not trace the pods of ktrace-agents"),
         (ROOT, "kube-system", "podTargets.namespaces"),
         (ROOT, "default", "podTargets.namespaces"),
     ],
@@ -89,7 +89,7 @@ def test_pods_need_the_right_to_list_them_and_the_administrators_word(
 
 @pytest.mark.parametrize("user", [MALLORY, ROOT])
 def test_other_namespaces_are_not_served(api: Api, user: User):
-    refused(api.create(snapshot(ALL, namespace=SHOP), user=user), "snapshots are made in")
+    refused(api.create(snapshot(ALL, namespace=SHOP), user=user), "namespace not served")
 
 
 # Where bundles go.

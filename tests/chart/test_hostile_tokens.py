@@ -223,7 +223,12 @@ def test_what_an_agent_has_no_use_for_is_refused_by_name(api: Api, mine: Thing):
     _container({"startupProbe": SHELL, "workingDir": ELSEWHERE})(asked)
     _spec({"hostname": "s3"})(asked)
     answer = api.create(asked, user=OPERATOR, dry_run=True)
-    refused(answer, "an agent has no spec.hostname", "containers[0].startupProbe", "workingDir")
+    refused(
+        answer,
+        "not permitted in an agent: spec.hostname",
+        "containers[0].startupProbe",
+        "workingDir",
+    )
 
 
 def test_no_runtime_is_told_anything_later(api: Api, mine: Thing):
@@ -343,7 +348,7 @@ def test_the_operators_token_opens_nothing_else(api: Api, method: str, path: str
 
 
 def test_a_pod_of_another_kind_is_none_of_the_operators(api: Api):
-    refused(api.create(pod(), user=OPERATOR), "no other pods")
+    refused(api.create(pod(), user=OPERATOR), "not other pods")
 
 
 @pytest.mark.parametrize("user", [OPERATOR, RELEASE])
