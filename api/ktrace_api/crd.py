@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CustomResourceDefinition, from the models: `python -m ktrace_api.crd FILE ...`.
+"""Renders the CustomResourceDefinition from the models: `python -m ktrace_api.crd FILE ...`.
 
-The API server takes structural schemas only: no references, no unions, no patterns for keys.
-What pydantic writes otherwise is turned into what a structural schema can hold, and a keyword
-that has no place in one is an error here instead of a surprise at installation.
+The API server accepts structural schemas only: no references, no unions, no patterns for keys.
+Pydantic's schemas are converted to that form. A keyword that a structural schema cannot hold raises
+an error here, before an installation fails.
 """
 
 import sys
@@ -39,19 +39,19 @@ _KEPT = frozenset(
 _DROPPED = frozenset({"title", "$defs"})
 _INT32 = 2**31 - 1
 _COLUMNS = (
-    ("Phase", "string", ".status.phase", "The whole in one word"),
-    ("Nodes", "integer", ".status.nodes.total", "Nodes that were chosen"),
-    ("OK", "integer", ".status.nodes.succeeded", "Nodes whose bundle was delivered and verified"),
+    ("Phase", "string", ".status.phase", "Overall phase"),
+    ("Nodes", "integer", ".status.nodes.total", "Number of selected nodes"),
+    ("OK", "integer", ".status.nodes.succeeded", "Nodes with a delivered and verified bundle"),
     ("Failed", "integer", ".status.nodes.failed", "Nodes without a verified bundle"),
-    ("Findings", "string", ".status.findings[0].id", "The worst finding; status.findings has all"),
-    ("Path", "string", ".status.path", "Where the bundles are"),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since it was made"),
+    ("Findings", "string", ".status.findings[0].id", "Worst finding; status.findings lists all"),
+    ("Path", "string", ".status.path", "Location of the bundles"),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
 )
 _WIDE = frozenset({"Path"})
 
 
 def definition() -> dict[str, Any]:
-    """The CRD of TraceSnapshot, as apiextensions.k8s.io/v1 has it."""
+    """The CRD of TraceSnapshot as an apiextensions.k8s.io/v1 object."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -89,9 +89,10 @@ def _column(name: str, kind: str, path: str, description: str) -> dict[str, Any]
 def _root() -> Schema:
     spec = structural(SnapshotSpec.model_json_schema(by_alias=True))
     status = without_defaults(structural(SnapshotStatus.model_json_schema(by_alias=True)))
-    # kstatus takes an object whose status has no observedGeneration for one that is done.
+    # kstatus considers an object without status.observedGeneration as done.
     status["default"] = {"observedGeneration": SnapshotStatus().observed_generation}
-    name = (f"size(self.metadata.name) <= {MAX_NAME}", f"name has at most {MAX_NAME} characters")
+    text = f"metadata.name must not be longer than {MAX_NAME} characters"
+    name = (f"size(self.metadata.name) <= {MAX_NAME}", text)
     return {
         "type": "object",
         "description": _one_line(TraceSnapshot.__doc__ or ""),
@@ -108,7 +109,10 @@ def _root() -> Schema:
 
 
 def structural(schema: Schema, defs: dict[str, Schema] | None = None) -> Schema:
-    """A schema of pydantic's as a structural one; ValueError names what cannot be one."""
+    """Converts a schema of pydantic to a structural one.
+
+    Raises ValueError for a keyword that a structural schema cannot hold.
+    """
     schema, defs = _resolved(schema, schema.get("$defs", {}) if defs is None else defs)
     found: Schema = {}
     for keyword, value in schema.items():
@@ -117,14 +121,14 @@ def structural(schema: Schema, defs: dict[str, Schema] | None = None) -> Schema:
         elif keyword in ("properties", "patternProperties", "additionalProperties", "items"):
             continue
         elif keyword not in _DROPPED and not _is_extra(keyword, schema):
-            raise ValueError(f"{keyword} has no place in a structural schema: {value!r}")
+            raise ValueError(f"keyword {keyword} is not possible in a structural schema: {value!r}")
     _children(found, schema, defs)
     _tidy(found)
     return found
 
 
 def _resolved(schema: Schema, defs: dict[str, Schema]) -> tuple[Schema, dict[str, Schema]]:
-    """Without $ref at its top, and without null as an alternative."""
+    """The schema with its top-level $ref resolved and without null as an alternative."""
     if "$ref" in schema:
         target = defs[schema["$ref"].removeprefix("#/$defs/")]
         schema = target | {key: value for key, value in schema.items() if key != "$ref"}
@@ -132,14 +136,14 @@ def _resolved(schema: Schema, defs: dict[str, Schema]) -> tuple[Schema, dict[str
     if "anyOf" in schema and "x-kubernetes-int-or-string" not in schema:
         others = [one for one in schema["anyOf"] if one != {"type": "null"}]
         if len(others) != 1:
-            raise ValueError(f"a union has no place in a structural schema: {schema['anyOf']!r}")
+            raise ValueError(f"union is not possible in a structural schema: {schema['anyOf']!r}")
         outer = {key: value for key, value in schema.items() if key != "anyOf"}
         return _resolved(_joined(others[0], outer, defs), defs)
     return schema, defs
 
 
 def _joined(inner: Schema, outer: Schema, defs: dict[str, Schema]) -> Schema:
-    """Both, the outer where they differ; both sides' rules."""
+    """Both schemas merged: the outer one has precedence, and the rules of both are kept."""
     inner, _ = _resolved(inner, defs)
     validations = "x-kubernetes-validations"
     both = [*inner.get(validations, []), *outer.get(validations, [])]
@@ -147,7 +151,7 @@ def _joined(inner: Schema, outer: Schema, defs: dict[str, Schema]) -> Schema:
 
 
 def _is_extra(keyword: str, schema: Schema) -> bool:
-    """Keywords that _children understands together with others."""
+    """Whether _children handles the keyword together with another one."""
     if keyword == "anyOf":
         return bool(schema.get("x-kubernetes-int-or-string"))
     return keyword == "propertyNames"
@@ -167,7 +171,7 @@ def _children(found: Schema, schema: Schema, defs: dict[str, Schema]) -> None:
 
 
 def _map(found: Schema, schema: Schema, defs: dict[str, Schema]) -> None:
-    """A map by what its keys may be: an enum's values become properties, a pattern a rule."""
+    """Converts a map by its permitted keys: an enum to properties, a pattern to a rule."""
     names, _ = _resolved(schema["propertyNames"], defs)
     patterns = schema.get("patternProperties", {})
     if "enum" in names:
@@ -182,7 +186,7 @@ def _map(found: Schema, schema: Schema, defs: dict[str, Schema]) -> None:
 
 
 def _tidy(found: Schema) -> None:
-    """Texts on one line, integers with their width, no default that says nothing."""
+    """Puts texts on one line, adds the format of integers, and drops empty defaults."""
     if "description" in found:
         found["description"] = _one_line(found["description"])
     if found.get("type") == "integer" and "format" not in found:
@@ -195,7 +199,7 @@ def _tidy(found: Schema) -> None:
 
 
 def without_defaults(schema: Schema) -> Schema:
-    """The same schema with all defaults left out: what nobody wrote yet is not there."""
+    """The same schema without defaults, so that the API server adds no fields to a status."""
     kept = {key: value for key, value in schema.items() if key != "default"}
     for key in ("items", "additionalProperties"):
         if key in kept:
@@ -212,11 +216,11 @@ def _one_line(text: str) -> str:
 
 
 def render() -> str:
-    """The CRD as YAML, with a head that says where it comes from."""
+    """The CRD as YAML, with a header that names its source."""
     import yaml
 
     class Plain(yaml.SafeDumper):
-        """Writes what is used twice twice: people read no anchors."""
+        """Writes repeated values in full instead of as YAML anchors, for readability."""
 
         def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
             return True
@@ -230,7 +234,7 @@ def render() -> str:
 
 
 def main(paths: list[str]) -> None:
-    """Write the CRD to each path."""
+    """Writes the CRD to each path."""
     for path in map(Path, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(), encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Schemas of the files of a bundle: `python -m ktrace_api.schemas docs/schemas`."""
+"""Writes the JSON Schemas of a bundle's files: `python -m ktrace_api.schemas docs/schemas`."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ktrace_api.model import Model
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
-_MODE: JsonSchemaMode = "serialization"  # what a reader of the files meets
+_MODE: JsonSchemaMode = "serialization"  # describes the files as they are written
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """File name -> schema: row (a line of events.jsonl), summary, node, manifest."""
+    """Schemas by file name: row (one line of events.jsonl), summary, node, manifest."""
     models: dict[str, type[Model]] = {"summary": Summary, "node": NodeInfo, "manifest": Manifest}
     found = {"row": EVENT.json_schema(mode=_MODE) | {"title": "Row"}}
     found |= {name: model.model_json_schema(mode=_MODE) for name, model in models.items()}
@@ -29,7 +29,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def write(folder: Path) -> None:
-    """Write all schemas into a folder, which is made where it is missing."""
+    """Writes all schemas into a folder (created if missing)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         (folder / name).write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")

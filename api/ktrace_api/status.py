@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status of a TraceSnapshot: written by the operator alone."""
+"""The status of a TraceSnapshot. Only the operator writes it."""
 
 from typing import Annotated, Literal
 
@@ -14,49 +14,49 @@ MAX_FINDINGS = 20
 
 
 class NodeCounts(KubeModel):
-    """Nodes by outcome; total is the sum of all others."""
+    """Number of nodes by outcome. The total is the sum of all others."""
 
     total: int = Field(default=0, ge=0)
-    """Nodes that were chosen."""
+    """Number of selected nodes."""
     pending: int = Field(default=0, ge=0)
-    """Nodes whose agent has not begun to record."""
+    """Number of nodes whose agent is not running yet."""
     running: int = Field(default=0, ge=0)
-    """Nodes whose agent runs."""
+    """Number of nodes whose agent is running."""
     succeeded: int = Field(default=0, ge=0)
-    """Nodes whose bundle was delivered and verified."""
+    """Number of nodes whose bundle was delivered and verified."""
     failed: int = Field(default=0, ge=0)
-    """Nodes without a verified bundle."""
+    """Number of nodes whose agent delivered no verified bundle."""
     skipped: int = Field(default=0, ge=0)
-    """Nodes on which no agent was started."""
+    """Number of nodes on which no agent was started."""
 
 
 class NodeResult(KubeModel):
-    """What came of one node."""
+    """Result for one node."""
 
     node: Annotated[str, Field(max_length=253)]
     """Name of the node."""
     outcome: Outcome = Outcome.PENDING
     """Pending, Running, Succeeded, Failed or Skipped."""
     reason: NodeReason | None = None
-    """Why it ended so."""
+    """Machine-readable reason of the outcome; set when the outcome is final."""
     message: Message | None = None
-    """One sentence for people."""
+    """Human-readable details of the reason, one line."""
     path: Annotated[str, Field(max_length=640)] | None = None
-    """The bundle, below `status.path`."""
+    """Path of the bundle, relative to status.path."""
     bytes: int | None = Field(default=None, ge=0)
-    """Size of the bundle in bytes, as it was read back after the upload."""
+    """Size of the bundle in bytes, read back after the upload."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None = None
     """SHA-256 of the bundle."""
     events: int | None = Field(default=None, ge=0)
-    """Rows in the bundle."""
+    """Number of events (rows) in the bundle."""
     lost: int | None = Field(default=None, ge=0)
-    """Events that were asked for and that no row shows."""
+    """Number of requested events that are missing in the bundle."""
     complete: bool | None = None
-    """No row that was asked for is missing and no fact was lost."""
+    """Whether the bundle contains every requested event and all its details."""
     started_at: Time | None = None
-    """When the agent began to record."""
+    """Time at which the agent started to record."""
     ended_at: Time | None = None
-    """When the agent, or the operator in its place, came to this end."""
+    """Time at which the agent ended, or at which the operator recorded its end."""
 
     @property
     def final(self) -> bool:
@@ -65,79 +65,79 @@ class NodeResult(KubeModel):
 
 
 class FindingRollup(KubeModel):
-    """One finding over all nodes."""
+    """One finding, summarized over all nodes."""
 
     id: FindingId
-    """Stable name of the finding; docs/findings explains each."""
+    """Stable identifier of the finding; docs/findings describes each."""
     severity: Severity
-    """The worst that a node gave it: critical, warning or info."""
+    """Highest severity on any node: critical, warning or info."""
     title: Annotated[str, Field(max_length=160)]
-    """One sentence for people, from the node where it is worst."""
+    """Human-readable summary, from the worst node."""
     count: int = Field(default=1, ge=1)
-    """How many there are, over all nodes."""
+    """Number of occurrences on all nodes."""
     nodes: int = Field(default=1, ge=1)
-    """Nodes that have it."""
+    """Number of nodes with this finding."""
     subject: Annotated[str, Field(max_length=200)] = "-"
-    """Whom it is about, on the node where it is worst: pod or process, and peer."""
+    """Affected pod or process and its peer, from the worst node."""
 
 
 class Condition(KubeModel):
-    """A condition as elsewhere in Kubernetes."""
+    """Condition in the usual form of Kubernetes."""
 
     type: ConditionType
     """Accepted, Succeeded, Finished, Reconciling, Stalled or Ready."""
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""
     reason: ConditionReason
-    """Why, in one word of a closed list."""
+    """Machine-readable reason from a closed list."""
     message: Annotated[str, Field(max_length=1024)] = ""
-    """One sentence for people."""
+    """Human-readable details of the reason, one line."""
     observed_generation: int = Field(ge=0)
-    """Generation of the spec that this was said of."""
+    """metadata.generation that this condition reflects."""
     last_transition_time: Time
-    """When `status` changed last."""
+    """Last time the status of this condition changed."""
 
 
 class SnapshotStatus(KubeModel):
-    """What came of it; written by the operator alone."""
+    """Observed state, set by the operator."""
 
     observed_generation: int = -1
-    """Generation of the spec that the operator has seen; -1: it has not looked yet."""
+    """metadata.generation that the status reflects; -1: not processed by an operator yet."""
     phase: Phase | None = None
-    """The whole in one word, for people; programs read the conditions."""
+    """Overall phase, for humans; controllers should use conditions."""
     start_time: Time | None = None
-    """When the list of nodes was frozen."""
+    """Time at which the node list was fixed."""
     completion_time: Time | None = None
-    """When the last node came to its end."""
+    """Time at which the last node ended."""
     path: Annotated[str, Field(max_length=640)] | None = None
-    """Where the bundles are: s3://bucket/prefix/namespace/name-uid8/ or pvc://claim/...; ends with
-    a slash."""
+    """Location of the bundles: s3://bucket/prefix/namespace/name-uid8/ or pvc://claim/..., with a
+    trailing slash."""
     nodes: NodeCounts = NodeCounts()
-    """Nodes by outcome."""
+    """Number of nodes by outcome."""
     results: Annotated[tuple[NodeResult, ...], Field(max_length=MAX_RESULTS)] = Field(
         default=(), json_schema_extra=ATOMIC_LIST
     )
-    """One entry a node; the list of nodes never changes after the start."""
+    """One entry per node. The list of nodes is fixed at the start."""
     findings: Annotated[tuple[FindingRollup, ...], Field(max_length=MAX_FINDINGS)] = Field(
         default=(), json_schema_extra=ATOMIC_LIST
     )
-    """What was found, over all nodes, worst first."""
+    """Findings summarized over all nodes, worst first."""
     verdicts: Annotated[
-        dict[Cause, Annotated[int, Field(ge=1, description="Nodes that came to this verdict.")]],
+        dict[Cause, Annotated[int, Field(ge=1, description="Number of nodes with this verdict.")]],
         Field(max_length=8),
     ] = Field(default_factory=dict)
-    """Verdict -> nodes that came to it."""
+    """Number of nodes by verdict."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8)] = Field(
         default=(),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """Accepted, Succeeded, Finished, Reconciling, Stalled, Ready."""
+    """Conditions: Accepted, Succeeded, Finished, Reconciling, Stalled, Ready."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
         return next((one for one in self.conditions if one.type is kind), None)
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end; nothing is started for it ever again."""
+        """Whether the snapshot has ended. No agent is started for it again."""
         condition = self.condition(ConditionType.FINISHED)
         return condition is not None and condition.status == "True"
