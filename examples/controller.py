@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Plays the controller that investigates by itself: it asks a question, waits, reads, decides.
+"""Example of a controller that investigates on its own: create a snapshot, wait, read, decide.
 
     pip install kubernetes
     examples/controller.py examples/dns.yaml
 
-It creates the TraceSnapshot of the file under a name of its own (so that the same question can be
-asked again), waits until it is finished, reads the findings from its status, and prints for each
-what to do next. Nothing here imports ktrace: the custom resource is the whole interface. Its
-service account needs the role ktrace-edit in the agents' namespace and nothing else.
+Creates the TraceSnapshot of a file under a generated name (so that the file can be used again),
+waits until it is finished, reads the findings from its status, and prints the next step for each.
+It does not import ktrace: the custom resource is the only interface. Its service account needs only
+the role ktrace-edit in the agents' namespace, and ktrace-trace-nodes for snapshots of whole nodes.
 
-exit status: 0 nothing found, 1 findings, 2 no answer (refused, no node delivered, too late),
-3 the API server says no
+exit status: 0 no findings, 1 findings, 2 no result (refused, no bundle delivered, timeout),
+3 request rejected by the API server
 """
 
 import argparse
@@ -25,36 +25,36 @@ import yaml
 from kubernetes import client, config, watch
 
 GROUP, VERSION, PLURAL = "ktrace.io", "v1alpha1", "tracesnapshots"
-NOTHING_FOUND, FOUND, NO_ANSWER, REFUSED = 0, 1, 2, 3
+NOTHING_FOUND, FOUND, NO_RESULT, REJECTED = 0, 1, 2, 3
 NEXT = {
-    "DNS_NO_REPLY": "look at the resolver: are its pods ready, has its Service endpoints?",
-    "DNS_SLOW": "compare with the resolver's own upstream; look for CPU limits of the resolver",
-    "TCP_SYN_UNANSWERED": "something drops: a NetworkPolicy, a security group, or a dead backend",
-    "TCP_CONNECT_REFUSED": "the host answers, nobody listens: is the process up, the port right?",
+    "DNS_NO_REPLY": "check the resolver: are its pods ready, does its Service have endpoints?",
+    "DNS_SLOW": "check the resolver's upstream and its CPU limits",
+    "TCP_SYN_UNANSWERED": "check NetworkPolicies, security groups and the backend for drops",
+    "TCP_CONNECT_REFUSED": "the host responds but no process listens: check process and port",
     "TCP_CONNECT_TIMEOUT": "trace the node of the peer too: does the SYN arrive there?",
-    "TCP_CONNECT_UNREACHABLE": "compare the routes of this node with those of one that works",
-    "TCP_CONNECT_SLOW": "a lost first SYN costs 1 s: look at accept queues and losses on the way",
-    "CONNECT_DENIED": "seccomp, a cgroup program or an LSM says no before any packet leaves",
-    "CLOSE_WAIT_GROWING": "the named process does not close its sockets: restart it, then mend it",
-    "LISTEN_OVERFLOW": "the named process accepts too slowly: raise its backlog or its replicas",
-    "CONNTRACK_UNREPLIED": "a backend of the Service is silent: take it out of the endpoints",
+    "TCP_CONNECT_UNREACHABLE": "compare the routes of this node with those of a working node",
+    "TCP_CONNECT_SLOW": "a lost first SYN costs 1 s: check accept queues and packet loss",
+    "CONNECT_DENIED": "the kernel blocked connect(): check seccomp, cgroup programs and LSMs",
+    "CLOSE_WAIT_GROWING": "the process leaks sockets: restart the process, then fix the leak",
+    "LISTEN_OVERFLOW": "the process accepts too slowly: raise its backlog or its replicas",
+    "CONNTRACK_UNREPLIED": "a backend of the Service does not reply: remove its endpoint",
     "CONNTRACK_FULL": "new connections are dropped on this node: raise nf_conntrack_max",
     "EPHEMERAL_PORTS_EXHAUSTED": "reuse connections, or widen ip_local_port_range on this node",
-    "CAPTURE_INCOMPLETE": "rows are missing: ask again with fewer ports or a larger maxEvents",
+    "CAPTURE_INCOMPLETE": "events are missing: trace again with fewer ports or a larger maxEvents",
 }
 
 
-def ask(api: client.CustomObjectsApi, path: str, namespace: str | None) -> tuple[str, str]:
-    """Create the snapshot that a file describes; its namespace and the name that it got."""
+def create(api: client.CustomObjectsApi, path: str, namespace: str | None) -> tuple[str, str]:
+    """Create the snapshot of a file. Return its namespace and its generated name."""
     documents = yaml.safe_load_all(Path(path).read_text())
-    [question] = [one for one in documents if one["kind"] == "TraceSnapshot"]
-    metadata = question["metadata"]
+    [body] = [one for one in documents if one["kind"] == "TraceSnapshot"]
+    metadata = body["metadata"]
     prefix = metadata.pop("name", None)
     if prefix is not None:
         metadata["generateName"] = f"{prefix}-"
     metadata["namespace"] = namespace or metadata.get("namespace", "ktrace-agents")
     made: Any = api.create_namespaced_custom_object(
-        GROUP, VERSION, metadata["namespace"], PLURAL, question
+        GROUP, VERSION, metadata["namespace"], PLURAL, body
     )
     return metadata["namespace"], made["metadata"]["name"]
 
@@ -62,7 +62,7 @@ def ask(api: client.CustomObjectsApi, path: str, namespace: str | None) -> tuple
 def versions(
     api: client.CustomObjectsApi, namespace: str, name: str, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """The snapshot as it is and each time it changes; a watch that ends is begun again."""
+    """Yield the snapshot and each change of it. Restart watches that end, until the deadline."""
     while (left := int(deadline - time.monotonic())) > 0:
         try:
             for event in watch.Watch().stream(
@@ -78,30 +78,30 @@ def versions(
                     return
                 yield event["object"]
         except client.ApiException as error:
-            if error.status != 410:  # too old a version: begin with a new list
+            if error.status != 410:  # the version is too old: start again with a new list
                 raise
 
 
 def wait(
     api: client.CustomObjectsApi, namespace: str, name: str, seconds: float
 ) -> dict[str, Any] | None:
-    """The snapshot at its end; None where it did not come to one in time."""
-    told = None
+    """Return the finished snapshot, or None if it does not finish in time."""
+    printed = None
     for snapshot in versions(api, namespace, name, time.monotonic() + seconds):
         status = snapshot.get("status", {})
         nodes = status.get("nodes", {})
         done, total = nodes.get("succeeded", 0), nodes.get("total", 0)
         line = f"{status.get('phase', 'Pending')}: {done} of {total} nodes"
-        if line != told:
+        if line != printed:
             print(f"{name}: {line}", file=sys.stderr)
-            told = line
+            printed = line
         if condition(snapshot, "Finished")["status"] == "True":
             return snapshot
     return None
 
 
 def condition(snapshot: dict[str, Any], kind: str) -> dict[str, Any]:
-    """A condition that speaks of the spec as it is now; Unknown where there is none."""
+    """Return a condition that reflects the current spec; Unknown if there is none."""
     for one in snapshot.get("status", {}).get("conditions", []):
         if one["type"] == kind and one["observedGeneration"] == snapshot["metadata"]["generation"]:
             return dict(one)
@@ -109,32 +109,32 @@ def condition(snapshot: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def act(snapshot: dict[str, Any]) -> int:
-    """Print what was found and what follows from it; the exit status."""
+    """Print each finding with its next step. Return the exit status."""
     status = snapshot["status"]
     succeeded = condition(snapshot, "Succeeded")
     if not status.get("nodes", {}).get("succeeded"):
-        print(f"no answer: {succeeded['reason']}: {succeeded['message']}")
-        return NO_ANSWER
-    if succeeded["status"] != "True":  # partial: what other nodes saw is true all the same
-        print(f"not from everywhere: {succeeded['message']}")
+        print(f"no result: {succeeded['reason']}: {succeeded['message']}")
+        return NO_RESULT
+    if succeeded["status"] != "True":  # partial: the results of the other nodes are valid
+        print(f"partial result: {succeeded['message']}")
     serious = [one for one in status.get("findings", []) if one["severity"] != "info"]
     for finding in serious:
         step = NEXT.get(finding["id"], f"read docs/findings/{finding['id']}.md")
         print(f"{finding['severity']} {finding['id']} on {finding['nodes']} node(s)")
-        print(f"  what:  {finding['title']}")
-        print(f"  whom:  {finding['subject']}")
-        print(f"  next:  {step}")
+        print(f"  what:      {finding['title']}")
+        print(f"  affected:  {finding['subject']}")
+        print(f"  next:      {step}")
     print(f"bundles: {status['path']}")
     return FOUND if serious else NOTHING_FOUND
 
 
 def main() -> int:
-    """Run one investigation; the exit status."""
+    """Run one investigation. Return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("question", help="a file with a TraceSnapshot")
-    parser.add_argument("--namespace", help="where it is made (default: what the file says)")
+    parser.add_argument("file", help="a YAML file with a TraceSnapshot")
+    parser.add_argument("--namespace", help="namespace (default: that of the file)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds (default: 900)")
     given = parser.parse_args()
     try:
@@ -143,14 +143,14 @@ def main() -> int:
         config.load_kube_config()
     api = client.CustomObjectsApi()
     try:
-        namespace, name = ask(api, given.question, given.namespace)
+        namespace, name = create(api, given.file, given.namespace)
         snapshot = wait(api, namespace, name, given.timeout)
     except client.ApiException as error:
-        print(f"the API server says no: {error.status} {error.reason}: {error.body}")
-        return REFUSED
+        print(f"rejected by the API server: {error.status} {error.reason}: {error.body}")
+        return REJECTED
     if snapshot is None:
-        print(f"no answer: {namespace}/{name} came to no end within {given.timeout:.0f} s")
-        return NO_ANSWER
+        print(f"no result: {namespace}/{name} did not finish within {given.timeout:.0f} s")
+        return NO_RESULT
     return act(snapshot)
 
 

@@ -104,8 +104,8 @@ RUNNING = {
 @pytest.mark.parametrize(
     ("status", "health", "message"),
     [
-        (None, "Progressing", "not looked at yet"),
-        ({"observedGeneration": -1}, "Progressing", "not looked at yet"),
+        (None, "Progressing", "not processed by an operator yet"),
+        ({"observedGeneration": -1}, "Progressing", "not processed by an operator yet"),
         (RUNNING, "Progressing", "Running: why"),
         ({**ended("True", ConditionReason.COMPLETED), "observedGeneration": 0}, "Progressing", ""),
         (ended("True", ConditionReason.COMPLETED), "Healthy", "Completed: why"),
