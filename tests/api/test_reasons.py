@@ -15,8 +15,8 @@ PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
 @pytest.mark.parametrize(
     ("heading", "reasons"),
     [
-        ("Why a snapshot stands as it does", ConditionReason),
-        ("Why a node ended as it did", NodeReason),
+        ("Reasons of a snapshot", ConditionReason),
+        ("Reasons of a node", NodeReason),
     ],
 )
 def test_each_reason_says_what_happened_and_what_to_do(heading: str, reasons: type[StrEnum]):
