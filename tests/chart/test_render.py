@@ -204,6 +204,16 @@ def test_notes(name: str, snapshot: SnapshotAssertion):
     assert notes(SCENARIOS[name]) == snapshot
 
 
+@pytest.mark.parametrize("name", ["default", "s3-with-a-server-of-ones-own"])
+def test_messages_of_the_policies(name: str, snapshot: SnapshotAssertion):
+    found = [
+        f"{policy['metadata']['name']}: {rule.get('messageExpression') or rule['message']}"
+        for policy in of_kind(rendered(name), "ValidatingAdmissionPolicy")
+        for rule in policy["spec"]["validations"]
+    ]
+    assert "\n".join(found) == snapshot
+
+
 def test_versions_are_one():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (ROOT / "pyproject.toml").read_text()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_operator.main import main
 from ktrace_operator.settings import Settings, endpoint_allowed, load
@@ -79,13 +80,21 @@ def test_no_cluster(
     assert "no cluster" in capsys.readouterr().err
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["release"]], ids=["ktrace-operator", "run", "release"]
+)
+def test_help(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    snapshot: SnapshotAssertion,
+):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("KTRACE_SETTINGS", raising=False)
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        main([*command, "--help"])
     assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("run", "release", "examples:", "exit status", "KUBECONFIG"):
-        assert word in text
+    assert capsys.readouterr().out == snapshot
 
 
 def test_settings_have_defaults_and_camel_case(tmp_path: Path):

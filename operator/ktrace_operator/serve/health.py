@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Liveness of this process, served as probes.
 
-A broken watch cannot be told from a quiet cluster. So snapshots are listed every minute (only
-their metadata, from the API server's cache). A change that the list shows and the watch has not
-delivered within 75 s is a fault.
+A broken watch cannot be distinguished from a quiet cluster. So snapshots are listed every minute
+(only their metadata, from the API server's cache). A change that the list shows and the watch has
+not delivered within 75 s is a fault.
 """
 
 import asyncio
