@@ -24,6 +24,7 @@ from ktrace_agent.cli.out_dir import prepared
 from ktrace_agent.errors import AgentError, KtraceError, NodeBusy, UsageError
 from ktrace_agent.sinks import s3_credentials
 from ktrace_api.assignment import Assignment, S3Target
+from ktrace_api.model import first_error
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 
@@ -125,11 +126,9 @@ def parse(text: str) -> Assignment:
     try:
         return Assignment.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UsageError(
-            f"{CAPTURE_VARIABLE}: {field}: {first['msg']};"
-            " operator and agent must be of the same version"
+            f"{CAPTURE_VARIABLE}: {first_error(error).line('the whole document')};"
+            " operator and agent must have the same version"
         ) from error
 
 
