@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ktrace_api
+from ktrace_agent.cli.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -147,11 +148,21 @@ def test_readme_table_has_exactly_the_flags_that_there_are() -> None:
     )
     known = set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--version"}
     readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"^\| `(--[a-z-]+)`", readme, re.MULTILINE)) == known
+    rows = [
+        f"| `{one.flag}` | {one.default or 'none'} | {one.accepts} | {linked(one.help)} |"
+        for one in OPTIONS
+    ]
+    assert [line for line in readme.splitlines() if line.startswith("| `--")] == rows
+    assert {one.flag for one in OPTIONS} == known
     # A line of another program may have our name among its arguments.
     ours = re.sub(r"^(helm|kubectl) .*", "", readme, flags=re.MULTILINE)
     named = set(re.findall(r"ktrace[^\n`]*?(--[a-z-]+)", ours))
     assert named <= known | {"--version"}
+
+
+def linked(text: str) -> str:
+    """A text with the pages that it names as links."""
+    return re.sub(r"docs/[a-z]+\.md", r"[\g<0>](\g<0>)", text)
 
 
 def test_no_absolute_paths_of_a_machine() -> None:

@@ -1,32 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way in which a capture can fail to leave a bundle, or one can fail to be read.
+"""All errors that end a capture without a bundle, or reading of a bundle without a result.
 
     KtraceError
-    ├── UsageError          2   an argument or the configuration is wrong
-    ├── PermissionDenied    3   the kernel refuses what this user asks
-    ├── UnsupportedKernel   4   the kernel lacks what a hook needs
+    ├── UsageError          2   a flag, variable or configuration value is wrong
+    ├── PermissionDenied    3   the kernel denies an operation to this user
+    ├── UnsupportedKernel   4   the kernel lacks a feature that a hook needs
     ├── SinkFailed          5   the bundle could not be written or delivered
-    ├── BadBundle           6   a bundle that is to be read is damaged, or is none
-    ├── NodeBusy            7   another agent records on this node
+    ├── BadBundle           6   a bundle is corrupt, or the file is not a bundle
+    ├── NodeBusy            7   another agent is already recording on this node
     └── AgentError          1   anything else: a bug or a broken environment
 
-The number is the exit status of the process, 0 means that a bundle was sealed.
+The number is the exit status of the process. Status 0 means that a bundle was sealed.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ktrace_api.names import NodeReason
 
+INTERRUPTED = 130
+"""Exit status after a second Ctrl-C, as a shell reports a death by SIGINT."""
+
 
 class KtraceError(Exception):
-    """Base of all: the message is one line, what is wrong and what to do next."""
+    """Base class. The message is one line: what happened, and what to do."""
 
     reason: ClassVar[NodeReason] = NodeReason.AGENT_ERROR
     exit_status: ClassVar[int] = 1
 
 
 class UsageError(KtraceError):
-    """An argument, variable or configuration value is wrong; the message names it."""
+    """A flag, variable or configuration value is wrong; the message names it."""
 
     reason = NodeReason.PROTOCOL_ERROR
     exit_status = 2
@@ -47,25 +50,50 @@ class UnsupportedKernel(KtraceError):
 
 
 class SinkFailed(KtraceError):
-    """The bundle could not be written, or what arrived is not what was sent."""
+    """The bundle could not be written, or the delivered copy differs from it."""
 
     reason = NodeReason.UPLOAD_FAILED
     exit_status = 5
 
 
 class BadBundle(KtraceError):
-    """A bundle is truncated, was changed, or is something else."""
+    """A bundle is truncated or was changed, or the file is not a bundle."""
 
     reason = NodeReason.PROTOCOL_ERROR
     exit_status = 6
 
 
 class NodeBusy(KtraceError):
-    """Another agent of the operator works on this node."""
+    """Another agent of the operator is already recording on this node."""
 
     reason = NodeReason.NODE_BUSY
     exit_status = 7
 
 
 class AgentError(KtraceError):
-    """Something that the agent did not expect."""
+    """An error that no other class describes."""
+
+
+class Failure(NamedTuple):
+    """How an error is reported."""
+
+    reason: NodeReason
+    message: str
+    exit_status: int
+
+
+def failure(error: BaseException, interrupted: str) -> Failure:
+    """Reason, message and exit status of any error.
+
+    `interrupted` is the message for a KeyboardInterrupt that carries none.
+    """
+    match error:
+        case KtraceError():
+            return Failure(error.reason, str(error), error.exit_status)
+        case KeyboardInterrupt():
+            return Failure(NodeReason.CANCELED, str(error) or interrupted, INTERRUPTED)
+        case MemoryError():
+            message = "out of memory: raise the memory limit or lower the maximum number of events"
+        case _:
+            message = f"{type(error).__name__}: {error}"
+    return Failure(AgentError.reason, message, AgentError.exit_status)

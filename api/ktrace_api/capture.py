@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one agent is asked to do: the contract from the operator or the CLI to the agent."""
+"""CaptureConfig: everything that one agent is asked to record.
+
+A capture option is declared here and nowhere else: its type, bounds, default, description and flag.
+options.py derives the accepted values and the CRD field from it; the agent's cli/options.py derives
+the flag, its help and its environment variable.
+"""
 
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -18,9 +24,10 @@ _SIZE_POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
 
 
 def parse_duration(value: object) -> object:
-    """`90s`, `1m30s`, `10m` or a number of seconds, as a timedelta.
+    """Convert `90s`, `1m30s`, `10m` or a number of seconds to a timedelta.
 
-    What is of another type is left to pydantic; a text of another form raises ValueError.
+    Values of other types are returned unchanged; pydantic validates them. Raises ValueError for a
+    text of another form.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return timedelta(seconds=value)
@@ -42,7 +49,7 @@ def format_duration(value: timedelta) -> str:
 
 
 def parse_size(value: object) -> object:
-    """`64MiB`, `256Mi`, `10MB` or a number of bytes, as bytes (i = powers of 1024)."""
+    """Convert `64MiB`, `256Mi`, `10MB` or a number to bytes (i = powers of 1024)."""
     if not isinstance(value, str):
         return value
     match = _SIZE.fullmatch(value.strip())
@@ -56,7 +63,7 @@ def parse_size(value: object) -> object:
 
 
 def parse_list(value: object) -> object:
-    """`80,443` as a list; an empty text as an empty list."""
+    """Convert `80,443` to a list; an empty text is an empty list."""
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",")] if value.strip() else []
@@ -74,93 +81,159 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 PodUid = Annotated[
     str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$|^[0-9a-f]{32}$")
 ]
-"""A pod's UID as its cgroup is named by: of a static pod 32 hexadecimal digits, its hash."""
+"""A pod's UID as in the name of its cgroup. A static pod has a hash of 32 hexadecimal digits."""
 MAX_PODS = 256
-"""Pods of one node that a capture can be narrowed to."""
+"""Maximum pods of one node that a capture can be restricted to."""
 SocketPath = Annotated[str, Field(max_length=256, pattern=r"^(unix://)?/[^\x00-\x1f]*$")]
 
 
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Metadata of a field: how the field is set on the command line."""
+
+    metavar: str
+    """Name of the value in --help."""
+    noun: str = ""
+    """One value in an error message; empty: follows from the type."""
+    form: str = ""
+    """What the value consists of, for a text whose pattern says more than a sentence can."""
+    example: str = ""
+    """Accepted texts for messages, such as `30s or 2m`."""
+    name: str = ""
+    """The flag; empty: `--` and the field's name with dashes."""
+    alone: str = ""
+    """Value of the flag when it is given without one; empty: a value is required."""
+    default: str = ""
+    """What the default means, if the field's own default has no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Metadata of a list field: a boolean flag that keeps or removes one member of the list."""
+
+    name: str
+    member: str
+    help: str
+
+
 class CaptureConfig(BaseModel):
-    """One capture on one node. Every limit is enforced by the agent itself."""
+    """One capture on one node. The agent enforces every limit itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
-    node: str = Field(
-        min_length=1,
-        max_length=253,
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
-        description="Name of the node in rows and file names.",
-    )
-    duration: Duration = Field(
+    duration: Annotated[Duration, Flag("TIME", example="30s or 2m")] = Field(
         default=timedelta(seconds=60),
         ge=timedelta(seconds=1),
         le=timedelta(minutes=10),
-        description="How long to record, 1s to 10m.",
+        description="How long to record.",
+    )
+    dns_only: Annotated[bool, Flag("BOOL")] = Field(
+        default=False, description="Record only DNS traffic (local or remote port 53)."
+    )
+    ports: Annotated[
+        tuple[Port, ...],
+        BeforeValidator(parse_list),
+        AfterValidator(_distinct),
+        Flag("PORT[,PORT...]", noun="port number", example="80,443", default="all"),
+    ] = Field(
+        default=(), max_length=64, description="Record only traffic of these local or remote ports."
+    )
+    pods: Annotated[
+        tuple[PodUid, ...],
+        BeforeValidator(parse_list),
+        AfterValidator(_distinct),
+        Flag("UID[,UID...]", noun="pod UID", default="all processes"),
+    ] = Field(
+        default=(),
+        max_length=MAX_PODS,
+        description="Record only processes in the pods with these UIDs.",
     )
     events: Annotated[
-        tuple[EventKind, ...], BeforeValidator(parse_list), AfterValidator(_distinct)
-    ] = Field(default=tuple(EventKind), min_length=1, description="Kinds of events to record.")
-    dns_only: bool = Field(default=False, description="Keep only traffic with port 53 at one end.")
-    ports: Annotated[tuple[Port, ...], BeforeValidator(parse_list), AfterValidator(_distinct)] = (
-        Field(
-            default=(),
-            max_length=64,
-            description="Keep only these ports, local or remote; none = all.",
-        )
+        tuple[EventKind, ...],
+        BeforeValidator(parse_list),
+        AfterValidator(_distinct),
+        Switch(
+            "--with-connect-latency",
+            EventKind.CONNECT,
+            "Record the duration and result of every connect().",
+        ),
+        Switch("--with-retransmits", EventKind.RETRANSMIT, "Record retransmitted TCP segments."),
+    ] = Field(
+        default=tuple(EventKind),
+        min_length=1,
+        max_length=len(EventKind),
+        description="Event types to record.",
     )
-    pods: Annotated[tuple[PodUid, ...], BeforeValidator(parse_list), AfterValidator(_distinct)] = (
-        Field(
-            default=(),
-            max_length=MAX_PODS,
-            description="Keep only events of processes in these pods, by UID; none = all.",
-        )
+    security: Annotated[bool, Flag("BOOL", name="--with-security")] = Field(
+        default=True, description="Record the seccomp mode and effective capabilities of processes."
     )
-    sample: int = Field(
+    cri: Annotated[
+        Literal["auto", "true", "false"],
+        Flag("auto|BOOL", noun="value", name="--with-cri", alone="true"),
+    ] = Field(
+        default="auto",
+        description="Query the container runtime for pod names: auto (if one is found), true "
+        "(report if none answers), false (never).",
+    )
+    cri_sockets: Annotated[
+        tuple[SocketPath, ...],
+        BeforeValidator(parse_list),
+        AfterValidator(_distinct),
+        Flag(
+            "PATH[,PATH...]",
+            noun="absolute path",
+            example="/run/containerd/containerd.sock",
+            name="--cri-socket",
+            default="the usual paths",
+        ),
+    ] = Field(default=(), max_length=8, description="Sockets of container runtimes.")
+    conntrack: Annotated[bool, Flag("BOOL", name="--with-conntrack")] = Field(
+        default=True, description="Add NAT and reply tuples from connection tracking."
+    )
+    sample: Annotated[int, Flag("N")] = Field(
         default=1,
         ge=1,
         le=1_000_000,
-        description="Keep one event in N; the summary's flow figures stay exact.",
+        description="Record one event in N (flow totals stay exact).",
     )
-    max_events: int = Field(
-        default=200_000, ge=1, le=10_000_000, description="Rows to keep at most."
+    max_events: Annotated[int, Flag("N")] = Field(
+        default=200_000, ge=1, le=10_000_000, description="Maximum rows in the bundle."
     )
-    max_bytes: Size = Field(
+    max_bytes: Annotated[Size, Flag("SIZE", example="64MiB")] = Field(
         default=256 * MIB,
         ge=MIB,
         le=16 * GIB,
-        description="Size of the bundle before compression at most, in bytes.",
+        description="Maximum bundle size before compression.",
     )
-    security: bool = Field(
-        default=True, description="Record seccomp mode and effective capabilities."
-    )
-    cri: Literal["auto", "true", "false"] = Field(
-        default="auto",
-        description="Ask the container runtime for names: auto asks one that is there, true says "
-        "so where none answers, false asks none.",
-    )
-    cri_sockets: Annotated[
-        tuple[SocketPath, ...], BeforeValidator(parse_list), AfterValidator(_distinct)
+    node: Annotated[
+        str,
+        Flag(
+            "NAME",
+            noun="node name",
+            form="letters, digits, dots, dashes and underscores, with a letter or digit at both "
+            "ends",
+            default="$NODE_NAME, or the host name",
+        ),
     ] = Field(
-        default=(),
-        max_length=8,
-        description="Sockets of container runtimes; none = those that runtimes usually have.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        description="Node name in rows and file names.",
     )
-    conntrack: bool = Field(
-        default=True, description="Look connections up in the kernel's connection tracking."
-    )
-    thresholds: Thresholds = Field(
-        default=Thresholds(), description="Where findings begin; see docs/findings."
-    )
-    ring_bytes: Size = Field(
+    ring_bytes: Annotated[Size, Flag("SIZE", example="32MiB")] = Field(
         default=8 * MIB,
         ge=4 * KIB,
         le=256 * MIB,
-        description="Size of the kernel's ring buffer in bytes, rounded up to a power of two.",
+        description="Size of the kernel ring buffer, rounded up to a power of two. Increase it if "
+        "events are lost.",
     )
-    max_sockets: int = Field(
-        default=65_536, ge=1, le=1_048_576, description="Sockets whose owner is kept at most."
+    max_sockets: Annotated[int, Flag("N")] = Field(
+        default=65_536, ge=1, le=1_048_576, description="Maximum sockets to track."
     )
-    max_flows: int = Field(
-        default=131_072, ge=1, le=1_048_576, description="Flows that are aggregated at most."
+    max_flows: Annotated[int, Flag("N")] = Field(
+        default=131_072, ge=1, le=1_048_576, description="Maximum flows to aggregate."
+    )
+    thresholds: Thresholds = Field(
+        default=Thresholds(), description="Limits of the findings; see docs/thresholds.md."
     )

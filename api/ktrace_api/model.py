@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every model of the bundle is made of."""
+"""Building blocks of all models: the base class, common types, the first error of a validation."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_VERSION: Literal[1] = 1
-"""Of all files of a bundle together."""
+"""Version of all files of a bundle."""
 
 Unknown = Literal["-"]
 Count = Annotated[int, Field(ge=0)]
@@ -14,10 +15,31 @@ MaybeCount = Count | Unknown
 
 
 class Model(BaseModel):
-    """Base of everything in a bundle: immutable, and nothing in it goes unnamed."""
+    """Base class of everything in a bundle: immutable, unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def to_bytes(self) -> bytes:
-        """The content of its file."""
+        """Return the content of the model's file."""
         return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """The first error of a ValidationError."""
+
+    path: tuple[int | str, ...]
+    """Names and indexes from the outermost field to the wrong value; empty for the whole input."""
+    message: str
+    value: Any
+    """The wrong value. It may hold a secret and is not in line()."""
+
+    def line(self, whole: str) -> str:
+        """`field.0.name: message`; `whole` names the input if no field of it is wrong."""
+        return f"{'.'.join(map(str, self.path)) or whole}: {self.message}"
+
+
+def first_error(error: ValidationError) -> FieldError:
+    """Return the first error of a ValidationError."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    return FieldError(first["loc"], first["msg"], first["input"])

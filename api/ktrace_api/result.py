@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.finding import Cause, FindingId, Severity
-from ktrace_api.model import Model
+from ktrace_api.model import Model, first_error
 from ktrace_api.names import NodeReason
 
 MAX_MESSAGE_BYTES = 4096
@@ -105,6 +105,4 @@ def read(message: str | bytes) -> AgentResult:
     try:
         return AgentResult.model_validate_json(message, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "message"
-        raise BadResult(f"{where}: {first['msg']}"[:200]) from error
+        raise BadResult(first_error(error).line("message")[:200]) from error

@@ -7,11 +7,10 @@ validators here, since an object may also come from an older schema.
 """
 
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from ktrace_api.capture import GIB, MIB
 from ktrace_api.kubeobject import (
     ATOMIC_LIST,
     BUCKET,
@@ -32,10 +31,10 @@ from ktrace_api.kubeobject import (
     rules,
 )
 from ktrace_api.names import EventKind
+from ktrace_api.options import capture_option
 from ktrace_api.status import SnapshotStatus
 
 MAX_NODES = 1000
-MAX_PORTS = 64
 
 
 class SelectorRequirement(KubeModel):
@@ -142,49 +141,34 @@ class NodeTarget(KubeModel):
 
 
 class CaptureSpec(KubeModel):
-    """What each agent records."""
+    """What each agent records: options of CaptureConfig, with its bounds and defaults."""
 
-    events: Annotated[
-        tuple[EventKind, ...], Field(min_length=1, max_length=4), AfterValidator(distinct)
-    ] = Field(default=tuple(EventKind), json_schema_extra=SET_LIST)
-    """Kinds of events: tcp, udp, connect, retransmit."""
-    dns_only: bool = False
-    """Keep only traffic with port 53 at one end."""
-    ports: Annotated[tuple[Port, ...], Field(max_length=MAX_PORTS), AfterValidator(distinct)] = (
-        Field(default=(), json_schema_extra=SET_LIST)
+    events: Annotated[tuple[EventKind, ...], AfterValidator(distinct)] = capture_option(
+        "events", **SET_LIST
     )
-    """Keep only these ports, local or remote; at most 64, none means all."""
-    sample: int = Field(default=1, ge=1, le=1_000_000)
-    """Keep one event in N; the summary's flow figures stay exact."""
-    max_events: int = Field(default=200_000, ge=1, le=10_000_000)
-    """Rows that one node keeps at most."""
-    max_bytes: SnapshotSize = Field(
-        default=256 * MIB,
-        ge=MIB,
-        le=16 * GIB,
-        json_schema_extra={
-            "default": "256Mi",
-            **rules(
-                (
-                    (
-                        "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && "
-                        "quantity(string(self)).compareTo(quantity('16Gi')) <= 0"
-                    ),
-                    "must be from 1Mi to 16Gi",
-                )
-            ),
-        },
+    dns_only: bool = capture_option("dns_only")
+    ports: Annotated[tuple[Port, ...], AfterValidator(distinct)] = capture_option(
+        "ports", **SET_LIST
     )
-    """Size of one node's bundle before compression at most, in bytes: 1Mi to 16Gi."""
-    conntrack: bool = True
-    """Look NAT and reply tuples up in the kernel's connection tracking."""
-    cri: Literal["Auto", "Enabled", "Disabled"] = "Auto"
-    """Ask the container runtime for names of pods: Auto asks one that is there, Enabled says so
-    where none answers, Disabled asks none."""
-    security: bool = True
-    """Record seccomp mode and effective capabilities."""
-    backend: Literal["Auto", "CORE"] = "Auto"
-    """How the kernel is asked; CORE needs BTF, and Auto takes the best that the node offers."""
+    sample: int = capture_option("sample")
+    max_events: int = capture_option("max_events")
+    max_bytes: SnapshotSize = capture_option("max_bytes")
+    conntrack: bool = capture_option("conntrack")
+    cri: Literal["Auto", "Enabled", "Disabled"] = capture_option(
+        "cri",
+        "Query the container runtime for pod names: Auto (if one is found), Enabled (report if "
+        "none answers), Disabled (never).",
+        default="Auto",
+    )
+    security: bool = capture_option("security")
+
+    def config(self) -> dict[str, Any]:
+        """The same options as fields of CaptureConfig, by name."""
+        fields = {name: getattr(self, name) for name in CaptureSpec.model_fields}
+        return fields | {"cri": _CRI[self.cri]}
+
+
+_CRI = {"Auto": "auto", "Enabled": "true", "Disabled": "false"}
 
 
 class S3Output(KubeModel):
@@ -247,22 +231,7 @@ class SnapshotSpec(KubeModel):
 
     nodes: NodeTarget
     """Which nodes are traced."""
-    duration: SnapshotDuration = Field(
-        default=timedelta(seconds=60),
-        ge=timedelta(seconds=1),
-        le=timedelta(minutes=10),
-        json_schema_extra={
-            "default": "60s",
-            **rules(
-                (
-                    "duration(self) >= duration('1s') && duration(self) <= duration('10m')",
-                    "must be from 1s to 10m",
-                )
-            ),
-        },
-    )
-    """How long each agent records, such as 30s, 90s or 2m: 1s to 10m; the chart may lower the
-    ceiling."""
+    duration: SnapshotDuration = capture_option("duration", note="The chart may lower the maximum.")
     capture: CaptureSpec = CaptureSpec()
     """What each agent records."""
     output: Output | None = None

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.kubeobject import DNS_LABEL, PORT_OF_URL, KubeModel, SnapshotDuration
+from ktrace_api.model import first_error
 from ktrace_api.snapshot import MAX_NODES, Output
 from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 
@@ -135,9 +136,7 @@ def load(path: Path) -> Settings:
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+        raise SettingsError(f"{path}: {first_error(error).line('the file')}") from error
 
 
 def endpoint_allowed(endpoint: str, allowed: tuple[str, ...]) -> bool:

@@ -23,7 +23,7 @@ from ktrace_agent.bundle.archive import COPY_BYTES, MANIFEST, MANIFEST_MAX_BYTES
 from ktrace_agent.errors import BadBundle, UsageError
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import GIB
-from ktrace_api.model import Model
+from ktrace_api.model import Model, first_error
 from ktrace_api.node import NodeInfo
 from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
 
@@ -316,8 +316,5 @@ def _parse(model: type[M], text: bytes, what: str) -> M:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the document"
-        raise BadBundle(
-            f"{what} is not of this version of ktrace: {place}: {first['msg']}"
-        ) from error
+        line = first_error(error).line("the document")
+        raise BadBundle(f"{what} is not of this version of ktrace: {line}") from error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A capture that the operator asked for: KTRACE_CAPTURE in, a termination message out.
+"""A capture for the operator: KTRACE_CAPTURE in, a termination message out.
 
-However it ends, the last thing that happens is one write to the termination log: the operator
-knows nothing of this process but that message and its exit status.
+However the run ends, its last step is one write to the termination log. The operator reads only
+that message and the exit status.
 """
 
 import os
@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from ktrace_agent import signals
 from ktrace_agent.cli import termination_message
 from ktrace_agent.cli.out_dir import prepared
-from ktrace_agent.errors import AgentError, KtraceError, NodeBusy, UsageError
+from ktrace_agent.errors import AgentError, Failure, KtraceError, NodeBusy, UsageError, failure
 from ktrace_agent.sinks import s3_credentials
 from ktrace_api.assignment import Assignment, S3Target
+from ktrace_api.model import first_error
 from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
 from ktrace_api.result import AgentResult, Delivered
 
@@ -31,17 +32,16 @@ if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
 
 SOCKET = "\0ktrace-agent"
-"""Abstract, in the node's network namespace: whoever is bound to it is the node's one agent."""
+"""Abstract socket in the node's network namespace; the process bound to it is the node's agent."""
 TERMINATION_LOG = "/dev/termination-log"
 WORK_DIR = "/var/lib/ktrace/work"
 BUNDLE_FOLDER = "bundle"
-"""Below the work directory, beside what else needs room there."""
-INTERRUPTED = 130
+"""Folder of the bundle in the work directory, which also holds temporary files."""
 
 
 @dataclass
 class _Outcome:
-    """What is known of this run so far."""
+    """The facts about this run so far."""
 
     uid: str = ""
     node: str = ""
@@ -61,33 +61,30 @@ class _Outcome:
 
 
 def run(environ: Mapping[str, str]) -> int:
-    """Do the work of KTRACE_CAPTURE and report it; the exit status, 0 only for Completed."""
+    """Run the assignment in KTRACE_CAPTURE and report the result.
+
+    Returns the exit status: 0 only for Completed.
+    """
     outcome = _Outcome()
-    with signals.ignored():  # what has an end is reported whatever is sent
-        reason, message, status = _end_of(lambda: _work(environ, outcome))
-        if reason is not NodeReason.COMPLETED:
-            outcome.delivered = None
-        result = outcome.result(reason, s3_credentials.scrub(message, environ))
-        return _tell(environ, result, status)
+    with signals.ignored():  # the result is reported even if more signals arrive
+        failed = _failure(lambda: _work(environ, outcome))
+        if failed is None:
+            return _report(environ, outcome.result(NodeReason.COMPLETED), 0)
+        outcome.delivered = None
+        result = outcome.result(failed.reason, s3_credentials.scrub(failed.message, environ))
+        return _report(environ, result, failed.exit_status)
 
 
-def _end_of(work: Callable[[], None]) -> tuple[NodeReason, str, int]:
-    """Reason, message and exit status of whatever happens."""
+def _failure(work: Callable[[], None]) -> Failure | None:
+    """Run `work`; returns its failure, whatever it raises."""
     try:
         work()
-    except KtraceError as error:
-        return error.reason, str(error), error.exit_status
-    except KeyboardInterrupt:
-        message = "given up at the second signal: nothing was delivered"
-        return NodeReason.CANCELED, message, INTERRUPTED
-    except MemoryError:
-        message = "the agent has no memory left; raise its limit or lower maxEvents"
-        return AgentError.reason, message, AgentError.exit_status
-    except Exception as error:  # noqa: BLE001 - whatever it was: the operator must hear of it
-        if os.environ.get("KTRACE_DEBUG"):
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every failure is reported
+        unexpected = not isinstance(error, KtraceError | KeyboardInterrupt | MemoryError)
+        if unexpected and os.environ.get("KTRACE_DEBUG"):
             traceback.print_exc()
-        return AgentError.reason, f"{type(error).__name__}: {error}", AgentError.exit_status
-    return NodeReason.COMPLETED, "", 0
+        return failure(error, "aborted by a second signal: no bundle was delivered")
+    return None
 
 
 def _work(environ: Mapping[str, str], outcome: _Outcome) -> None:
@@ -102,7 +99,7 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: signals.Stop) 
     outcome.node = outcome.node or environ.get("NODE_NAME", "")
     assignment = parse(text)
     if isinstance(assignment.target, S3Target):
-        # A bad Secret is reported before the capture, not after it.
+        # Report a bad Secret before the capture, not after it.
         s3_credentials.from_environment(environ)
     work = Path(environ.get("KTRACE_WORK_DIR", WORK_DIR)) / BUNDLE_FOLDER
     host_root = Path(environ.get("KTRACE_HOST_ROOT", "/"))
@@ -121,40 +118,40 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: signals.Stop) 
 
 
 def parse(text: str) -> Assignment:
-    """The assignment; raises UsageError that names the first wrong field, never its value."""
+    """Parse an assignment; raises UsageError with the first wrong field, never with its value."""
     try:
         return Assignment.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UsageError(
-            f"{CAPTURE_VARIABLE}: {field}: {first['msg']};"
-            " operator and agent must be of the same version"
+            f"{CAPTURE_VARIABLE}: {first_error(error).line('the whole document')};"
+            " operator and agent must have the same version"
         ) from error
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Be the one agent of this node; the kernel ends it with the process. NodeBusy otherwise."""
+    """Be the only agent of this node until the process ends; raises NodeBusy if one exists."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
         try:
             claim.bind(SOCKET)
         except OSError as error:
-            raise NodeBusy("another agent records on this node; try again later") from error
+            raise NodeBusy(
+                "another ktrace agent is already running on this node; try again later"
+            ) from error
         yield
 
 
 def say(text: str) -> None:
-    """A line of progress for `kubectl logs`."""
+    """Write a line of progress to `kubectl logs`."""
     sys.stderr.write(f"ktrace: {text}\n")
     sys.stderr.flush()
 
 
-def _tell(environ: Mapping[str, str], result: AgentResult, status: int) -> int:
-    """Write the termination message; a result that nobody can read is no success."""
+def _report(environ: Mapping[str, str], result: AgentResult, status: int) -> int:
+    """Write the termination message; if that fails, the run has failed."""
     say(": ".join(filter(None, (str(result.reason), result.message))))
     path = environ.get("KTRACE_TERMINATION_LOG", TERMINATION_LOG)
-    create = os.O_CREAT if path != TERMINATION_LOG else 0  # the runtime made that one
+    create = os.O_CREAT if path != TERMINATION_LOG else 0  # created by the container runtime
     try:
         fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | create, 0o644)
         try:

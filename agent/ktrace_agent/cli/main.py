@@ -1,44 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `ktrace`: arguments and environment -> CaptureConfig -> session -> exit status.
 
-Standard output carries the result (a table for people, one JSON document with --json),
-standard error everything else. Only click is loaded here; the rest comes in when needed.
+The result goes to standard output (a report, or one JSON document with --json), everything else to
+standard error. Only click and the models are imported here; the rest is imported when needed.
 """
 
-import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ktrace_agent.cli import standard_streams
-from ktrace_agent.cli.options import boolean, configure, refuse, word
+from ktrace_agent.cli.options import (
+    CAPTURE,
+    HOST_ROOT,
+    JSON,
+    OUT_DIR,
+    SINK,
+    THRESHOLD,
+    THRESHOLD_FILE,
+    boolean,
+    configure,
+    invalid,
+    refuse,
+    source_of,
+    truth,
+)
 from ktrace_agent.cli.out_dir import prepared
 from ktrace_agent.cli.parser import (
     EXAMPLES,
-    HOST_ROOT,
     NOTES,
     Commands,
-    Whole,
-    capture_flags,
     complaint,
-    is_variable,
-    json_flag,
-    refuse_blank,
-    source_of,
+    flag,
+    repeated_flag,
     variables_of,
 )
 from ktrace_agent.cli.standard_streams import OutputFailed, ReaderLeft
-from ktrace_agent.cli.threshold_options import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
-from ktrace_agent.errors import KtraceError, UsageError
+from ktrace_agent.cli.threshold_options import thresholds
+from ktrace_agent.errors import Failure, KtraceError, UsageError, failure
 from ktrace_agent.signals import Stop, stopping
 from ktrace_api import __version__
-from ktrace_api.names import CAPTURE_VARIABLE, NodeReason
+from ktrace_api.names import CAPTURE_VARIABLE
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
@@ -46,10 +55,9 @@ if TYPE_CHECKING:
     from ktrace_api.assignment import S3Target
     from ktrace_api.capture import CaptureConfig
 
-INTERRUPTED = 130
-"""Exit status after a second Ctrl-C: as shells count a death by SIGINT."""
+_QUERY = """Run one SELECT statement (DuckDB SQL) on a bundle.
 
-_QUERY = """Answer one SELECT in DuckDB's SQL from a bundle.tgz, or the folder with one.
+BUNDLE is a bundle.tgz or a folder that holds one.
 
 \b
 Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, hooks.
@@ -60,96 +68,71 @@ Tables: rows, flows, sockets, findings, counters, sysctls, accounting, capture, 
 
 @click.group(
     cls=Commands,
-    help="Record what this node's sockets do, as metadata, into one sealed bundle.\n\n" + EXAMPLES,
+    help="Record socket activity on this node for a few seconds and save it as one bundle. "
+    "Only metadata is recorded, never payload.\n\n" + EXAMPLES,
     epilog=NOTES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="ktrace", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Choose a command; `capture` where none is named."""
+    """Run a command; `capture` if none is given."""
 
 
-@cli.command(short_help="Record for a while and seal a bundle (what bare `ktrace` does).")
-@capture_flags
-@click.option(
-    FLAG,
-    "pairs",
-    type=Whole(),
-    metavar="NAME=VALUE",
-    envvar=VARIABLE,
-    multiple=True,
-    help="Where a finding begins (docs/thresholds.md); may be given again.",
-)
-@click.option(
-    FILE_FLAG,
-    metavar="FILE",
-    envvar=FILE_VARIABLE,
-    help="Thresholds as TOML or JSON; --threshold stands above it.",
-)
-@click.option(
-    "--out-dir",
-    metavar="DIR",
-    envvar="KTRACE_OUT_DIR",
-    default="out",
-    help="Where the bundle goes; made where it is missing.  [default: ./out]",
-)
-@click.option(
-    "--sink",
-    metavar="URL",
-    envvar="KTRACE_SINK",
-    help="Where a verified copy of the bundle goes, s3://BUCKET/PREFIX (docs/delivery.md).",
-)
-@click.option(
-    "--host-root",
-    metavar="DIR",
-    envvar="KTRACE_HOST_ROOT",
-    default="/",
-    help="Where the host's / is, for an agent in a container.  [default: /]",
-)
-@json_flag
+def _capture_flags(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (JSON, HOST_ROOT, SINK, OUT_DIR, THRESHOLD_FILE):
+        command = flag(option)(command)
+    command = repeated_flag(THRESHOLD)(command)
+    for option in reversed(CAPTURE):
+        command = flag(option)(command)
+    return command
+
+
+@cli.command(short_help="Record and save a bundle (the default command).")
+@_capture_flags
 @click.pass_context
 def capture(
     ctx: click.Context,
     /,
-    out_dir: str,
-    sink: str | None,
-    host_root: str,
-    as_json: str | None,
-    pairs: tuple[str, ...],
+    threshold: tuple[str, ...],
     threshold_file: str | None,
+    out_dir: str | None,
+    sink: str | None,
+    host_root: str | None,
+    json: str | None,
     **values: str | None,
 ) -> None:
-    """Record what this node's sockets do and seal a bundle."""
-    as_document = _asked_for_json(as_json)
+    """Record socket activity on this node and save it as one bundle."""
     variables = variables_of(ctx)
-    refuse_blank(ctx, variables)
+    as_document = _truth(json, variables)
     if values["node"] is None:
         values["node"] = os.environ.get("NODE_NAME") or socket.gethostname()
-    limits = thresholds(pairs, threshold_file, variables)
+    limits = thresholds(threshold, threshold_file, variables)
     config = configure(values, variables, limits)
-    if not Path(host_root).is_dir():
-        raise refuse("--host-root", host_root, HOST_ROOT, variables.get("--host-root", ""))
-    target = _target(sink, config, source_of("--sink", variables)) if sink else None
+    root = Path(host_root or HOST_ROOT.default)
+    if not root.is_dir():
+        raise refuse(HOST_ROOT, root, variables)
+    target = _target(sink, config, source_of(SINK, variables)) if sink else None
+    folder_name = Path(out_dir or OUT_DIR.default)
     stop = Stop()
-    with prepared(Path(out_dir), source_of("--out-dir", variables)) as folder, stopping(stop):
+    with prepared(folder_name, source_of(OUT_DIR, variables)) as folder, stopping(stop):
         from ktrace_agent import session
         from ktrace_agent.cli import json_result
         from ktrace_agent.view import console, progress
 
         with progress.observer(config) as observer:
-            sealed = session.run(config, folder, observer, stop, Path(host_root))
+            sealed = session.run(config, folder, observer, stop, root)
             sent_to = _deliver(sealed, target, observer) if target else ""
         try:
             if as_document:
-                _print(json.dumps(json_result.document(sealed, sent_to), indent=2))
+                _print_json(json_result.document(sealed, sent_to))
             else:
                 console.show(sealed, sent_to)
         except OutputFailed as error:
-            raise type(error)(f"{error}; the bundle is sealed: {sealed.bundle}") from error
+            raise type(error)(f"{error}; the bundle is saved: {sealed.bundle}") from error
 
 
 def _target(sink: str, config: "CaptureConfig", source: str) -> "S3Target":
-    """Where --sink leads, and whether there is a chance to be let in."""
+    """Parse --sink and check that the credentials in the environment are usable."""
     from ktrace_agent.sinks import s3_address, s3_credentials
 
     target = s3_address.parse(sink, config.node, os.environ, source=source)
@@ -158,133 +141,137 @@ def _target(sink: str, config: "CaptureConfig", source: str) -> "S3Target":
 
 
 def _deliver(sealed: "Sealed", target: "S3Target", observer: "Observer") -> str:
-    """Send the bundle; the address of the archive there."""
+    """Upload the bundle; returns the URL of its archive."""
     from ktrace_agent.sinks import deliver
 
     try:
         deliver.deliver(sealed, target, deliver.UPLOAD_SECONDS, observer.sealing)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"given up: the bundle is in {sealed.bundle.parent} only") from None
+        raise KeyboardInterrupt(
+            f"upload aborted: the bundle is only in {sealed.bundle.parent}"
+        ) from None
     return f"{deliver.place(target)}/{sealed.bundle.name}"
 
 
-@cli.command(short_help="Show what this kernel and this user can do, and what to do about it.")
-@json_flag
-def doctor(as_json: str | None) -> None:
-    """Show kernel, BTF, privileges, and which programs serve which facts."""
+@cli.command(short_help="Check the kernel and privileges.")
+@flag(JSON)
+@click.pass_context
+def doctor(ctx: click.Context, json: str | None) -> None:
+    """Check whether ktrace can record here: kernel features, BTF, privileges, eBPF programs."""
     from ktrace_agent.cli.doctor import document, examine
     from ktrace_agent.cli.doctor import show as show_for_people
 
     found = examine()
-    if _asked_for_json(as_json):
-        _print(json.dumps(document(found), indent=2))
+    if _truth(json, variables_of(ctx)):
+        _print_json(document(found))
     else:
         show_for_people(found)
     if found.error is not None:
         raise click.exceptions.Exit(found.error.exit_status)
 
 
-@cli.command(short_help="Show what a bundle holds, after checking that it is whole.")
+@cli.command(short_help="Show the report of a bundle.")
 @click.argument("bundle")
-@json_flag
-def show(bundle: str, as_json: str | None) -> None:
-    """Show what a bundle holds: a bundle.tgz, a summary.json, or the folder with one of them.
+@flag(JSON)
+@click.pass_context
+def show(ctx: click.Context, bundle: str, json: str | None) -> None:
+    """Verify a bundle and show its report.
 
-    Of several bundles of one node in a folder the newest. With --json the whole summary.
+    BUNDLE is a bundle.tgz, a summary.json, or a folder that holds one of them. If the folder
+    holds several bundles of one node, the newest is shown. --json prints the full summary.
     """
     from ktrace_agent.cli import bundle_commands
 
-    bundle_commands.show(_bundle(bundle), as_document=_asked_for_json(as_json))
+    bundle_commands.show(_bundle(bundle), as_document=_truth(json, variables_of(ctx)))
 
 
-@cli.command(
-    help=_QUERY, short_help="Answer a SELECT over rows, flows, sockets, findings of a bundle."
-)
+@cli.command(help=_QUERY, short_help="Run a SELECT statement on a bundle.")
 @click.argument("bundle")
 @click.argument("select")
 @click.option(
     "--format",
     "form",
     metavar="FORMAT",
-    help="table, csv or jsonl.  [default: table on a terminal, else csv]",
+    help="Output format: table, csv or jsonl (default: table on a terminal, otherwise csv).",
 )
 def query(bundle: str, select: str, form: str | None) -> None:
-    """Answer one SELECT from a bundle."""
+    """Run one SELECT statement on a bundle."""
     from ktrace_agent.cli import bundle_commands
 
     bundle_commands.answer(_bundle(bundle), select, form)
 
 
 def _bundle(text: str) -> Path:
-    """Where a bundle is; an empty text would be the folder one is in."""
+    """The path of a bundle. An empty text is an error; as a path it would be this folder."""
     if not text.strip():
-        raise refuse("BUNDLE", text, "a bundle.tgz, or the folder where one is")
+        raise invalid("BUNDLE", "path", text, "a bundle.tgz or a folder that holds one")
     return Path(text)
 
 
-def _asked_for_json(text: str | None) -> bool:
-    variable = "KTRACE_JSON" if is_variable(click.get_current_context(), "as_json") else ""
-    return text is not None and boolean("--json", text, variable)
+def _truth(text: str | None, variables: Mapping[str, str]) -> bool:
+    """The value of --json."""
+    return text is not None and boolean(JSON, text, variables)
 
 
 def _wants_json(args: Sequence[str]) -> bool:
-    """Whether errors should be JSON too, also when the arguments themselves are wrong."""
-    wanted = word(os.environ.get("KTRACE_JSON", "")) is True
+    """Whether errors are printed as JSON. Works even if the arguments are wrong."""
+    wanted = truth(os.environ.get(JSON.variable, "")) is True
     for arg in args:
         name, _, value = arg.partition("=")
-        if name == "--json":
-            wanted = word(value) is not False
+        if name == JSON.flag:
+            wanted = truth(value) is not False
     return wanted
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+def _print_json(document: object) -> None:
+    sys.stdout.write(dumps(document, indent=2) + "\n")
     sys.stdout.flush()
 
 
-def _fail(args: Sequence[str], reason: NodeReason, message: str, status: int) -> int:
-    """One line on standard error, or one JSON document on standard output."""
-    line = " ".join(message.split())
+def _fail(args: Sequence[str], failed: Failure) -> int:
+    """Report a failure: one line on standard error, or one JSON document on standard output."""
+    line = " ".join(failed.message.split())
+    status = failed.exit_status
     if _wants_json(args):
-        error = {"reason": str(reason), "message": line, "exit_status": status}
-        with suppress(OutputFailed):  # then the line has to do
-            _print(json.dumps({"error": error}, indent=2))
+        error = {"reason": str(failed.reason), "message": line, "exit_status": status}
+        with suppress(OutputFailed):  # the line on standard error is the fallback
+            _print_json({"error": error})
             return status
     sys.stderr.write(f"ktrace: {line}\n")
     return status
 
 
 def main(args: Sequence[str]) -> int:
-    """Run with these arguments (without the program's name); the exit status."""
+    """Run with these arguments (without the program's name); returns the exit status."""
     with standard_streams.guarded():
         return _run(args)
 
 
 def _run(args: Sequence[str]) -> int:
+    captures = args[:1] not in (["show"], ["query"], ["doctor"])
+    interrupted = "aborted by a second interrupt: no bundle was saved" if captures else "aborted"
     try:
         status = cli.main(list(args), prog_name="ktrace", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except ReaderLeft as error:
         return error.exit_status
-    except KtraceError as error:
-        return _fail(args, error.reason, str(error), error.exit_status)
     except click.UsageError as error:
-        return _fail(args, UsageError.reason, complaint(error), UsageError.exit_status)
-    except (KeyboardInterrupt, click.Abort) as error:
-        captured = args[:1] not in (["show"], ["query"], ["doctor"])
-        message = "given up at the second interrupt: there is no bundle" if captured else "given up"
-        said = str(error.__cause__ or error)  # click makes an Abort of it
-        return _fail(args, NodeReason.CANCELED, said or message, INTERRUPTED)
-    except Exception as error:  # the last line of defence: one line, not a trace
+        return _fail(args, failure(UsageError(complaint(error)), interrupted))
+    except click.Abort as error:  # click's form of a KeyboardInterrupt
+        return _fail(args, failure(error.__cause__ or KeyboardInterrupt(), interrupted))
+    except (KtraceError, KeyboardInterrupt, MemoryError) as error:
+        return _fail(args, failure(error, interrupted))
+    except Exception as error:  # any bug: one line instead of a traceback
         if os.environ.get("KTRACE_DEBUG"):
             raise
-        message = f"{type(error).__name__}: {error}; set KTRACE_DEBUG=1 for the trace"
-        return _fail(args, NodeReason.AGENT_ERROR, message, 1)
+        found = failure(error, interrupted)
+        message = f"{found.message} (set KTRACE_DEBUG=1 for the traceback)"
+        return _fail(args, found._replace(message=message))
 
 
 def entry() -> None:
-    """The console script: without arguments, an assignment in KTRACE_CAPTURE is worked on."""
+    """The console script. Without arguments it runs the assignment in KTRACE_CAPTURE, if set."""
     args = sys.argv[1:]
     if not args and CAPTURE_VARIABLE in os.environ:
         with standard_streams.guarded():

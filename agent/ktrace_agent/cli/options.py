@@ -1,265 +1,228 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of a capture: what they are called, what they accept, and what they become.
+"""The flags of a capture: names, environment variables, help, and their way into CaptureConfig.
 
-Values stay texts until CaptureConfig judges them, so the command line, the environment and
-the operator's JSON obey one set of rules. Standard library only until then.
+Flags of capture options are derived from CaptureConfig (ktrace_api/capture.py). Values stay texts
+until CaptureConfig validates them, so the command line, the environment and the operator's JSON
+obey the same rules.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from ktrace_agent.errors import UsageError
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-    from ktrace_api.capture import CaptureConfig
-    from ktrace_api.thresholds import Thresholds
+from ktrace_agent.sinks.s3_address import ACCEPTS as S3_URL
+from ktrace_api.capture import CaptureConfig, Flag, Switch
+from ktrace_api.model import first_error
+from ktrace_api.names import EventKind
+from ktrace_api.options import accepted, default_text, noun
+from ktrace_api.thresholds import Thresholds
 
 _SHOWN = 40
-"""Characters of a wrong value that a message repeats."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag; `field` is CaptureConfig's, empty where no field has this very value."""
-
-    name: str
-    field: str
-    metavar: str
-    help: str
-    accepts: str
-    boolean: bool = False
-    alone: str = ""
-    """What the flag means without a value, where it may stand so."""
-
-    @property
-    def parameter(self) -> str:
-        """The name as a Python parameter."""
-        return self.name.removeprefix("--").replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that sets it."""
-        return f"KTRACE_{self.parameter.upper()}"
-
-
+"""Maximum characters of a wrong value that an error message repeats."""
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _BOOLEAN = "true or false"
 
-FLAGS: tuple[Flag, ...] = (
-    Flag(
-        "--duration",
-        "duration",
-        "TIME",
-        "How long to record: 30s, 2m, 1m30s.  [default: 60s]",
-        "a time from 1s to 10m such as 30s, 90s or 2m",
-    ),
-    Flag(
-        "--dns-only",
-        "dns_only",
-        "BOOL",
-        "Keep only traffic with port 53 at one end.",
-        _BOOLEAN,
-        boolean=True,
-    ),
-    Flag(
-        "--ports",
-        "ports",
-        "LIST",
-        "Keep only these ports, local or remote: 80,443.",
-        "at most 64 port numbers from 1 to 65535, separated by commas",
-    ),
-    Flag(
-        "--pods",
-        "pods",
-        "LIST",
-        "Keep only what processes of these pods do, by UID.",
-        "at most 256 UIDs of pods, separated by commas",
-    ),
-    Flag(
-        "--with-connect-latency",
-        "",
-        "BOOL",
-        "Record how long each connect() took and how it ended.  [default: true]",
-        _BOOLEAN,
-        boolean=True,
-    ),
-    Flag(
-        "--with-retransmits",
-        "",
-        "BOOL",
-        "Record retransmitted TCP segments.  [default: true]",
-        _BOOLEAN,
-        boolean=True,
-    ),
-    Flag(
-        "--with-security",
-        "security",
-        "BOOL",
-        "Record seccomp mode and effective capabilities.  [default: true]",
-        _BOOLEAN,
-        boolean=True,
-    ),
-    Flag(
-        "--with-cri",
-        "cri",
-        "auto|BOOL",
-        "Ask the container runtime for the names of pods.  [default: auto]",
-        "auto, true or false",
-        alone="true",
-    ),
-    Flag(
-        "--cri-socket",
-        "cri_sockets",
-        "LIST",
-        "Sockets of container runtimes instead of the usual ones.",
-        "at most 8 absolute paths such as /run/containerd/containerd.sock, separated by commas",
-    ),
-    Flag(
-        "--with-conntrack",
-        "conntrack",
-        "BOOL",
-        "Look up NAT and reply tuples in connection tracking.  [default: true]",
-        _BOOLEAN,
-        boolean=True,
-    ),
-    Flag(
-        "--sample",
-        "sample",
-        "N",
-        "Keep one event in N; talkers and bytes stay exact.  [default: 1]",
-        "a whole number from 1 to 1000000",
-    ),
-    Flag(
-        "--max-events",
-        "max_events",
-        "N",
-        "Keep at most N rows.  [default: 200000]",
-        "a whole number from 1 to 10000000",
-    ),
-    Flag(
-        "--max-bytes",
-        "max_bytes",
-        "SIZE",
-        "Size of the bundle before compression at most.  [default: 256MiB]",
-        "a size from 1MiB to 16GiB such as 64MiB",
-    ),
-    Flag(
-        "--node",
-        "node",
-        "NAME",
-        "Name of this node in rows and file names.  [default: NODE_NAME, else the host's name]",
-        "1 to 253 letters, digits, dots, dashes and underscores, a letter or digit at both ends",
-    ),
-    Flag(
-        "--ring-bytes",
-        "ring_bytes",
-        "SIZE",
-        "Size of the kernel's ring buffer; raise it if events are lost.  [default: 8MiB]",
-        "a size from 4KiB to 256MiB such as 32MiB",
-    ),
-    Flag(
-        "--max-sockets",
-        "max_sockets",
-        "N",
-        "Sockets whose owner is remembered at most.  [default: 65536]",
-        "a whole number from 1 to 1048576",
-    ),
-    Flag(
-        "--max-flows",
-        "max_flows",
-        "N",
-        "Flows that are summed up in the kernel at most.  [default: 131072]",
-        "a whole number from 1 to 1048576",
-    ),
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One flag, its environment variable, and all texts about it."""
+
+    flag: str
+    metavar: str
+    help: str
+    noun: str
+    """One value in an error message, such as `duration`."""
+    accepts: str
+    """Accepted values in an error message, such as `1s to 10m`."""
+    default: str = ""
+    alone: str = ""
+    """Value of the flag when it is given without one; empty: a value is required."""
+    field: str = ""
+    """Field of CaptureConfig; empty for flags of the command itself."""
+    event: str = ""
+    """Event type that a boolean flag keeps in or removes from `field`."""
+
+    @property
+    def parameter(self) -> str:
+        """The flag as a Python parameter: `max_events`."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets the flag: `KTRACE_MAX_EVENTS`."""
+        return f"KTRACE_{self.parameter.upper()}"
+
+    @property
+    def boolean(self) -> bool:
+        """Whether the flag accepts only `true`, `false` and their synonyms."""
+        return self.noun == "boolean"
+
+
+def _boolean(flag: str, help_: str, default: str, field: str = "", event: str = "") -> Option:
+    return Option(flag, "BOOL", help_, "boolean", _BOOLEAN, default, "true", field, event)
+
+
+def _options(name: str, field: FieldInfo) -> Iterator[Option]:
+    """The flags that a field of CaptureConfig declares."""
+    help_ = field.description or ""
+    for one in field.metadata:
+        if isinstance(one, Switch):
+            yield _boolean(one.name, one.help, "true", name, one.member)
+        elif isinstance(one, Flag):
+            flag = one.name or f"--{name.replace('_', '-')}"
+            if field.annotation is bool:
+                yield _boolean(flag, help_, default_text(field), name)
+                continue
+            accepts = accepted(field)
+            if "," in one.metavar:
+                accepts += ", separated by commas"
+            example = f", for example {one.example}" if one.example else ""
+            yield Option(
+                flag,
+                one.metavar,
+                help=f"{help_.removesuffix('.')}{example}.",
+                noun=noun(field),
+                accepts=accepts + example,
+                default=default_text(field),
+                alone=one.alone,
+                field=name,
+            )
+
+
+CAPTURE: tuple[Option, ...] = tuple(
+    option for name, field in CaptureConfig.model_fields.items() for option in _options(name, field)
 )
-"""All flags that shape a capture; --out-dir and --json say where its result goes."""
+"""The flags that set a field of CaptureConfig, in the order of its fields."""
 
-BY_PARAMETER: Mapping[str, Flag] = {flag.parameter: flag for flag in FLAGS}
+THRESHOLD = Option(
+    "--threshold",
+    "NAME=VALUE",
+    "Set a threshold of a finding (docs/thresholds.md). The flag can be repeated.",
+    "threshold",
+    "NAME=VALUE pairs, separated by commas, for example dns_slow_p50_us=200000",
+)
+THRESHOLD_FILE = Option(
+    "--threshold-file",
+    "FILE",
+    "Read thresholds from a TOML or JSON file; --threshold overrides it.",
+    "threshold file",
+    "a TOML or JSON file of at most 64 KiB",
+)
+OUT_DIR = Option(
+    "--out-dir",
+    "DIR",
+    "Output directory (created if missing).",
+    "directory",
+    "a writable directory with free space",
+    "./out",
+)
+SINK = Option(
+    "--sink",
+    "URL",
+    "Upload a verified copy of the bundle to S3 (docs/delivery.md).",
+    "URL",
+    S3_URL,
+)
+HOST_ROOT = Option(
+    "--host-root",
+    "DIR",
+    "Directory where the host's / is mounted, for an agent in a container.",
+    "directory",
+    "the directory where the host's / is mounted",
+    "/",
+)
+JSON = _boolean("--json", "Print the result as one JSON document.", "false")
+
+OPTIONS: tuple[Option, ...] = (
+    *CAPTURE,
+    THRESHOLD,
+    THRESHOLD_FILE,
+    OUT_DIR,
+    SINK,
+    HOST_ROOT,
+    JSON,
+)
+"""All flags of `ktrace capture`, in the order of --help."""
 
 
-NEED_NO_VALUE: Mapping[str, str] = {
-    "--json": _BOOLEAN,
-    **{flag.name: flag.accepts for flag in FLAGS if flag.boolean or flag.alone},
-}
-"""Flags that may stand alone, and what they accept."""
+def source_of(option: Option, variables: Mapping[str, str]) -> str:
+    """The flag, and the environment variable if the value came from there.
+
+    `variables` maps the flags whose values came from the environment to their variables.
+    """
+    variable = variables.get(option.flag)
+    return f"{option.flag} (from {variable})" if variable else option.flag
 
 
-def refuse(flag: str, value: object, accepts: str, variable: str = "") -> UsageError:
-    """The one line for a wrong value; `variable` is set where it came from the environment."""
+def invalid(source: str, noun: str, value: object, accepts: str) -> UsageError:
+    """The error for a wrong value: one line with its source and the accepted values."""
     text = str(value)
-    shown = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    source = f" (from {variable})" if variable else ""
-    return UsageError(f"{flag}{source}: {shown!r} is not accepted; give {accepts}")
+    if not text.strip():
+        return UsageError(f"{source}: empty value: use {accepts}")
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return UsageError(f'{source}: invalid {noun} "{shown}": use {accepts}')
 
 
-def boolean(flag: str, value: str, variable: str = "") -> bool:
-    """`true` or `false` and their usual synonyms; UsageError for anything else."""
-    if (found := word(value)) is None:
-        raise refuse(flag, value, _BOOLEAN, variable)
+def refuse(option: Option, value: object, variables: Mapping[str, str]) -> UsageError:
+    """The error for a wrong value of a flag or its variable."""
+    return invalid(source_of(option, variables), option.noun, value, option.accepts)
+
+
+def boolean(option: Option, value: str, variables: Mapping[str, str]) -> bool:
+    """Parse `true`, `false` and their synonyms; raises UsageError for anything else."""
+    if (found := truth(value)) is None:
+        raise refuse(option, value, variables)
     return found
 
 
-def word(value: str) -> bool | None:
-    """`true` or `false` and their usual synonyms; None for anything else."""
+def truth(value: str) -> bool | None:
+    """Parse `true`, `false` and their synonyms; None for anything else."""
     text = value.strip().lower()
     return text in _TRUE if text in _TRUE + _FALSE else None
-
-
-def _alone(value: str) -> str:
-    """The value of a flag that takes a word beside true and false, as CaptureConfig spells it."""
-    found = word(value)
-    return value.strip().lower() if found is None else str(found).lower()
 
 
 def configure(
     values: Mapping[str, str | None],
     variables: Mapping[str, str] | None = None,
-    thresholds: "Thresholds | None" = None,
-) -> "CaptureConfig":
-    """The capture that these texts ask for; what is None keeps its default.
+    thresholds: Thresholds | None = None,
+) -> CaptureConfig:
+    """The capture that these texts describe; None keeps the default.
 
-    `values` by parameter; `variables` names the environment variable a value came from;
-    `thresholds` are those of threshold_flags.py.
-    Raises UsageError that names the flag, the wrong value and what is accepted.
+    `values` are texts by parameter; `variables` maps flags to the environment variables that their
+    values came from. Raises UsageError with the flag, the wrong value and the accepted values.
     """
-    from pydantic import ValidationError
-
-    from ktrace_api.capture import CaptureConfig
-    from ktrace_api.names import EventKind
-
     origin = variables or {}
-    given: dict[str, object] = {}
-    for flag in FLAGS:
-        value = values.get(flag.parameter)
+    fields: dict[str, object] = {}
+    events = dict.fromkeys(EventKind, True)
+    for option in CAPTURE:
+        value = values.get(option.parameter)
         if value is None:
             continue
-        if flag.boolean:
-            given[flag.parameter] = boolean(flag.name, value, origin.get(flag.parameter, ""))
+        if option.event:
+            events[EventKind(option.event)] = boolean(option, value, origin)
+        elif option.boolean:
+            fields[option.field] = boolean(option, value, origin)
         else:
-            given[flag.parameter] = _alone(value) if flag.alone else value
-    events = [EventKind.TCP, EventKind.UDP]
-    if given.pop("with_connect_latency", True):
-        events.append(EventKind.CONNECT)
-    if given.pop("with_retransmits", True):
-        events.append(EventKind.RETRANSMIT)
-    fields = {BY_PARAMETER[name].field: value for name, value in given.items()}
+            fields[option.field] = _word(value) if option.alone else value
+    fields["events"] = [kind for kind, wanted in events.items() if wanted]
     if thresholds is not None:
         fields["thresholds"] = thresholds
     try:
-        return CaptureConfig.model_validate({"events": events, **fields})
+        return CaptureConfig.model_validate(fields)
     except ValidationError as error:
-        raise _explain(error, values, origin) from error
+        first = first_error(error)
+        option = next(one for one in CAPTURE if one.field == first.path[0])
+        item = len(first.path) > 1  # of a list: only the wrong item is shown
+        wrong = first.value if item else values.get(option.parameter)
+        raise refuse(option, wrong, origin) from error
 
 
-def _explain(
-    error: "ValidationError", values: Mapping[str, str | None], origin: Mapping[str, str]
-) -> UsageError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    field, *inside = first["loc"]
-    flag = next(one for one in FLAGS if one.field == field)
-    wrong = first["input"] if inside else values.get(flag.parameter)
-    return refuse(flag.name, wrong, flag.accepts, origin.get(flag.parameter, ""))
+def _word(value: str) -> str:
+    """A word, with the synonyms of true and false replaced by these."""
+    found = truth(value)
+    return value.strip().lower() if found is None else str(found).lower()

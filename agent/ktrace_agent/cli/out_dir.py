@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder for the bundle, known to be writable before anything is attached."""
+"""The folder for the bundle, created and tested before any eBPF program is attached."""
 
 import errno
 import os
@@ -8,44 +8,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ktrace_agent.cli.options import OUT_DIR
 from ktrace_agent.errors import SinkFailed
 
 
 @contextmanager
 def prepared(folder: Path, source: str = "--out-dir") -> Iterator[Path]:
-    """Make `folder` where it is missing and try to write there, leaving no name behind.
+    """Create `folder` if missing, and check that it is writable.
 
-    When the body fails, folders that were made here and are still empty go again.
-    Raises SinkFailed with one line that names `source`, the flag or variable it comes from.
+    If the body fails, folders created here are removed again if they are still empty. Raises
+    SinkFailed with `source`, the flag or variable that names the folder.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         try:
-            _make(folder, made)
+            _create(folder, created)
             with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
                 file.write(b"\0")
         except OSError as error:
             raise SinkFailed(
-                f"{source}: cannot write into {folder} ({error.strerror});"
-                " give a folder that is writable and has room"
+                f"{source}: cannot write to {folder} ({error.strerror}): use {OUT_DIR.accepts}"
             ) from error
         yield folder
     except BaseException:
-        for path in reversed(made):
+        for path in reversed(created):
             with suppress(OSError):
                 path.rmdir()
         raise
 
 
-def _make(folder: Path, made: list[Path]) -> None:
-    """mkdir -p that notes what it made."""
+def _create(folder: Path, created: list[Path]) -> None:
+    """Create a folder and its parents; adds those that did not exist to `created`."""
     for path in (*reversed(folder.parents), folder):
         if path.is_dir():
             continue
         try:
             path.mkdir()
-        except FileExistsError:  # a file or a dangling link, or somebody was faster
+        except FileExistsError:  # a file, a dangling link, or a concurrent mkdir
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         else:
-            made.append(path)
+            created.append(path)

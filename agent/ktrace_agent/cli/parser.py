@@ -1,92 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the command line of `ktrace` is read: what click is told, and where a value came from.
-
-Only click is loaded here.
-"""
+"""The command line of `ktrace` as click parses it, and the wording of click's errors."""
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from ktrace_agent.cli.options import BY_PARAMETER, FLAGS, NEED_NO_VALUE, refuse
-from ktrace_agent.cli.threshold_options import FILE_FLAG, FILE_VARIABLE, FLAG, PAIR, VARIABLE
+from ktrace_agent.cli.options import OPTIONS, Option, refuse
+from ktrace_agent.errors import UsageError
 
-HOST_ROOT = "the folder where the host's / is mounted"
-_OTHERS = {
-    "pairs": (FLAG, VARIABLE, PAIR),
-    "threshold_file": (FILE_FLAG, FILE_VARIABLE, "a file that can be read"),
-    "out_dir": ("--out-dir", "KTRACE_OUT_DIR", "a folder that is writable and has room"),
-    "sink": ("--sink", "KTRACE_SINK", "s3://BUCKET/PREFIX?region=NAME&endpoint=URL"),
-    "host_root": ("--host-root", "KTRACE_HOST_ROOT", HOST_ROOT),
-}
-"""Flags beside those of flags.py by parameter: name, variable, and what is accepted."""
+F = TypeVar("F", bound=Callable[..., Any])
 
+_SEE = "See '{} --help'."
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
 EXAMPLES = """\b
 Examples:
-  ktrace --duration=10s                       everything on this host, bundle in ./out
-  ktrace --duration=60s --dns-only            DNS first: who asks, who gets no answer
-  ktrace --duration=90s --ports=80,443,6443   one Service, or the API server
+  ktrace --duration=10s                       record everything, bundle in ./out
+  ktrace --duration=60s --dns-only            record DNS queries and answers
+  ktrace --duration=90s --ports=80,443,6443   record one Service, or the API server
   ktrace --duration=60s --with-connect-latency --ports=443,6443
-                                              slow connects: how long, how they end
-  ktrace --duration=30s --json | jq .paths    for programs
+                                              find slow and failed connects
+  ktrace --duration=30s --json | jq .paths    print the result as JSON
   ktrace --sink='s3://traces/edge?region=eu-central-1'
-                                              a verified copy in a bucket
-  ktrace doctor                               what this kernel offers, what to do about it
+                                              upload a verified copy to a bucket
+  ktrace show out                             read the bundle again
+  ktrace doctor                               check the kernel and privileges
 """
 NOTES = """\b
-Look closer:
+Query the rows:
   jq -c 'select(.type=="connect" and .errno!=0)' out/ktrace.*.events.jsonl
 
 \b
-Ctrl-C, SIGTERM or a lost terminal ends the capture early and still seals the
-bundle; a second Ctrl-C gives up and leaves no bundle.
+Privileges:
+  Recording requires root, or CAP_BPF and CAP_PERFMON.
 
 \b
-Every flag can be given by its variable: KTRACE_DURATION, KTRACE_OUT_DIR, ...
-Only metadata is recorded, never payload. Needs root, or CAP_BPF and CAP_PERFMON.
+Signals:
+  Ctrl-C, SIGTERM or SIGHUP stops recording early and saves the bundle.
+  A second Ctrl-C aborts without a bundle.
+
+\b
+Environment:
+  Every flag has a variable: KTRACE_DURATION, KTRACE_OUT_DIR, ...
+  A flag overrides its variable. Empty variables are ignored; empty flags are errors.
 
 \b
 Exit status:
-  0  the bundle is sealed          3  no permission
-  1  the agent failed              4  this kernel is not supported
-  2  wrong use                     5  the bundle could not be written or sent
-  6  show, query: the bundle is damaged or none
-  7  an agent of the operator: another one records on this node
-  130  given up by a second Ctrl-C
-  141  the reader of standard output left; a capture has sealed its bundle
-A result that cannot be printed is a failure (1) too; the message says where the
-sealed bundle is.
+  0    bundle saved
+  1    agent failed, or the result could not be printed
+  2    wrong flag, variable or argument
+  3    permission denied
+  4    kernel not supported
+  5    bundle could not be written or uploaded
+  6    show, query: bundle corrupt, or not a ktrace bundle
+  7    another ktrace agent is already running on this node
+  130  aborted by a second Ctrl-C, without a bundle
+  141  standard output was closed by its reader; a capture has saved its bundle
 """
 
 
-class _Command(click.Command):
-    """A command that takes `--json=-1` for a wrong value of --json, not for a flag `-1`."""
+class TextOption(click.Option):
+    """A flag whose value stays a text. An empty value is an error.
+
+    Otherwise --ports="$PORTS" with an unset PORTS would record all ports. Empty environment
+    variables do not arrive here: click ignores them.
+    """
+
+    def __init__(self, param_decls: Sequence[str], *, option: Option, **attrs: Any) -> None:
+        alone: dict[str, Any] = {}
+        if option.alone:
+            alone = {"is_flag": False, "flag_value": option.alone}
+        metavar = f"[{option.metavar}]" if option.alone else option.metavar
+        default = f"[default: {option.default}]" if option.default else ""
+        super().__init__(
+            param_decls,
+            metavar=metavar,
+            envvar=option.variable,
+            help=f"{option.help}  {default.replace(' ', _HARD_SPACE)}".rstrip(),
+            **(alone | attrs),
+        )
+        self.option = option
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                variable = {self.option.flag: self.option.variable}
+                raise refuse(self.option, text, variable if _from_variable(ctx, self) else {})
+        return super().process_value(ctx, value)
+
+
+class _Help(click.Command):
+    """A command whose help does not break a line inside of `[default: VALUE]`."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace(_HARD_SPACE, " ")
+
+
+class Command(_Help):
+    """A command for which `--json=-1` is a wrong value of --json; click sees an option `-1`."""
+
+    def __init__(self, name: str | None, **attrs: Any) -> None:
+        super().__init__(name, options_metavar="[FLAGS]", **attrs)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Flags"):
+            formatter.write_dl(_help_records(self, ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {name for parameter in self.params for name in parameter.opts}
+        options = {one.option.flag: one.option for one in _text_options(self) if one.option.alone}
         for arg in args:
-            name, _, value = arg.partition("=")
-            if name in known and name in NEED_NO_VALUE and value.startswith("-"):
-                raise refuse(name, value, NEED_NO_VALUE[name])
+            flag, _, value = arg.partition("=")
+            if flag in options and value.startswith("-"):
+                raise refuse(options[flag], value, {})
         return super().parse_args(ctx, args)
 
 
-class Commands(click.Group):
-    """A group whose first command is meant where none is named."""
+class Commands(_Help, click.Group):
+    """A group whose command `capture` runs if no command is given."""
 
-    command_class = _Command
+    command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         alone = ("--help", "-h", "--version")
         known = (*self.commands, *alone)
         if args and args[0] in alone:
-            args = args[:1]  # whatever else is there, it is not looked at
+            args = args[:1]  # other arguments are ignored
         if not args or (args[0] not in known and args[0].startswith("-")):
             args = ["capture", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            from difflib import get_close_matches
+
+            near = [f"Did you mean {name}?" for name in get_close_matches(args[0], self.commands)]
+            raise UsageError(f"unknown command: {args[0]}. {[*near, _SEE.format('ktrace')][0]}")
+        return super().resolve_command(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[capture] [FLAGS]")
@@ -94,94 +147,71 @@ class Commands(click.Group):
             formatter.write_usage(ctx.command_path, usage, prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        capture = self.commands["capture"]
-        records = [
-            record
-            for parameter in capture.get_params(ctx)
-            if parameter.name != "help" and (record := parameter.get_help_record(ctx))
-        ]
-        with formatter.section("Flags of a capture"):
-            formatter.write_dl(records)
+        with formatter.section("Flags of capture"):
+            formatter.write_dl(_help_records(self.commands["capture"], ctx))
         self.format_commands(ctx, formatter)
 
 
-class Whole(click.types.StringParamType):
-    """A text that stays in one piece also where it comes from a variable."""
+class _Whole(click.types.StringParamType):
+    """A text that is not split if it comes from an environment variable."""
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [rv]
 
 
-def capture_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Every flag as a text; a BOOL needs no value."""
-    for flag in reversed(FLAGS):
-        alone = "true" if flag.boolean else flag.alone
-        optional: dict[str, Any] = {"is_flag": False, "flag_value": alone} if alone else {}
-        command = click.option(
-            flag.name,
-            flag.parameter,
-            metavar=f"[{flag.metavar}]" if alone else flag.metavar,
-            envvar=flag.variable,
-            help=flag.help,
-            **optional,
-        )(command)
-    return command
+def flag(option: Option, parameter: str = "") -> Callable[[F], F]:
+    """Add a flag to a command; its value is the text of `parameter`."""
+    return click.option(option.flag, parameter or option.parameter, cls=TextOption, option=option)
 
 
-json_flag = click.option(
-    "--json",
-    "as_json",
-    metavar="[BOOL]",
-    is_flag=False,
-    flag_value="true",
-    envvar="KTRACE_JSON",
-    help="Print the result as one JSON document and nothing else.",
-)
+def repeated_flag(option: Option) -> Callable[[F], F]:
+    """Add a flag that can be given several times; its value is a tuple of texts."""
+    return click.option(
+        option.flag,
+        option.parameter,
+        cls=TextOption,
+        option=option,
+        type=_Whole(),
+        multiple=True,
+    )
 
 
 def variables_of(ctx: click.Context) -> dict[str, str]:
-    """Which values came from the environment, and by which variable."""
-    origin = {name: flag.variable for name, flag in BY_PARAMETER.items() if is_variable(ctx, name)}
+    """The flags whose values came from the environment, with their variables."""
+    found = {
+        one.option.flag: one.option.variable
+        for one in _text_options(ctx.command)
+        if _from_variable(ctx, one)
+    }
     if ctx.get_parameter_source("node") is ParameterSource.DEFAULT and os.environ.get("NODE_NAME"):
-        origin["node"] = "NODE_NAME"
-    return origin | {
-        flag: variable for name, (flag, variable, _) in _OTHERS.items() if is_variable(ctx, name)
-    }
-
-
-def is_variable(ctx: click.Context, name: str) -> bool:
-    """Whether the value of a parameter came from the environment."""
-    return ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT
-
-
-def source_of(flag: str, variables: Mapping[str, str]) -> str:
-    """The flag, and the variable that its value came from."""
-    return f"{flag} (from {variables[flag]})" if flag in variables else flag
-
-
-def refuse_blank(ctx: click.Context, variables: Mapping[str, str]) -> None:
-    """An empty value is a variable that a script never set: it must not mean everything.
-
-    A variable of ours that is empty is one that is not set, it does not come here.
-    """
-    known = {
-        **{name: (name, flag.name, flag.accepts) for name, flag in BY_PARAMETER.items()},
-        **{name: (flag, flag, accepts) for name, (flag, _, accepts) in _OTHERS.items()},
-    }
-    for name, (key, flag, accepts) in known.items():
-        given = ctx.params[name]
-        for text in given if isinstance(given, tuple) else (given,):
-            if text is not None and not text.strip():
-                raise refuse(flag, text, accepts, variables.get(key, ""))
+        found["--node"] = "NODE_NAME"
+    return found
 
 
 def complaint(error: click.UsageError) -> str:
-    """Click's complaint as one line that names the flag."""
+    """One line for an error of click's parser: what is wrong, and what to do."""
+    path = error.ctx.command_path if error.ctx else "ktrace"
+    see = _SEE.format(path.removesuffix(" capture"))
     if isinstance(error, click.NoSuchOption):
-        near = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
-        return f"{error.option_name}: there is no such flag{near or '; see `ktrace --help`'}"
+        near = f"Did you mean {error.possibilities[0]}?" if error.possibilities else see
+        return f"unknown flag: {error.option_name}. {near}"
     if isinstance(error, click.BadOptionUsage):
-        flag = BY_PARAMETER.get(error.option_name.removeprefix("--").replace("-", "_"))
-        accepts = f"; give {flag.accepts}" if flag else ""
-        return f"{error.option_name}: a value is missing{accepts}"
-    return f"{error.format_message().rstrip('.')}; see `ktrace --help`"
+        accepts = {one.flag: f": use {one.accepts}" for one in OPTIONS}
+        return f"{error.option_name}: missing value{accepts.get(error.option_name, '')}"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return f"missing argument: {error.param.human_readable_name}. {see}"
+    text = error.format_message()
+    return f"{text[:1].lower()}{text[1:].rstrip('.')}. {see}"
+
+
+def _help_records(command: click.Command, ctx: click.Context) -> list[tuple[str, str]]:
+    options = (one for one in command.get_params(ctx) if isinstance(one, click.Option))
+    return [record for one in options if (record := one.get_help_record(ctx)) is not None]
+
+
+def _text_options(command: click.Command) -> list[TextOption]:
+    return [one for one in command.params if isinstance(one, TextOption)]
+
+
+def _from_variable(ctx: click.Context, parameter: click.Parameter) -> bool:
+    return ctx.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output and error as whoever started us left them: closed, full, without a reader.
+"""Guards standard input, output and error, which may be closed, full, or without a reader.
 
-What goes to standard error tells people how things stand; a capture is worth more than that, so
-what becomes of it is nobody's error. Standard output has the result: what does not get there is
-told.
+Standard error carries progress messages. A failed write of a progress message must never end a
+capture, so it is ignored. Standard output carries the result, so a failed write is an error.
 """
 
 import errno
@@ -21,18 +20,18 @@ class OutputFailed(KtraceError):
 
 
 class ReaderLeft(OutputFailed):
-    """Whoever read standard output is gone, and wants to hear no more of it."""
+    """The reader of standard output has closed it."""
 
     exit_status = 141
-    """As shells count a death by SIGPIPE, which is how other programs end then."""
+    """As a shell reports a death by SIGPIPE, which ends other programs in this case."""
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Work with streams that are safe to write to; to be entered before any file is opened.
+    """Replace the standard streams by safe ones. Enter it before any file is opened.
 
-    Whatever cannot be written is dropped at the end, so that Python's own flush at exit neither
-    complains nor changes the exit status.
+    Output that cannot be written is dropped at the end. Otherwise Python's flush at exit would
+    print an error and change the exit status.
     """
     _fill_gaps()
     out, err = sys.stdout, sys.stderr
@@ -46,9 +45,9 @@ def guarded() -> Iterator[None]:
 
 
 def _fill_gaps() -> None:
-    """Put /dev/null where a standard stream is closed: the next file would be it otherwise.
+    """Open /dev/null for every closed standard stream; the next open file would take its place.
 
-    The wrong way round, so that writing to it fails as it does on a closed one.
+    Opened with the opposite access mode, so that writes fail as they would on a closed stream.
     """
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
@@ -56,11 +55,11 @@ def _fill_gaps() -> None:
         except OSError as error:
             if error.errno == errno.EBADF:
                 with suppress(OSError):
-                    os.open(os.devnull, flags)  # the lowest that is free, so this one
+                    os.open(os.devnull, flags)  # takes the lowest free descriptor
 
 
 class _Stream:
-    """The part of a text stream that its writers use; None where Python found it closed."""
+    """The methods of a text stream that writers use; the stream is None if it was closed."""
 
     encoding = "utf-8"
     errors = "strict"
@@ -80,7 +79,7 @@ class _Stream:
 
 
 class _Messages(_Stream):
-    """Takes everything, and writes as much of it as can be."""
+    """Standard error: errors of writing are ignored."""
 
     def write(self, text: str) -> int:
         self._try("write", text)
@@ -90,13 +89,13 @@ class _Messages(_Stream):
         self._try("flush")
 
     def _try(self, name: str, *args: Any) -> None:
-        with suppress(OSError, ValueError):  # of a stream that was closed here
+        with suppress(OSError, ValueError):  # the stream was closed
             if self._stream is not None:
                 getattr(self._stream, name)(*args)
 
 
 class _Result(_Stream):
-    """Writes or raises OutputFailed; once that happened nothing more is written."""
+    """Standard output: raises OutputFailed if a write fails; later writes fail too."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
@@ -107,7 +106,7 @@ class _Result(_Stream):
         return len(text)
 
     def flush(self) -> None:
-        if self._stream is not None:  # without a stream nothing is left to write
+        if self._stream is not None:  # without a stream there is no buffer
             self._do("flush")
 
     def _do(self, name: str, *args: Any) -> None:
@@ -117,10 +116,10 @@ class _Result(_Stream):
             except OSError as error:
                 self._failed = error
         if self._failed is not None:
-            raise _told(self._failed) from self._failed
+            raise _output_failed(self._failed) from self._failed
 
 
-def _told(error: OSError) -> OutputFailed:
+def _output_failed(error: OSError) -> OutputFailed:
     kind = ReaderLeft if error.errno == errno.EPIPE else OutputFailed
     return kind(f"the result could not be written to standard output ({error.strerror})")
 
@@ -130,13 +129,13 @@ def _closed() -> OSError:
 
 
 def _settle(stream: TextIO | None) -> None:
-    """Write what is left in the buffer, or have it go nowhere."""
+    """Write the rest of the buffer, or drop it."""
     if stream is None:
         return
     try:
         stream.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # a stream of a test may have no descriptor
+        with suppress(OSError, ValueError):  # the stream of a test may have no descriptor
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)

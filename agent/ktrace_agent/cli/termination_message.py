@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an assigned capture ended, in the words of AgentResult. Pure."""
+"""Builds the AgentResult of an assigned capture. Pure functions."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ def result(
     summary: "Summary | None" = None,
     delivered: Delivered | None = None,
 ) -> AgentResult:
-    """The result; what was recorded is told also where it could not be delivered."""
+    """Build the result. Recorded events are reported even if the bundle was not delivered."""
     known: dict[str, Any] = {}
     if summary is not None:
         findings = reported(summary.findings)
@@ -54,7 +54,7 @@ def result(
 
 
 def shortened(message: str) -> str:
-    """One line of at most MESSAGE_CHARS; what is cut out is in the middle, both ends matter."""
+    """One line of up to MESSAGE_CHARS characters; a longer one is cut in the middle."""
     line = " ".join(message.split())
     if len(line) <= MESSAGE_CHARS:
         return line
@@ -63,7 +63,7 @@ def shortened(message: str) -> str:
 
 
 def reported(findings: Sequence[Finding]) -> list[ReportedFinding]:
-    """One for each id, in the order given (worst first), with the number of its subjects."""
+    """One finding for each id, in the given order (worst first), with its number of subjects."""
     subjects: Counter[str] = Counter()
     for one in findings:
         subjects[one.id] += 1 + one.counts.get("subjects_left_out", 0)
@@ -81,7 +81,7 @@ def reported(findings: Sequence[Finding]) -> list[ReportedFinding]:
 
 
 def subject_line(subject: Subject) -> str:
-    """Who and whereto in one line: `shop/web-0 (curl) -> 10.0.0.2:443`; `-` for nobody."""
+    """Subject and peer in one line: `shop/web-0 (curl 7) -> 10.0.0.2:443`; `-` if unknown."""
     who = f"{subject.comm} {subject.tgid}" if subject.tgid != UNKNOWN else subject.comm
     if subject.pod != UNKNOWN:
         who = f"{subject.namespace}/{subject.pod} ({who})"
@@ -90,7 +90,7 @@ def subject_line(subject: Subject) -> str:
 
 
 def addressee(text: str) -> tuple[str, str]:
-    """UID and node as far as a bad assignment names them, so that its result finds its way."""
+    """Read UID and node from an assignment that may be invalid; empty texts if they are missing."""
     try:
         found = json.loads(text)
         uid, node = found["snapshot"]["uid"], found["capture"]["node"]

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from ktrace_agent.errors import UsageError
 from ktrace_api.assignment import S3Target, node_folder
+from ktrace_api.model import first_error
 from ktrace_api.snapshot import S3Output
 
 ACCEPTS = "s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=NAME&pathStyle=true&kmsKeyId=KEY"
@@ -65,7 +66,7 @@ def _target(
         folder = "/".join(filter(None, (prefix, node_folder(node))))
         return S3Target(output=output, folder=folder)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)[0]["loc"][0]
+        wrong = first_error(error).path[0]
         raise _refused(source, f"its {wrong} is not one") from error
 
 

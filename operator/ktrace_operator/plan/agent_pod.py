@@ -6,7 +6,7 @@ capability or toleration.
 """
 
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from ktrace_api.assignment import (
     Assignment,
@@ -51,11 +51,6 @@ _SEAL = timedelta(seconds=60)
 _ROWS_PER_SECOND = 50_000
 """Rows per second that a slow node can seal."""
 _RECORD_BYTES = 1024
-_CRI: dict[str, Literal["auto", "true", "false"]] = {
-    "Auto": "auto",
-    "Enabled": "true",
-    "Disabled": "false",
-}
 
 
 def pod_name(snapshot: str, uid: str, node: str) -> str:
@@ -72,8 +67,8 @@ def run_limit(spec: SnapshotSpec, limits: Limits) -> timedelta:
 def assignment(
     snapshot: TraceSnapshot, node: str, output: Output, pods: tuple[str, ...], settings: Settings
 ) -> Assignment:
-    """What the agent on `node` is asked to do; `pods` are UIDs, none means all processes."""
-    metadata, capture = snapshot.metadata, snapshot.spec.capture
+    """The Assignment of the agent on `node`; `pods` are UIDs, none means all processes."""
+    metadata = snapshot.metadata
     folder = f"{snapshot_folder(metadata.namespace, metadata.name, metadata.uid)}/"
     folder += node_folder(node)
     return Assignment(
@@ -81,16 +76,8 @@ def assignment(
         capture=CaptureConfig(
             node=node,
             duration=snapshot.spec.duration,
-            events=capture.events,
-            dns_only=capture.dns_only,
-            ports=capture.ports,
-            sample=capture.sample,
-            max_events=capture.max_events,
-            max_bytes=capture.max_bytes,
-            security=capture.security,
-            cri=_CRI[capture.cri],
             cri_sockets=settings.agent.cri_sockets,
-            conntrack=capture.conntrack,
+            **snapshot.spec.capture.config(),
         ),
         pods=pods,
         target=_target(output, folder),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ktrace_api.kubeobject import ObjectMeta
+from ktrace_api.model import first_error
 from ktrace_api.names import ConditionType
 from ktrace_api.snapshot import TraceSnapshot
 from ktrace_api.status import SnapshotStatus
@@ -40,18 +41,13 @@ def read_snapshot(raw: dict[str, Any]) -> TraceSnapshot | Unreadable | Foreign:
     try:
         return TraceSnapshot.model_validate(raw)
     except ValidationError as error:
-        message = _line(error)
+        message = first_error(error).line("the object")
     metadata = ObjectMeta.model_validate(raw["metadata"])
     try:
         status = SnapshotStatus.model_validate(raw.get("status") or {})
     except ValidationError as error:
-        return Foreign(metadata, _ended(raw["status"]), f"status.{_line(error)}")
+        return Foreign(metadata, _ended(raw["status"]), f"status.{first_error(error).line('')}")
     return Unreadable(metadata, status, message)
-
-
-def _line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _ended(status: Any) -> bool:

@@ -154,8 +154,8 @@ def test_what_is_narrowed_to_pods_is_recorded_so(node: Node):
 
 
 WRONG: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
-    ("the whole", lambda _: "{"),
-    ("the whole", lambda _: "[]"),
+    ("the whole document", lambda _: "{"),
+    ("the whole document", lambda _: "[]"),
     ("version", lambda one: one | {"version": 2}),
     ("capture.node", lambda one: one | {"capture": {"node": "-"}}),
     ("capture.duration", lambda one: one | {"capture": {"node": "n1", "duration": "1h"}}),

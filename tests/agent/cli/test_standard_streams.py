@@ -75,7 +75,7 @@ def test_a_result_that_cannot_be_printed_is_told_with_the_bundle(
     (made,) = bundles(tmp_path)
     assert done.stderr.splitlines()[-1] == (
         f"ktrace: the result could not be written to standard output ({why});"
-        f" the bundle is sealed: {made}"
+        f" the bundle is saved: {made}"
     )
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
@@ -124,7 +124,7 @@ def test_an_error_as_json_is_a_line_where_there_is_no_room_for_it(tmp_path: Path
     for stdout in (">&-", ">/dev/full", "| exec 0<&-"):
         done = shell(f"ktrace --json --nosuch {stdout}", tmp_path)
         assert done.returncode == 2
-        assert done.stderr == "ktrace: --nosuch: there is no such flag; see `ktrace --help`\n"
+        assert done.stderr == "ktrace: unknown flag: --nosuch. See 'ktrace --help'.\n"
 
 
 def test_an_agent_of_the_operator_reports_also_without_standard_error(tmp_path: Path):

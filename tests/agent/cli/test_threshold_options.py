@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.cli.threshold_options import FILE_FLAG, FILE_VARIABLE, FLAG, VARIABLE, thresholds
+from ktrace_agent.cli.options import THRESHOLD, THRESHOLD_FILE
+from ktrace_agent.cli.threshold_options import thresholds
 from ktrace_agent.errors import UsageError
 from ktrace_api.thresholds import Thresholds
 
@@ -29,9 +30,8 @@ def refused(*pairs: str, file: Path | None = None) -> str:
 @pytest.mark.parametrize("pair", ["nonsense=1", "=1", "dns_slow_p50=1", "DNS_SLOW_P50_US=1"])
 def test_a_wrong_name_is_answered_with_all_names(pair: str):
     message = refused(pair)
-    assert message.startswith(
-        f"{FLAG}: {pair.split('=', maxsplit=1)[0]!r} is not accepted; give one of these"
-    )
+    name = pair.split("=", maxsplit=1)[0] or "="
+    assert message.startswith(f'--threshold: invalid threshold "{name}": use one of these names')
     for name in Thresholds.model_fields:
         assert re.search(rf"\b{name}\b", message)
 
@@ -49,21 +49,21 @@ def test_a_wrong_name_is_answered_with_all_names(pair: str):
     ],
 )
 def test_a_wrong_value_is_answered_with_what_is_accepted(pair: str, accepts: str):
-    assert refused(pair) == f"{FLAG}: {pair!r} is not accepted; give {accepts}"
+    assert refused(pair) == f'--threshold: invalid threshold "{pair}": use {accepts}'
 
 
 @pytest.mark.parametrize("text", ["min_count", "", "min_count=3,", "5"])
 def test_what_is_no_pair_is_refused(text: str):
-    assert "give NAME=VALUE" in refused(text)
+    assert "use NAME=VALUE" in refused(text)
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("min_count 3", "TOML or JSON"),
-        ('{"min_count": 3', "TOML or JSON"),
-        ("\udc80", "TOML or JSON"),
-        ("# " + "x" * 70_000, "64 KiB at most"),
+        ("min_count 3", "neither TOML nor JSON"),
+        ('{"min_count": 3', "neither TOML nor JSON"),
+        ("\udc80", "neither TOML nor JSON"),
+        ("# " + "x" * 70_000, "is too large: use a TOML or JSON file of at most 64 KiB"),
         ("[min_count]\na = 1", "a whole number"),
         ('{"nonsense": 3}', "one of these names"),
         ("lost_share = 2", "from 0 to 1"),
@@ -74,7 +74,7 @@ def test_a_wrong_file_is_named(content: str, told: str, tmp_path: Path):
     file = tmp_path / "limits"
     file.write_bytes(content.encode(errors="surrogateescape"))
     message = refused(file=file)
-    assert message.startswith(FILE_FLAG)
+    assert message.startswith("--threshold-file: ")
     assert told in message
 
 
@@ -83,9 +83,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_a_value_from_the_environment_names_its_variable(tmp_path: Path):
-    for pairs, file in ((["x=1"], None), ([], str(tmp_path))):
-        with pytest.raises(UsageError, match=VARIABLE if pairs else FILE_VARIABLE):
-            thresholds(pairs, file, {FLAG: VARIABLE, FILE_FLAG: FILE_VARIABLE})
+    options = (THRESHOLD, THRESHOLD_FILE)
+    variables = {option.flag: option.variable for option in options}
+    for option, pairs, file in zip(options, (["x=1"], []), (None, str(tmp_path)), strict=True):
+        with pytest.raises(UsageError, match=rf"^{option.flag} \(from {option.variable}\): "):
+            thresholds(pairs, file, variables)
 
 
 @pytest.mark.parametrize("content", [TOML, '{"dns_slow_p50_us": 400000, "lost_share": 0.5}'])
