@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a capture costs the host: connections per second with and without it, and its memory.
+"""Cost of a capture: connections per second with and without it, and its memory.
 
     sudo .venv/bin/python bench/bench_capture.py [--connections=20000] [--pairs=5] [TOOL ...]
 
-Each pair runs the same load without and with a tool attached, in one go; the figure to read is
+Each pair runs the same load without and with a tool attached, one after the other. The result is
 the median of the ratios. TOOL is a command that traces until it is interrupted and prints a line
 on stderr once it is attached, such as the default `ktrace --duration=60s --json --out-dir=...`.
 """
@@ -40,7 +40,7 @@ def load(binary: Path, connections: int) -> float:
 
 
 def traced(tool: list[str], binary: Path, connections: int) -> tuple[float, float]:
-    """The rate with `tool` attached, and the tool's peak memory in MiB meanwhile."""
+    """The rate with `tool` attached, and the tool's peak memory in MiB during that run."""
     with subprocess.Popen(
         tool, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:

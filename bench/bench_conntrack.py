@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at a full connection tracking table: `bench/bench_conntrack.py [--entries=100000]`.
+"""Dumping a full conntrack table: `bench/bench_conntrack.py [--entries=100000]`.
 
-A network namespace of our own is filled by netlink, without traffic. Measured are one look
-(dump, parse, keep), the memory that the entries take, the questions asked of them afterwards,
-and the same dump by pyroute2 and by its Conntrack class where that is installed.
+A separate network namespace is filled by netlink, without traffic. Measured are one dump (read,
+parse, keep), the memory of the entries, the lookups afterwards, and the same dump by pyroute2 and
+by its Conntrack class if that is installed.
 """
 
 import argparse
@@ -15,25 +15,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOM = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOM / "api"), str(ROOM / "agent"), str(ROOM)]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "api"), str(ROOT / "agent"), str(ROOT)]
 
 from ktrace_agent.enrich.conntrack.watch import Watch  # noqa: E402
 from tests.nat.fill import many, put  # noqa: E402
 
 CLONE_NEWNET = 0x40000000
-BUDGET = "budget at 100000 entries on one core: a look <= 2 s, <= 100 MiB"
+BUDGET = "budget at 100000 entries on one core: a dump <= 2 s, <= 100 MiB"
 LOOKUPS = 50_000
 
 
 def resident_mib() -> float:
-    """Memory of this process now."""
+    """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def timed(what: str, work: Callable[[], Any], per: int) -> Any:
-    """The result of `work`; prints wall and processor time, and the latter per item."""
+    """Returns the result of `work`; prints wall time, CPU time, and CPU time per item."""
     wall, cpu, memory = time.perf_counter(), time.process_time(), resident_mib()
     result = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -43,7 +43,7 @@ def timed(what: str, work: Callable[[], Any], per: int) -> Any:
 
 
 def by_pyroute2(entries: int) -> None:
-    """The same table by the library that is made for it."""
+    """Dumps the same table with pyroute2."""
     try:
         nfct = timed("import of pyroute2", lambda: __import__("pyroute2"), 1)
     except ImportError:
@@ -57,7 +57,7 @@ def by_pyroute2(entries: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=100_000)
-    parser.add_argument("--looks", type=int, default=5)
+    parser.add_argument("--dumps", type=int, default=5)
     options = parser.parse_args()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise SystemExit("needs root: unshare(CLONE_NEWNET) failed")
@@ -67,15 +67,15 @@ def main() -> None:
     watch = Watch(
         lambda: {inode: os.getpid()},
         period_s=3600,
-        max_entries=2 * options.entries,  # half is kept for other namespaces
+        max_entries=2 * options.entries,  # half is reserved for other namespaces
         max_seconds=60,
     )
-    timed("first look", watch.start, options.entries)
-    for _ in range(options.looks - 2):
-        timed("next look", watch._look, options.entries)  # noqa: SLF001  # what its thread calls
-    seen = timed("last look", watch.stop, options.entries)
+    timed("first dump", watch.start, options.entries)
+    for _ in range(options.dumps - 2):
+        timed("next dump", watch._look, options.entries)  # noqa: SLF001  # called by its thread
+    seen = timed("last dump", watch.stop, options.entries)
     if len(seen) != options.entries:
-        raise SystemExit(f"{len(seen)} of {options.entries} entries were seen")
+        raise SystemExit(f"{len(seen)} of {options.entries} entries were dumped")
 
     entries = list(seen.entries())[:: max(1, options.entries // LOOKUPS)]
     timed("index", lambda: seen.lookup(0, "tcp", *entries[0].original), options.entries)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the ring is drained into the spool: a ring filled by a kernel program, then emptied.
+"""Drain rate of the ring buffer: a kernel program fills it, then it is drained into the spool.
 
     sudo .venv/bin/python bench/bench_drain.py [--records=1000000] [--runs=5] [--folder=.]
 
-The figure to read is the ratio of drain to fill in the same run: above 1 the agent keeps up with
-one CPU that does nothing but write records.
+The result is the ratio of drain to fill in the same run. Above 1, the agent keeps up with one CPU
+that only writes records.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def _which(name: str) -> bool:
 
 
 def fill(bpf: Object, records: int) -> int:
-    """Put `records` into the ring; how many it took."""
+    """Write `records` to the ring; returns how many fit."""
     run = library().bpf_prog_test_run_opts
     run.restype, run.argtypes = c_int, (c_int, c_void_p)
     job = _Fill(records, 0)

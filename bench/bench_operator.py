@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator with many nodes: `bench/bench_operator.py [NODES]` (1,000 by default).
 
-A real API server, nodes and agents played by kwok, the operator of this checkout as a process.
-One snapshot of all nodes, then 100 snapshots of 10 nodes each at once. Prints what the design
-bounds: seconds until all pods are created, writes a node, size of the object, memory, and how
-often the event loop was more than 0.2 s late. Needs what `make setup-cluster` makes.
+A real API server, nodes and agents simulated by kwok, and the operator of this checkout as a
+process. One snapshot of all nodes, then 100 snapshots of 10 nodes each at once. Prints the figures
+that have a budget: seconds until all pods are created, writes per node, size of the object, memory,
+and how often the event loop was more than 0.2 s late. Needs `make setup-cluster`.
 """
 
 import sys
@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOM = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOM)]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
 
 from tests.cluster.conftest import started  # noqa: E402
 from tests.cluster.crowd import Crowd, gathered, size_of  # noqa: E402
@@ -31,7 +31,7 @@ def wide(crowd: Crowd, nodes: int) -> None:
     counts = snapshot["status"]["nodes"]
     print(f"one snapshot of {nodes} nodes: {counts['succeeded']} succeeded in {seconds:.0f} s")
     print(f"  all pods created in     {cost.creating_s:8.1f} s    (budget 60 at 1,000)")
-    print(f"  writes a node           {cost.total / nodes:8.2f}      (budget 4)")
+    print(f"  writes per node         {cost.total / nodes:8.2f}      (budget 4)")
     status_writes = cost.writes["patch", "tracesnapshots/status"]
     print(f"  status writes           {status_writes:8}      (budget 15)")
     print(f"  size of the object      {size_of(snapshot) / 1024:8.0f} KiB  (budget 512)")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sealing synthetic spools: `bench/bench_seal.py [--folder DIR] [ROWS ...]`.
 
-Each size runs in a process of its own, so that its peak memory (VmHWM, with all
-imports) is its own. Rows are about 630 bytes of JSON: TCP connections of some
-hundred processes with all five types of rows, one flow for each connection. Every process
-runs in a pod, connection tracking has 100,000 entries.
+Each size runs in a separate process, so that the peak memory (VmHWM, with all
+imports) is measured separately. Rows are about 630 bytes of JSON: TCP connections of some
+hundred processes with all five row types, and one flow per connection. Every process
+runs in a pod, and conntrack has 100,000 entries.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-ROOM = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOM / "api"), str(ROOM / "agent")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "api"), str(ROOT / "agent")]
 
 BUDGET = {200_000: "<= 4 s, <= 256 MiB", 1_000_000: ">= 80000 rows/s, <= 400 MiB"}
 ROWS_A_CONNECTION = 8
@@ -30,7 +30,7 @@ STATES = ((7, 2), (2, 1), (1, 4), (5, 7), (0, 0), (0, 0), (0, 0), (1, 1))
 
 
 def events(count: int) -> Any:
-    """EVENT records: connections of 8 rows, interleaved, in the order of time."""
+    """EVENT records: connections of 8 rows, interleaved, in time order."""
     import numpy as np
 
     from ktrace_agent.tables.records import EVENT
@@ -97,7 +97,7 @@ def flows(made: Any) -> tuple[bytes, bytes]:
 
 
 def connections(keys: bytes) -> Any:
-    """A connection tracking of 100,000 entries: flows first, half of them DNAT."""
+    """A conntrack table of 100,000 entries: flows first, half of them DNAT."""
     import struct
 
     import numpy as np
@@ -198,7 +198,7 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
 
 
 def prepare(count: int, spool: Path) -> None:
-    """Leave the records of a capture of `count` rows at `spool` and beside it."""
+    """Write the records of a capture of `count` rows to `spool` and files beside it."""
     made = events(count)
     made.tofile(spool)
     for name, content in zip(("keys", "values"), flows(made), strict=True):
@@ -206,13 +206,13 @@ def prepare(count: int, spool: Path) -> None:
 
 
 def child(*arguments: object) -> str:
-    """What this file prints in a process of its own."""
+    """Output of this file, run in a separate process."""
     run = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(count: int, folder: Path | None, keep: Path | None) -> dict[str, float]:
-    """Seal `count` rows in a process of its own; the bundle goes to `keep`, or nowhere."""
+    """Seal `count` rows in a separate process; the bundle is kept in `keep`, or removed."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         spool = Path(name, "spool")
         child(count, "--prepare", spool)
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", type=int, default=[*BUDGET])
     parser.add_argument("--folder", type=Path, default=None, help="where to write (default: /tmp)")
     parser.add_argument("--keep", type=Path, help="leave the bundle in this folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON document a size")
+    parser.add_argument("--json", action="store_true", help="print one JSON document per size")
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--sealed", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The load of bench_capture.py: N times connect, accept, five bytes, close, over
- * loopback, both ends in one process. Prints connections per second. */
+/* The load of bench_capture.py: N times connect, accept, send five bytes, close, over
+ * loopback, with both endpoints in one process. Prints connections per second. */
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>

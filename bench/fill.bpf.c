@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Fills the collector's kind of ring with records, as fast as the kernel can:
+/* Fills a ring buffer like the collector's with records, as fast as the kernel can:
  * the known load of bench_drain.py. Run by BPF_PROG_TEST_RUN, attached to nothing. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>

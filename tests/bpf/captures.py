@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures as a user makes them: the real command, its real bundle."""
+"""Captures as a user runs them: the real command and its real bundle."""
 
 import json
 import os
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def assigned(folder: Path, node: str, config: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
-    """Where the agent puts its bundle, and the environment that asks it for one."""
+    """The folder of the agent's bundle, and the environment that requests a capture."""
     target = VolumeTarget(
         output=PvcOutput(claim_name="bundles"), mount=str(folder), folder=f"out/node={node}"
     )
@@ -53,9 +53,9 @@ def assigned(folder: Path, node: str, config: Mapping[str, Any]) -> tuple[Path, 
 class Capture:
     """`ktrace` from its start to the sealed bundle.
 
-    It is asked by flags, or as the operator asks with `config`, the fields of a CaptureConfig.
-    As a context manager: inside, all programs are attached; at the end SIGINT seals the
-    bundle, and what is true of every bundle is checked.
+    It is configured by flags, or as by the operator with `config`, the fields of a CaptureConfig.
+    As a context manager: inside, all programs are attached. At the end SIGINT seals the bundle,
+    and the checks that hold for every bundle run.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Capture:
         self.rows: list[Row] = []
 
     def start(self) -> Self:
-        """Begin, without waiting for anything."""
+        """Start without waiting for anything."""
         stdout, stderr = self.folder / "stdout", self.folder / "stderr"
         with stdout.open("wb") as out, stderr.open("wb") as err:
             self.process = subprocess.Popen(self.command, stdout=out, stderr=err, env=self._env)
@@ -104,7 +104,7 @@ class Capture:
         return (self.folder / "stdout").read_text()
 
     def wait_for(self, words: str) -> None:
-        """Until standard error says `words`."""
+        """Waits until `words` are on standard error."""
 
         def said() -> bool:
             ended = self.process.poll() is not None
@@ -114,9 +114,11 @@ class Capture:
             return False
 
         try:
-            wait_until(said, f"ktrace saying {words!r}")
+            wait_until(said, f"ktrace to print {words!r}")
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said: {self.stderr}; {self._waits()}") from error
+            raise AssertionError(
+                f"{error}; standard error: {self.stderr}; {self._waits()}"
+            ) from error
 
     def _waits(self) -> str:
         """Where in the kernel each of its threads waits."""
@@ -125,7 +127,7 @@ class Capture:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The process stands still: nobody drains the ring."""
+        """Stops the process, so that the ring is not drained."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield

@@ -24,13 +24,13 @@ def pair(crew: Crew) -> Pair:
 
 @pytest.fixture(scope="module")
 def alone(crew: Crew) -> Namespace:
-    """A namespace with nothing but loopback."""
+    """A namespace with only loopback."""
     return Namespace(crew)
 
 
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
-    """Make captures, each in a folder of its own: capture(*flags, **how)."""
+    """Makes captures, each in its own folder: capture(*flags, **how)."""
     base: Path = tmp_path_factory.mktemp("captures")
     numbers, made = count(), list[Capture]()
 
@@ -46,7 +46,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
 
 @pytest.fixture
 def sink(pair: Pair, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Somebody on the module's PORT who accepts, and reads to the end."""
+    """A server on the module's PORT that accepts connections and reads to their end."""
     worker = pair.server.start(discard(request.module.PORT))
     worker.hear()
     yield

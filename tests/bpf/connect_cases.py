@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way in which a connect() can end: what a process does, and the row it must give."""
+"""Every result of connect(): what a process does, and the row that must follow."""
 
 import errno
 import select

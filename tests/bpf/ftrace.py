@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel's own tracer (ftrace) records: a witness that is no BPF program.
+"""What the kernel's own tracer (ftrace) records, as a reference without BPF programs.
 
-Some hosts exempt their first process from BPF: while a thread of it is current no program runs,
-and softirq works upon any thread. ftrace knows no such exemption, so with it tests can demand
-that what ktrace saw and what nobody could see are the truth together, to the event.
+Some hosts exempt their first process from BPF: while one of its threads is current no program runs,
+and softirq runs on any thread. ftrace has no such exemption, so tests can require that the events
+of ktrace and those of exempt threads add up to the truth, to the event.
 """
 
 import os

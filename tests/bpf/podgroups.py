@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cgroups of pods, as the kubelet and the runtimes name them, made for a test."""
+"""Creates cgroups of pods, named as by the kubelet and the runtimes."""
 
 import os
 from contextlib import suppress

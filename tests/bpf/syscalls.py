@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that Python's socket module has no exact face for: one function, one system call."""
+"""System calls that Python's socket module does not provide exactly: one function each."""
 
 import ctypes
 import errno
@@ -132,7 +132,7 @@ def sendmmsg(
 
 
 def recvmmsg(sock: socket.socket, count: int, *, named: bool, flags: int = 0) -> list[bytes]:
-    """recvmmsg(2) of at most `count` messages; what they carried."""
+    """recvmmsg(2) of up to `count` messages; returns their payloads."""
     held = [_Message(65536, b"\0" * 28 if named else None) for _ in range(count)]
     vector = (_MMsgHdr * count)()
     for message, entry in zip(held, vector, strict=True):

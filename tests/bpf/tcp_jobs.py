@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP workloads: what a client and a server do, and what each knows of it afterwards."""
+"""TCP workloads: what a client and a server do, and what each can report afterwards."""
 
 import socket
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def take(sock: socket.socket, size: int) -> None:
 
 
 def serve(kind: Kind, port: int, count: int, request: int, reply: int) -> Job:
-    """Accept `count` connections one by one; says its port; returns ports and cookies."""
+    """Accept `count` connections one by one; reports its port; returns ports and cookies."""
 
     def job(line: Line) -> list[tuple[int, int]]:
         with listener(kind, port) as server:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """seen = written + filtered + sampled + capped + lost_ring + lost_map, for every hook, to the
-last event; and what the flows sum up stays exact whatever the rows lost.
+last event. The flow sums stay exact whatever rows were lost.
 
-Every capture of these tests keeps one port, so that what passed the filter is the workload's.
+Every capture of these tests keeps one port, so that only the workload passes the filter.
 """
 
 import socket
@@ -28,7 +28,7 @@ HOME = Ends("v4", socket.AF_INET, "127.0.0.1", "127.0.0.1")
 
 
 def flood(line: Line) -> None:
-    """DATAGRAMS sends to a socket of its own, most of which nobody reads."""
+    """DATAGRAMS sends to its own socket, most of which are never read."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
@@ -210,7 +210,7 @@ def test_few_flows(capture: Begin, alone: Namespace) -> None:
 
 
 def test_summary_is_bounded(capture: Begin, alone: Namespace) -> None:
-    """A thousand processes, peers and owners still make a summary of 64 KiB at most."""
+    """A thousand processes, peers and owners fit into a summary of 64 KiB."""
 
     def crowd(line: Line) -> None:
         for number in range(997):

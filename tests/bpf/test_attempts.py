@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attempts on one socket: what a row says is of its own attempt, and one that sent no SYN yet
-has had no outcome.
+"""Attempts on one socket: a row describes its own attempt, and an attempt that has not sent a SYN
+has no outcome.
 """
 
 import errno
@@ -68,7 +68,7 @@ def test_a_second_attempt_has_a_port_of_its_own(capture: Begin, net: Namespace) 
 
 @dataclass
 class Deferred:
-    """A connect() that says yes and sends nothing until data come, and what it ends in."""
+    """A connect() that succeeds and sends nothing until there are data, and its result."""
 
     port: int
     sends: bool

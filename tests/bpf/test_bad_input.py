@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong use and hostile surroundings, on the real thing: one line that names the cause, the
-right exit status, nothing half written and nothing left in the kernel.
+"""Wrong use and hostile environments with the real command: one line that names the cause, the
+correct exit status, nothing half written and nothing left in the kernel.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from tests.bpf.workers import Line
 
 pytestmark = pytest.mark.world("bpf")
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 def ktrace(*flags: str, prefix: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +110,7 @@ def open_folder(tmp_path: Path) -> Path:
 
 def test_no_root(open_folder: Path) -> None:
     out = open_folder / "out"
-    done = ktrace(f"--out-dir={out}", "--duration=1s", prefix=NOBODY)
+    done = ktrace(f"--out-dir={out}", "--duration=1s", prefix=UNPRIVILEGED)
     refused(done, PermissionDenied.exit_status, "CAP_BPF", "CAP_PERFMON", "sudo")
     assert not out.exists()
 
@@ -243,8 +243,8 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 
 
 def test_clock_jumps(capture: Begin, alone: Namespace, tmp_path: Path) -> None:
-    """The wall clock goes an hour ahead in the middle: rows keep their order and the time of
-    the start, and node.json tells the step. The host's clock is not ours to set, so libc's is."""
+    """The wall clock is set an hour ahead during the capture: rows keep their order and the time
+    of the start, and node.json has the step. Only the result of libc's clock calls is changed."""
     if shutil.which("cc") is None:
         pytest.fail("a C compiler is needed: scripts/bootstrap.sh test")
     mark = tmp_path / "jumped"
@@ -266,9 +266,9 @@ def test_clock_jumps(capture: Begin, alone: Namespace, tmp_path: Path) -> None:
 
 
 def test_least_privilege(open_folder: Path, alone: Namespace) -> None:
-    """CAP_BPF and CAP_PERFMON without root record the same rows, as the help says."""
+    """CAP_BPF and CAP_PERFMON without root record the same rows, as --help states."""
     caps = "+bpf,+perfmon"
-    prefix = (*NOBODY, f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    prefix = (*UNPRIVILEGED, f"--inh-caps={caps}", f"--ambient-caps={caps}")
     folder = open_folder / "least"
     folder.mkdir()
     folder.chmod(0o777)

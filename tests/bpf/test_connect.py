@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One `connect` row for each connect(), with how it ended, whatever way that was."""
+"""One `connect` row for each connect(), with its result, for every possible result."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ _LISTENERS = ((V4, OPEN), (V6, OPEN), (V4, SLOW))
 
 @pytest.fixture(scope="module")
 def captured(capture: Begin, net: Pair) -> Capture:
-    """All cases in one capture; those that wait for nobody run beside each other."""
+    """All cases in one capture; independent ones run in parallel."""
 
     def start(case: Case) -> None:
         case.ran.append(net.client.start(case.job))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flows say of connections, whatever rows are wanted: role, opened, failed.
+"""Facts about connections in flows, whatever rows are requested: role, opened, failed.
 
-They are the denominators of findings: a capture of retransmits alone must know them too.
+They are the denominators of findings, so a capture of retransmits alone must have them too.
 """
 
 import errno
@@ -35,7 +35,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def fail(line: Line) -> None:
-    """Connects that nobody accepts, and some for which there is no route."""
+    """Connections that are never accepted, and some without a route."""
     for host, port, count, expected in (
         (V4.server, CLOSED_PORT, REFUSED, errno.ECONNREFUSED),
         (NOWHERE, CLOSED_PORT, UNROUTED, errno.ENETUNREACH),
@@ -46,7 +46,7 @@ def fail(line: Line) -> None:
 
 
 def lend(line: Line) -> int:
-    """Connect, and leave the talking to a child, as a shell does."""
+    """Connect, and let a child exchange the data, as a shell does."""
     with tcp() as sock:
         sock.connect((V4.server, PORT))
         child = fork(lambda: sock.sendall(b"q" * REQUEST))

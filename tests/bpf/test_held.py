@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datagrams whose sender's address is due only when the call returns: recvmmsg() goes on after
-each until its array is full, and the capture may end before that.
+"""Datagrams whose sender's address is written only when the call returns: recvmmsg() continues
+until its array is full, and the capture may end before that.
 """
 
 import socket
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.world("bpf")
 
 PORT = 7731
 COUNT = 23
-ROOM = 64
+CAPACITY = 64
 """More than are sent: the call stays."""
 BYTES = 31
 
@@ -40,7 +40,7 @@ def blocked(kind: str, connected: bool) -> Job:
             if connected:
                 sock.connect(("127.0.0.1", peer))
             line.say("ready")
-            syscalls.recvmmsg(sock, ROOM, named=kind == "named")
+            syscalls.recvmmsg(sock, CAPACITY, named=kind == "named")
 
     return job
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connect latency behind a relay that holds every SYN for a known time, against the client's
-own clock."""
+"""Connection latency behind a relay that delays every SYN by a known time, compared with the
+client's own clock."""
 
 import errno
 import fcntl
@@ -149,11 +149,11 @@ def timed(capture: Begin, wire: Wire) -> tuple[Capture, dict[str, Timed]]:
 
 
 Measured = list[tuple[str, int, int]]
-"""Name of the workload, what the row says, what the client's clock says."""
+"""Name of the workload, time in the row, time by the client's clock."""
 
 
 def measure(one: Capture, took: dict[str, Timed], kind: str, field: str) -> Measured:
-    """All rows of a kind that tell how long a connect took, each exactly once."""
+    """All rows of a kind with the duration of a connection attempt, each exactly once."""
     ours = {cookie: (name, us) for name, timed in took.items() for cookie, us in timed.items()}
     rows = [row for row in one.of(kind) if row["sock"] != "-" and int(row["sock"], 16) in ours]
     rows = [row for row in rows if row.get("old_state", "SYN_SENT") == "SYN_SENT"]

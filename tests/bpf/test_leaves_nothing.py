@@ -198,7 +198,7 @@ def test_sysctls_and_mounts(capture: Begin, alone: Namespace) -> None:
 
 
 def test_two_at_once(capture: Begin, alone: Namespace) -> None:
-    """Two captures know nothing of each other, and both see everything."""
+    """Two captures do not affect each other, and both record everything."""
     with capture() as first, capture() as second:
         alone.call(make_noise)
     for one in (first, second):

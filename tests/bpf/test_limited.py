@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With fewer rights or less room than a capture needs: what is missing, and what to do."""
+"""With fewer rights or less memory than a capture needs: what is missing, and what to do."""
 
 import json
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ def test_the_doctor_does_not_call_it_root() -> None:
     assert done.returncode == PermissionDenied.exit_status
     assert "user namespace" in done.stdout
     assert "ok  privileges" not in done.stdout
-    told = json.loads(ktrace("doctor", "--json", prefix=IN_USERS).stdout)
-    assert told["error"]["reason"] == "PermissionDenied"
+    found = json.loads(ktrace("doctor", "--json", prefix=IN_USERS).stdout)
+    assert found["error"]["reason"] == "PermissionDenied"
 
 
 @pytest.mark.parametrize("limit", [20, 60])
@@ -63,7 +63,7 @@ def test_too_few_files_are_no_fault_of_the_kernel(tmp_path: Path, limit: int) ->
 
 @pytest.fixture
 def narrow() -> Iterator[Path]:
-    """A memory cgroup with room for Python, not for the maps."""
+    """A memory cgroup that is large enough for Python, but not for the maps."""
     limits = ("memory.limit_in_bytes", "memory.max")
     roots = [Path("/sys/fs/cgroup/memory"), *Path("/sys/fs/cgroup").glob("unified"),
              Path("/sys/fs/cgroup")]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two listeners of one port, one a family: a child is its own listener's, accepted or not."""
+"""Two listeners of one port, one per family: a child belongs to its listener, accepted or not."""
 
 import pytest
 
@@ -15,7 +15,7 @@ COUNT = {V4: 7, V6: 11}
 
 
 def listen_only(kind: Kind) -> Job:
-    """Nobody accepts: the kernel answers for the process."""
+    """Connections are not accepted: the kernel answers for the process."""
 
     def job(line: Line) -> None:
         with listener(kind, PORT):

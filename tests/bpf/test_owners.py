@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose socket it is: the process that last acted on it by connect, listen, accept, send or
-receive; before any such act in the capture, the process that held it at the start; a child
-that nobody accepted belongs to its listener's owner. Softirq's bystanders are never blamed.
+"""The owner of a socket: the process that last called connect, listen, accept, send or receive
+on it. Before any such call in the capture, the process that held it at the start. A child that
+was not accepted belongs to its listener's owner. The task that softirq interrupted never owns it.
 """
 
 import array
@@ -34,7 +34,7 @@ from tests.bpf.workers import Line, Worker, fork
 pytestmark = pytest.mark.world("bpf")
 
 PORT = 7301
-NOBODY, OTHER = 65534, 1234
+UNPRIVILEGED, OTHER = 65534, 1234
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_thousand_connections(capture: Begin, pair: Pair) -> None:
         for server in servers:
             server.hear()
         clients = [
-            pair.client.start(visit(V4, PORT + i, each, 10, 20), uid=NOBODY - i)
+            pair.client.start(visit(V4, PORT + i, each, 10, 20), uid=UNPRIVILEGED - i)
             for i in range(sides)
         ]
         for worker in (*clients, *servers):
@@ -75,7 +75,7 @@ def test_thousand_connections(capture: Begin, pair: Pair) -> None:
         pair.wait_quiet()
     wrong = unknown = total = 0
     for namespace, workers, uid, step in (
-        (pair.client, clients, NOBODY, -1),
+        (pair.client, clients, UNPRIVILEGED, -1),
         (pair.server, servers, OTHER, 1),
     ):
         true_of = {PORT + i: (worker.tgid, uid + i * step) for i, worker in enumerate(workers)}
@@ -102,7 +102,7 @@ def test_thousand_connections(capture: Begin, pair: Pair) -> None:
 
 
 def accept_some(server: socket.socket, stopped: Callable[[], bool]) -> list[int]:
-    """Accept and serve until told to stop; cookies of what was accepted."""
+    """Accept and serve until the test sends "stop"; returns the cookies of accepted sockets."""
     cookies: list[int] = []
     server.settimeout(0.01)
     while True:

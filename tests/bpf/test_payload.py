@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata only: a canary sent in every way is nowhere in the spool, the bundle or the maps."""
+"""Metadata only: a canary that is sent in every way is not in the spool, bundle or maps."""
 
 import os
 import secrets
@@ -46,7 +46,7 @@ def udp_sends(kind: Kind, ports: list[int]) -> Job:
 
 
 def udp_sink(kind: Kind) -> Job:
-    """Receives in several ways until told to stop; how many canaries came."""
+    """Receives in several ways until the test sends "stop"; returns the number of canaries."""
 
     def job(line: Line) -> int:
         socks = [socket.socket(kind.family, socket.SOCK_DGRAM) for _ in range(3)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects without an answer at the end: each is told once, with the peer that it asked."""
+"""Connection attempts without an answer at the end: each has one row, with its peer."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ def test_each_is_counted_once(capture: Begin, mute: Namespace, flags: tuple[str,
 
 
 def swapping(line: Line) -> None:
-    """Ask, and when told close all of them and ask another in their memory."""
+    """Connect; on request close all sockets and connect elsewhere, in the same memory."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     held = ask(SILENT, FEW)
     line.say([sock.getsockname()[1] for sock in held])

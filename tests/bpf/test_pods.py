@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Only what processes of the named pods do is kept, decided in the kernel, to the last event."""
+"""Only events of processes in the named pods are kept. The kernel decides, exactly."""
 
 import socket
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def groups() -> Iterator[Groups]:
 
 
 def send(datagrams: int) -> Job:
-    """Datagrams to nobody on loopback, and one refused connect."""
+    """Datagrams to a closed port on loopback, and one refused connection."""
 
     def job(line: Line) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -76,7 +76,7 @@ def test_what_a_pod_does_is_kept_and_nothing_else(
 def test_several_pods_and_containers_that_start_meanwhile(
     capture: Begin, groups: Groups, alone: Namespace
 ):
-    """A container that starts anew has a new cgroup in the pod's, which nobody announced."""
+    """A container that restarts has a new cgroup below the pod's, without any announcement."""
     first = groups.make("systemd", WANTED)
     with capture(f"--pods={WANTED},{OTHER}") as one:
         before = alone.start(inside(first, send(INSIDE)))
@@ -129,7 +129,7 @@ def test_a_pod_in_the_hosts_network_is_told_from_the_host(
 
 
 def test_sockets_that_were_open_before_are_known(capture: Begin, groups: Groups, pair: Pair):
-    """Also their stock, and no stock of others."""
+    """Also their inventory, and no inventory of others."""
     ours = groups.make("systemd", WANTED)
     server = pair.server.start(inside(ours, serve(V4, 7412, VISITS, 10, 20)))
     server.hear()

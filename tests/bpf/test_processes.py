@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rows say of a process is what /proc says of it."""
+"""Facts about a process in rows equal those in /proc."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retransmitted segments: the rows' sum is the kernel's own count, whatever was lost."""
+"""Retransmitted segments: the sum over the rows equals the kernel's own count."""
 
 import socket
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def check_total(
     """Rows are the events of the kernel's tracer, and their segments its counter's, exactly.
 
     `events` of tasks that no BPF program runs upon are no rows; then the segments that are
-    missing belong to them, and the capture says how many.
+    missing belong to them, and the capture counts them.
     """
     sent = [one for one in events if one.fields.get("err", "0") == "0"]
     hidden = [one for one in sent if one.hidden]
@@ -212,7 +212,7 @@ def test_synack(capture: Begin, pair: Pair, kind: Kind) -> None:
 
 
 def test_orphans(capture: Begin, pair: Pair) -> None:
-    """A FIN that nobody answers is sent again when its process is gone for good."""
+    """A FIN without an answer is retransmitted after its process has ended."""
 
     def serve(line: Line) -> None:
         with listener(V4, SYN_PORT) as server:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets that several processes hold: whoever acted last is the owner."""
+"""Sockets that several processes hold: the process that used it last is the owner."""
 
 import os
 import socket

@@ -37,7 +37,7 @@ FILTERS = {
 
 @dataclass
 class Truth:
-    """What client and server of one kind and port know of themselves."""
+    """What client and server of one kind and port report about themselves."""
 
     kind: Kind
     port: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A capture from a time namespace: the kernel stamps events by its own clock, not by that one."""
+"""A capture in a time namespace: events carry the kernel's clock, not the namespace's."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ NEAR = timedelta(seconds=1)
 def captured(
     request: pytest.FixtureRequest, capture: Begin, alone: Namespace
 ) -> tuple[Capture, int, datetime]:
-    """A capture of one connection and of queries that nobody answers; who, and when."""
+    """A capture of one connection and of unanswered queries: by which process, and when."""
     if not Path("/proc/self/ns/time").exists():
         pytest.skip("this kernel has no time namespaces")
     if request.param < -time.clock_gettime(time.CLOCK_BOOTTIME):

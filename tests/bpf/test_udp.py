@@ -65,7 +65,7 @@ def describe(kind: Kind, sock: socket.socket, calls: list[Call]) -> Result:
 
 
 def bound(kind: Kind, count: int) -> Job:
-    """Sockets that take what comes and read nothing; says their ports."""
+    """Sockets that receive datagrams and read none; reports their ports."""
 
     def job(line: Line) -> None:
         socks = [udp(kind) for _ in range(count)]
@@ -87,7 +87,7 @@ def sending(kind: Kind, send: Send, ports: list[int]) -> Job:
 
 
 def receiving(kind: Kind, receive: Receive, senders: int) -> Job:
-    """Says its port, hears the sender to connect to (0 = none)."""
+    """Reports its port, and receives the port of the sender to connect to (0 = none)."""
 
     def job(line: Line) -> Result:
         with udp(kind) as sock:
@@ -104,7 +104,7 @@ def receiving(kind: Kind, receive: Receive, senders: int) -> Job:
 
 
 def senders(kind: Kind, port: int) -> Job:
-    """Say the ports of three sockets, then send from them in turn, or all from the first."""
+    """Report the ports of three sockets, then send from them in turn, or all from the first."""
 
     def job(line: Line) -> None:
         socks = [udp(kind) for _ in range(SENDERS)]

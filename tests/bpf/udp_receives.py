@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP workloads: every way to receive, and the rows that must come of each."""
+"""UDP workloads: every way to receive, and the rows that each must produce."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ class Inbox:
     connected: bool = False
 
     def call(self, data: bytes, *flags: str, named: bool, size: int | None = None) -> Call:
-        """The row of a call that got `data`, whose first bytes say who sent it."""
+        """The row of a call that received `data`, whose first bytes name the sender."""
         peer = self.kind.shown(self.kind.client, int.from_bytes(data[:2], "big"))
         source = "call" if named else "socket" if self.connected else "none"
         length = len(data) if size is None else size
@@ -75,7 +75,7 @@ def recvmmsg_unnamed(inbox: Inbox) -> list[Call]:
 
 
 def recvmmsg_fewer(inbox: Inbox) -> list[Call]:
-    """More room than there are datagrams: the last try of the call is no event."""
+    """The array is larger than the queue: the last attempt of the call is not an event."""
     got: list[bytes] = []
     while len(got) < COUNT:
         poll = select.poll()
@@ -119,7 +119,7 @@ def truncated(inbox: Inbox) -> list[Call]:
 
 
 def nothing_there(inbox: Inbox) -> list[Call]:
-    """An empty queue is no event: not with MSG_DONTWAIT, not at a timeout."""
+    """An empty queue is not an event: not with MSG_DONTWAIT, not at a timeout."""
     calls = [inbox.call(inbox.sock.recvfrom(2048)[0], named=True) for _ in range(COUNT)]
     inbox.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 0, 10_000))
     for flags in (socket.MSG_DONTWAIT, 0):

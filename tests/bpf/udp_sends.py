@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP workloads: every way to send, and the rows that must come of each."""
+"""UDP workloads: every way to send, and the rows that each must produce."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from tests.bpf.tcp_jobs import Kind
 
 @dataclass(frozen=True)
 class Call:
-    """What one call's row must say: payload, peer and its source, flags, errno."""
+    """The expected row of one call: payload, peer and its source, flags, errno."""
 
     bytes: int
     peer: str
@@ -33,7 +33,7 @@ class Ends:
     sock: socket.socket
     ports: list[int]
     closed: int = 0
-    """A port that nobody listens at."""
+    """A port without a listener."""
 
     def to(self, index: int = 0) -> tuple[str, int]:
         return self.kind.server, self.ports[index]
@@ -166,7 +166,7 @@ def cork_mmsg(ends: Ends) -> list[Call]:
 
 
 def cork_option(ends: Ends) -> list[Call]:
-    """UDP_CORK: the datagram goes by setsockopt(), which is no send."""
+    """UDP_CORK: setsockopt() sends the datagram, and is not a send call."""
     calls = []
     for size in SIZES:
         ends.sock.setsockopt(socket.IPPROTO_UDP, syscalls.UDP_CORK, 1)

@@ -32,7 +32,7 @@ def wait_until(
 
 
 class Line:
-    """The worker's end: `say` to the test, `hear` from it."""
+    """The worker's side: `say` sends to the test, `hear` receives from it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -44,7 +44,7 @@ class Line:
         return self._connection.recv()
 
     def spoken_to(self) -> bool:
-        """Whether the test has said something that is not heard yet."""
+        """Whether the test has sent something that was not received yet."""
         return self._connection.poll()
 
 
@@ -69,7 +69,7 @@ class Worker:
         self._here.send(value)
 
     def hear(self) -> Any:
-        """What the worker says next."""
+        """The next message of the worker."""
         return self._next("said")
 
     def result(self) -> Any:
@@ -89,7 +89,7 @@ class Worker:
         self._here.close()
 
     def _next(self, wanted: str) -> Any:
-        assert self._here.poll(PATIENCE_S), f"process {self.tgid} says nothing"
+        assert self._here.poll(PATIENCE_S), f"process {self.tgid} sent nothing"
         try:
             kind, value = self._here.recv()
         except EOFError:

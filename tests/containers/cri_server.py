@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may listen where a runtime should: a gRPC server that says anything, or none at all."""
+"""Servers in place of a runtime: a gRPC server with arbitrary answers, or one without gRPC."""
 
 import socket
 import threading
@@ -54,7 +54,7 @@ def serve(path: Path, replies: Mapping[str, Reply], api: str = "v1") -> Iterator
 
 @contextmanager
 def listen(path: Path, job: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A listener that gives each connection to `job`, which knows no gRPC."""
+    """A listener that passes each connection to `job`, without gRPC."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()

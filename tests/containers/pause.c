@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The first process of a pod: holds its namespaces until it is told to end. */
+/* The first process of a pod: holds its namespaces until it receives a signal. */
 #include <signal.h>
 #include <unistd.h>
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short processes and short pods of a real runtime, and who ktrace says they were."""
+"""Short-lived processes and pods of a real runtime, and their names in ktrace."""
 
 import os
 import signal
@@ -109,7 +109,7 @@ def test_each_process_has_its_pod_and_container(runtime: Runtime, tmp_path: Path
     assert len(right) >= 0.99 * made
     assert facts["notes"] == []
     assert facts["contradictions"] == 0
-    # Others may run containers here that this runtime does not know.
+    # Containers of other runtimes on this host may be present.
     assert facts["named"] >= len({one.truth.container_id for one in truth.values()})
 
 
@@ -181,7 +181,7 @@ def test_without_the_runtime_the_kubelets_folders_name_it(runtime: Runtime) -> N
     assert found.by_cgroup == {number: visitors.truth}
     assert (found.sources.sockets, found.notes) == ((), ())
     (link,) = (runtime.host_root / kubelet.LINKS).glob(f"*-{visitors.truth.container_id}.log")
-    link.unlink()  # now only /proc knows which of the pod's containers it is
+    link.unlink()  # now only /proc shows which of the pod's containers it is
     found = who()
     assert found.by_cgroup == {number: visitors.truth}
     assert found.sources.live_mounts == 1
@@ -249,8 +249,8 @@ def test_a_group_deep_below_the_container(runtime: Runtime) -> None:
     runtime.remove_pod(pod)
 
 
-def somebody_waits(socket: Path) -> bool:
-    """Whether there is a connection to this socket that nobody has accepted."""
+def connection_waits(socket: Path) -> bool:
+    """Whether a connection to this socket is waiting to be accepted."""
     connecting = "02"
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     return any(line[-1] == str(socket) and line[5] == connecting for line in lines)
@@ -263,11 +263,11 @@ def test_a_hanging_runtime_costs_less_than_two_seconds(runtime: Runtime) -> None
     sockets = [str(runtime.socket)]
     watch = Watch(mode="auto", sockets=sockets, host_root=Path("/"))
     watch.start()
-    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first look")
+    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first poll")
     containerd = runtime.containerd
     os.kill(containerd, signal.SIGSTOP)
     try:
-        wait_until(lambda: somebody_waits(runtime.socket), "a look that hangs")
+        wait_until(lambda: connection_waits(runtime.socket), "a poll that hangs")
         begun = time.monotonic()
         watch.stop()
         known = identify(paths, sockets=sockets, seen=watch.seen)
@@ -278,7 +278,7 @@ def test_a_hanging_runtime_costs_less_than_two_seconds(runtime: Runtime) -> None
     assert took < BUDGET_S
     assert known.by_cgroup[7] == visitors.truth
     nameless = visitors.truth.model_copy(update={"namespace": "-", "pod": "-"})
-    assert unknown.by_cgroup[7] == nameless  # /proc still knows the container
+    assert unknown.by_cgroup[7] == nameless  # /proc still shows the container
     assert unknown.sources.sockets[0].state is CriState.TIMEOUT
     assert "timeout" in unknown.notes[0]
     runtime.remove_pod(pod)
@@ -291,7 +291,7 @@ def test_a_restart_of_the_runtime_costs_no_name_that_was_seen(runtime: Runtime) 
     paths = {7: f"/kubepods/besteffort/pod{pod.uid}/{visitors.truth.container_id}"}
     watch = Watch(mode="auto", sockets=sockets, host_root=Path("/"), period_s=0.1)
     watch.start()
-    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first look")
+    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first poll")
     os.kill(runtime.containerd, signal.SIGKILL)
     right_after = identify(paths, sockets=sockets, seen=watch.seen)
     assert right_after.by_cgroup[7] == visitors.truth

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protobuf messages from fields, for what the tests say to a runtime or in its place."""
+"""Protobuf messages from fields, for requests to a runtime and answers in its place."""
 
 Value = int | str | bytes
 

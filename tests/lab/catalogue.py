@@ -38,7 +38,7 @@ def _scenes(module: ModuleType) -> Iterator[type[Scene]]:
     """Classes of this module that say what they tell; others are what scenes have in common."""
     for value in vars(module).values():
         own = isinstance(value, type) and value.__module__ == module.__name__
-        if own and issubclass(value, Scene) and "tells" in vars(value):
+        if own and issubclass(value, Scene) and "about" in vars(value):
             yield value
 
 

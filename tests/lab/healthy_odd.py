@@ -18,7 +18,7 @@ from tests.lab.topology import Routed, Tunnel, Wire, on_input
 
 
 class ManyListeners(Web):
-    tells = "a process listens at 64 ports, clients visit all of them"
+    about = "a process listens on 64 ports, and clients connect to all of them"
 
     def server(self) -> Job:
         def job(line: Line) -> None:
@@ -41,7 +41,7 @@ class ManyListeners(Web):
 
 
 class ForkServer(Web):
-    tells = "a server that forks for every connection"
+    about = "a server that forks for every connection"
 
     def server(self) -> Job:
         return jobs.forking(self.host, PORT)
@@ -51,7 +51,7 @@ class ForkServer(Web):
 
 
 class BigUpload(Web):
-    tells = "uploads of 16 MiB, one after the other"
+    about = "uploads of 16 MiB, one after the other"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.sink)
@@ -61,7 +61,7 @@ class BigUpload(Web):
 
 
 class SlowReader(Web):
-    tells = "a client that reads slower than the server writes: the window closes, nothing is lost"
+    about = "a client that reads slower than the server writes: the window closes, nothing is lost"
 
     def server(self) -> Job:
         def pour(connection: socket.socket) -> None:
@@ -87,7 +87,7 @@ class SlowReader(Web):
 
 
 class LongPoll(Web):
-    tells = "requests that the server answers after 2 s on purpose"
+    about = "requests that the server answers after 2 s on purpose"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.echo(delay_s=2.0))
@@ -97,7 +97,7 @@ class LongPoll(Web):
 
 
 class ConnectingAsync(Web):
-    tells = "an event loop that begins 20 connects at once and waits for all"
+    about = "an event loop that starts 20 connections at once and waits for all of them"
 
     def arrange(self) -> None:
         def burst(_: int) -> str:
@@ -133,7 +133,7 @@ class _Path(Healthy):
 
 
 class FarAway(_Path):
-    tells = "a server at 90 ms on another continent: slow to connect, and well"
+    about = "a server on another continent (90 ms): slow to connect, but healthy"
     rate = 10
 
     def wire(self) -> Wire:
@@ -141,7 +141,7 @@ class FarAway(_Path):
 
 
 class Jitter(_Path):
-    tells = "a path of 5 to 25 ms that overtakes itself: packets arrive out of order"
+    about = "a path with a delay of 5 to 25 ms: packets arrive out of order"
     rate = 20
 
     def wire(self) -> Wire:
@@ -150,7 +150,7 @@ class Jitter(_Path):
 
 
 class RefusedThenReady(Linked):
-    tells = "a client that starts before its server: refused twice, then well"
+    about = "a client that starts before its server: refused twice, then connected"
     alone = False
     seconds = 3.5
 
@@ -180,7 +180,7 @@ class RefusedThenReady(Linked):
 
 
 class RollingRestart(Linked):
-    tells = "a server is restarted: a few refusals within 200 ms, then well again"
+    about = "a server is restarted: a few refusals within 200 ms, then none"
     alone = False
     seconds = 3.5
 
@@ -205,7 +205,7 @@ class RollingRestart(Linked):
 
 
 class ExecRush(Web):
-    tells = "20 processes a second that live a few milliseconds and connect once"
+    about = "20 processes per second that live a few milliseconds and connect once"
 
     def arrange(self) -> None:
         job = jobs.one_process_each(lambda _: jobs.request(self.host, PORT), pause_s=0.05)
@@ -213,14 +213,14 @@ class ExecRush(Web):
 
 
 class ScanByProcesses(PortScan):
-    tells = "a script tries 60 ports, a process for each try; one is open"
+    about = "a script probes 60 ports with one process each; one port is open"
 
     def arrange(self) -> None:
         self.client(self.link.client, jobs.one_process_each(self.check, pause_s=0.03))
 
 
 class ServiceVip(Healthy):
-    tells = "a Service of three backends through DNAT, masqueraded, and hairpin to oneself"
+    about = "a Service of three backends through DNAT, masqueraded, and hairpin to its own client"
     alone = True
 
     def build(self) -> None:
@@ -243,7 +243,7 @@ class ServiceVip(Healthy):
 
 
 class ImpatientReaders(Web):
-    tells = "readers that leave in the middle of a download: they reset, nobody resets them"
+    about = "clients that abort downloads: they reset the connections themselves"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.echo(reply=300_000))
@@ -258,7 +258,9 @@ class ImpatientReaders(Web):
 
 
 class LocalhostTwice(Linked, Healthy):
-    tells = "`localhost` is ::1 first, where nobody listens, then 127.0.0.1: refused, then well"
+    about = (
+        "`localhost` is first ::1, where nothing listens, then 127.0.0.1: refused, then connected"
+    )
 
     def arrange(self) -> None:
         end = self.link.client
@@ -278,7 +280,7 @@ class LocalhostTwice(Linked, Healthy):
 
 
 class TinyLoss(Web):
-    tells = "one packet in 2,000 is lost, as on any long path"
+    about = "one packet in 2,000 is lost, as on any long path"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.sink)

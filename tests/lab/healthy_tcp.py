@@ -28,7 +28,7 @@ class Web(Linked, Healthy):
 
 
 class BusyWebServer(Web):
-    tells = "12 connections that are kept, 1,000 requests a second, beside 50 short ones"
+    about = "12 persistent connections with 1,000 requests per second, and 50 short ones"
 
     def arrange(self) -> None:
         pool = threading.local()
@@ -43,14 +43,14 @@ class BusyWebServer(Web):
 
 
 class ManyShortConnections(Web):
-    tells = "300 connections a second, one request each"
+    about = "300 connections per second, one request each"
 
     def arrange(self) -> None:
         self.visit(lambda _: jobs.request(self.host, PORT), rate=300)
 
 
 class PortScan(Web):
-    tells = "a health checker tries 60 ports, of which one is open"
+    about = "a health checker probes 60 ports, of which one is open"
 
     def arrange(self) -> None:
         self.visit(self.check, rate=20, parallel=1)
@@ -62,7 +62,7 @@ class PortScan(Web):
 
 
 class TcpProbes(Web):
-    tells = "a kubelet's probes: connect, and close with a RST"
+    about = "a kubelet's TCP probes: connect, then close with a RST"
 
     def arrange(self) -> None:
         def probe(_: int) -> str:
@@ -73,7 +73,7 @@ class TcpProbes(Web):
 
 
 class GracefulShutdowns(Web):
-    tells = "both sides shut down one direction first, and the other later"
+    about = "both sides shut down one direction first and the other later"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, jobs.sink)
@@ -91,7 +91,7 @@ class GracefulShutdowns(Web):
 
 
 class ServerClosesFirst(Web):
-    tells = "HTTP/1.0: the server answers and closes; a slow reader leaves CLOSE_WAIT for 300 ms"
+    about = "HTTP/1.0: the server answers and closes; a slow reader leaves CLOSE_WAIT for 300 ms"
 
     def server(self) -> Job:
         def once(connection: socket.socket) -> None:
@@ -111,7 +111,7 @@ class ServerClosesFirst(Web):
 
 
 class PoolLeftBehind(Web):
-    tells = "a pool of 8 connections that the server closed long ago: CLOSE_WAIT that does not grow"
+    about = "a pool of 8 connections that the server closed long ago: CLOSE_WAIT that does not grow"
 
     def server(self) -> Job:
         return jobs.server(self.host, PORT, lambda connection: connection.sendall(b"r" * 200))
@@ -130,7 +130,7 @@ class PoolLeftBehind(Web):
 
 
 class IpSixOnly(Web):
-    tells = "IPv6 and nothing else: web and DNS"
+    about = "IPv6 only: web and DNS"
 
     def prepare(self) -> None:
         for end, own in ((self.link.client, self.link.V4[0]), (self.link.server, self.link.V4[1])):
@@ -150,7 +150,7 @@ class IpSixOnly(Web):
 
 
 class DualStack(Web):
-    tells = "happy eyeballs: IPv4 and IPv6 race, the loser is closed while it connects"
+    about = "happy eyeballs: IPv4 and IPv6 race, the loser is closed while it connects"
 
     def arrange(self) -> None:
         self.serve(jobs.server(self.link.V6[1], PORT, jobs.echo()))
@@ -166,7 +166,7 @@ class DualStack(Web):
 
 
 class LongIdle(Web):
-    tells = "30 connections that say nothing, with keepalive, and a heartbeat on one of them"
+    about = "30 idle connections with keepalive, and a heartbeat on one of them"
 
     def arrange(self) -> None:
         kept: list[socket.socket] = []
@@ -183,7 +183,7 @@ class LongIdle(Web):
 
 
 class KeepalivePool(Web):
-    tells = "a pool of 8 connections, each renewed after 20 requests"
+    about = "a pool of 8 connections, each renewed after 20 requests"
 
     def arrange(self) -> None:
         pool = threading.local()

@@ -31,7 +31,7 @@ class _Udp(Linked, Healthy):
 
 
 class DnsThousand(_Udp):
-    tells = "1,000 DNS queries a second"
+    about = "1,000 DNS queries per second"
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host))
@@ -46,7 +46,7 @@ class DnsThousand(_Udp):
 
 
 class DnsPairs(_Udp):
-    tells = "A and AAAA at once on one socket, as the C library asks"
+    about = "A and AAAA queries at once on one socket, as the C library sends them"
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host))
@@ -64,7 +64,7 @@ class DnsPairs(_Udp):
 
 
 class DnsRace(_Udp):
-    tells = "two resolvers are asked at once, the first answer wins, the second is never read"
+    about = "two resolvers are queried at once, the first answer is used, the second is never read"
 
     def arrange(self) -> None:
         self.second = self.link.second_address()
@@ -82,7 +82,7 @@ class DnsRace(_Udp):
 
 
 class DnsCacheMisses(_Udp):
-    tells = "most answers come at once, one in ten takes 250 ms: the resolver had to ask"
+    about = "most answers arrive at once, one in ten takes 250 ms (not in the cache)"
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host, delay_s=0.25, every=20))
@@ -90,7 +90,7 @@ class DnsCacheMisses(_Udp):
 
 
 class DnsForwarder(_Udp):
-    tells = "a node-local cache: it is asked, asks another server, and answers"
+    about = "a node-local cache: it receives a query, queries another server, and answers"
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host, delay_s=0.005))
@@ -114,7 +114,7 @@ class DnsForwarder(_Udp):
 
 
 class DnsOverTcp(_Udp):
-    tells = "truncated answers: the same question again over TCP"
+    about = "truncated answers: the query is repeated over TCP"
 
     def arrange(self) -> None:
         self.serve(jobs.resolver(self.host))
@@ -128,7 +128,7 @@ class DnsOverTcp(_Udp):
 
 
 class DnsOneLost(Linked):
-    tells = "one query in fifty is lost and asked again: the second try is answered"
+    about = "one query in fifty is lost and repeated: the second attempt is answered"
     alone = False
 
     def arrange(self) -> None:
@@ -144,7 +144,7 @@ class DnsOneLost(Linked):
 
 
 class Syslog(_Udp):
-    tells = "syslog over UDP: datagrams in one direction, no answer ever"
+    about = "syslog over UDP: datagrams in one direction, never an answer"
 
     def arrange(self) -> None:
         self.serve(jobs.take_datagrams(self.host, 514), "syslogd")
@@ -152,7 +152,7 @@ class Syslog(_Udp):
 
 
 class StatsdToNobody(_Udp):
-    tells = "metrics over UDP to a collector that drops them: nobody expects an answer"
+    about = "metrics over UDP to a collector that drops them: no answer is expected"
 
     def arrange(self) -> None:
         self.serve(jobs.take_datagrams(self.host, 8125), "statsd")
@@ -161,7 +161,7 @@ class StatsdToNobody(_Udp):
 
 
 class Ntp(_Udp):
-    tells = "time: one datagram a second to each of four servers, answered after 20 to 40 ms"
+    about = "NTP: one datagram per second to each of four servers, answered after 20 to 40 ms"
 
     def arrange(self) -> None:
         for port in (1230, 1231, 1232, 1233):
@@ -177,7 +177,7 @@ class Ntp(_Udp):
 
 
 class Multicast(_Udp):
-    tells = "discovery by multicast: announcements that few answer"
+    about = "multicast discovery: announcements with few answers"
 
     def arrange(self) -> None:
         self.link.client.ip("route add 239.0.0.0/8 dev eth0")
@@ -206,7 +206,7 @@ class Multicast(_Udp):
 
 
 class VoiceCall(_Udp):
-    tells = "two streams of 50 datagrams a second in both directions, with jitter"
+    about = "two streams of 50 datagrams per second in both directions, with jitter"
 
     def arrange(self) -> None:
         self.serve(jobs.answer_datagrams(self.host, 4000), "voice")
@@ -227,7 +227,7 @@ class VoiceCall(_Udp):
 
 
 class UdpNobodyListens(_Udp):
-    tells = "traces to a collector that is not installed: port unreachable, and nobody minds"
+    about = "traces to a collector that is not installed: port unreachable, without consequences"
 
     def arrange(self) -> None:
         self.client(self.link.client, jobs.pace(jobs.datagrams(self.host, 6831), rate=5))

@@ -58,7 +58,7 @@ class Connects(Linked):
 
 
 class Refused(Connects):
-    tells = "nobody listens at the port"
+    about = "nothing listens on the port"
     expected = expect("TCP_CONNECT_REFUSED", "application")
     outcome = "ECONNREFUSED"
 
@@ -70,7 +70,7 @@ class Refused(Connects):
 
 
 class BlackHole(Connects):
-    tells = "the server's side drops every SYN to the port"
+    about = "the server's side drops every SYN to the port"
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
 
     def arrange(self) -> None:
@@ -82,7 +82,7 @@ class BlackHole(Connects):
 
 
 class BlackHoleSix(Linked):
-    tells = "SYNs over IPv6 are dropped, IPv4 to the same port is well"
+    about = "SYNs over IPv6 are dropped, IPv4 to the same port works"
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
 
     def arrange(self) -> None:
@@ -107,7 +107,7 @@ class BlackHoleSix(Linked):
 
 
 class BlockedForever(BlackHole):
-    tells = "the same, and the callers block in connect(): pending when the capture ends"
+    about = "as black-hole, and the clients block in connect(): pending when the capture ends"
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
 
     def run(self) -> None:
@@ -123,7 +123,7 @@ class BlockedForever(BlackHole):
 
 
 class Rejected(Connects):
-    tells = "a firewall rejects with ICMP administratively prohibited"
+    about = "a firewall rejects with ICMP administratively prohibited"
     expected = expect("TCP_CONNECT_UNREACHABLE", "policy routing")
     outcome = "EHOSTUNREACH"
 
@@ -136,7 +136,7 @@ class Rejected(Connects):
 
 
 class RejectedFar(Scene):
-    tells = "the same, and the ICMP message takes 30 ms"
+    about = "as rejected, and the ICMP message takes 30 ms"
     expected = expect("TCP_CONNECT_UNREACHABLE", "policy routing")
 
     def build(self) -> None:
@@ -157,7 +157,7 @@ class RejectedFar(Scene):
 
 
 class NoRoute(Connects):
-    tells = "no route to the destination's network"
+    about = "no route to the destination's network"
     expected = expect("TCP_CONNECT_UNREACHABLE", "routing")
     outcome = "ENETUNREACH"
 
@@ -169,7 +169,7 @@ class NoRoute(Connects):
 
 
 class HostGone(Connects):
-    tells = "no machine answers for the destination's address on the link"
+    about = "no host on the link has the destination's address"
     expected = expect("TCP_CONNECT_UNREACHABLE", "routing", also="TCP_SYN_UNANSWERED")
     outcome = "EHOSTUNREACH"
     timeout_s = 6.0
@@ -182,7 +182,7 @@ class HostGone(Connects):
 
 
 class OneWayDrop(Connects):
-    tells = "a policy drops the SYN-ACKs on their way back"
+    about = "a policy drops the SYN-ACKs on the return path"
     expected = expect("TCP_SYN_UNANSWERED", "policy", also="TCP_RETRANSMITS")
 
     def arrange(self) -> None:
@@ -201,7 +201,7 @@ def synack_late(seconds: float) -> Wire:
 
 
 class SynLate(Scene):
-    tells = "the path holds every SYN-ACK back for 600 ms"
+    about = "the path delays every SYN-ACK by 600 ms"
     expected = expect("TCP_CONNECT_SLOW", "routing unknown")
     late_s = 0.6
 
@@ -229,7 +229,7 @@ class SynLate(Scene):
 
 
 class RefusedLater(Connects):
-    tells = "the server process ends in the middle: from then on the port is closed"
+    about = "the server process ends during the capture: from then on the port is closed"
     expected = expect("TCP_CONNECT_REFUSED", "application")
     count, rate = 40, 16.0
 

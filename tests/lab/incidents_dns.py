@@ -38,7 +38,7 @@ class _Dns(Linked):
 
 
 class DnsSilent(_Dns):
-    tells = "a DNS server that takes queries and never answers"
+    about = "a DNS server that receives queries and never answers"
     expected = expect("DNS_NO_REPLY", "dns")
 
     def arrange(self) -> None:
@@ -52,7 +52,7 @@ class DnsSilent(_Dns):
 
 
 class DnsSilentBesideStatsd(DnsSilent):
-    tells = "the same, and metrics of that namespace go to a closed port of its own"
+    about = "as dns-silent, and metrics in that namespace go to a closed local port"
 
     def arrange(self) -> None:
         super().arrange()
@@ -92,7 +92,7 @@ class _OneEach(_Dns):
 
 
 class DnsSilentOneEach(_OneEach):
-    tells = "a DNS server that never answers, and a process for each lookup"
+    about = "a DNS server that never answers, and one process per lookup"
     expected = expect("DNS_NO_REPLY", "dns")
 
     def arrange(self) -> None:
@@ -104,7 +104,7 @@ class DnsSilentOneEach(_OneEach):
 
 
 class DnsSlowOneEach(_OneEach):
-    tells = "a DNS server that answers after 700 ms, and a process for each lookup"
+    about = "a DNS server that answers after 700 ms, and one process per lookup"
     expected = expect("DNS_SLOW", "dns")
 
     def arrange(self) -> None:
@@ -120,7 +120,7 @@ class DnsSlowOneEach(_OneEach):
 
 
 class DnsSlow(_Dns):
-    tells = "a DNS server that answers after 400 ms"
+    about = "a DNS server that answers after 400 ms"
     expected = expect("DNS_SLOW", "dns")
     delay_s = 0.4
 
@@ -133,7 +133,7 @@ class DnsSlow(_Dns):
 
 
 class DnsOneDead(_Dns):
-    tells = "the first of two resolvers is dead, the second answers"
+    about = "the first of two resolvers is down, the second answers"
     expected = expect("DNS_NO_REPLY", "dns")
     timeout_s = 0.5
 
@@ -156,7 +156,7 @@ class DnsOneDead(_Dns):
 
 
 class DnsReplyDropped(_Dns):
-    tells = "the server answers, the reply is dropped on its way back"
+    about = "the server answers, and the reply is dropped on the return path"
     expected = expect("DNS_NO_REPLY", "dns policy")
 
     def arrange(self) -> None:
@@ -170,7 +170,7 @@ class DnsReplyDropped(_Dns):
 
 
 class DnsOtherAddress(_Dns):
-    tells = "a resolver that answers from another of its addresses"
+    about = "a resolver that answers from another of its addresses"
     expected = expect("DNS_NO_REPLY", "dns")
 
     def arrange(self) -> None:
@@ -188,7 +188,7 @@ class DnsOtherAddress(_Dns):
 
 
 class DnsRefused(_Dns):
-    tells = "no process at the resolver's port: ICMP port unreachable"
+    about = "nothing listens on the resolver's port: ICMP port unreachable"
     expected = expect("DNS_NO_REPLY", "dns")
 
     def arrange(self) -> None:
@@ -201,7 +201,7 @@ class DnsRefused(_Dns):
 
 
 class DnsServiceHalfDead(Scene):
-    tells = "cluster DNS behind a Service address: one of its two backends is dead"
+    about = "cluster DNS behind a Service address: one of its two backends is down"
     expected = expect("DNS_NO_REPLY", "dns nat", also="CONNTRACK_UNREPLIED")
 
     def build(self) -> None:
@@ -226,7 +226,7 @@ class DnsServiceHalfDead(Scene):
 
 
 class DnsOneSlow(_Dns):
-    tells = "two resolvers in use, one answers after 700 ms"
+    about = "two resolvers in use, one of which answers after 700 ms"
     expected = expect("DNS_SLOW", "dns")
 
     def arrange(self) -> None:

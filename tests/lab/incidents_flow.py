@@ -15,7 +15,7 @@ PORT = 8080
 
 
 class CloseWaitLeak(Linked):
-    tells = "a server never closes what its clients have closed"
+    about = "a server never closes connections that its clients have closed"
     expected = expect("CLOSE_WAIT_GROWING", "application")
 
     def arrange(self) -> None:
@@ -46,7 +46,7 @@ class CloseWaitLeak(Linked):
 
 
 class Resets(Linked):
-    tells = "the server resets connections in the middle of its answer"
+    about = "the server resets connections in the middle of its answer"
     expected = expect("TCP_RESETS", "application")
 
     def arrange(self) -> None:
@@ -106,13 +106,13 @@ class _Loss(Linked):
 
 
 class LossTwo(_Loss):
-    tells = "2 % of the packets to the server are lost"
+    about = "2 % of the packets to the server are lost"
     expected = expect("TCP_RETRANSMITS", "routing unknown", also="TCP_CONNECT_SLOW")
     percent, blocks = 2, 60
 
 
 class LossTen(_Loss):
-    tells = "10 % of the packets to the server are lost"
+    about = "10 % of the packets to the server are lost"
     expected = expect(
         "TCP_RETRANSMITS", "routing unknown", also="TCP_CONNECT_SLOW TCP_SYN_UNANSWERED"
     )
@@ -120,7 +120,7 @@ class LossTen(_Loss):
 
 
 class UdpBufferSmall(Linked):
-    tells = "a receive buffer of 4 KiB, a reader that is slow, bursts of datagrams"
+    about = "a receive buffer of 4 KiB, a slow reader, and bursts of datagrams"
     expected = expect("UDP_RCVBUF_DROPS", "application host")
 
     def arrange(self) -> None:
@@ -140,7 +140,7 @@ class UdpBufferSmall(Linked):
 
 
 class MtuBlackHole(Scene):
-    tells = "the path loses packets of more than 1,000 bytes and says nothing"
+    about = "the path drops packets of more than 1,000 bytes without an ICMP message"
     expected = expect("TCP_RETRANSMITS", "routing unknown")
     seconds = 3.5
 
@@ -171,7 +171,7 @@ class MtuBlackHole(Scene):
 
 
 class HalfOpen(Linked):
-    tells = "the peer dies without a word while connections are in use"
+    about = "the peer disappears while connections are in use, without FIN or RST"
     expected = expect("TCP_RETRANSMITS", "routing unknown policy", also="TCP_SYN_UNANSWERED")
     seconds = 4.0
 
@@ -214,7 +214,7 @@ class HalfOpen(Linked):
 
 
 class SlowApplication(Linked):
-    tells = "connections come about at once, the application answers after 900 ms: no network fault"
+    about = "connections are established at once, the application answers after 900 ms"
     expected = expect("", "application healthy unknown", also="APPLICATION_SLOW")
 
     def arrange(self) -> None:

@@ -12,7 +12,7 @@ from tests.lab.scene import Linked, Subject, expect
 
 
 class BacklogFull(Linked):
-    tells = "a server has stopped to accept: its backlog of 4 is full"
+    about = "a server stopped accepting: its accept queue of 4 is full"
     expected = expect(
         "LISTEN_OVERFLOW", "application", also="TCP_SYN_UNANSWERED TCP_CONNECT_SLOW TCP_RETRANSMITS"
     )
@@ -46,7 +46,7 @@ class BacklogFull(Linked):
 
 
 class PortsExhausted(Linked):
-    tells = "all 50 ephemeral ports to one destination are in use"
+    about = "all 50 ephemeral ports to one destination are in use"
     expected = expect("EPHEMERAL_PORTS_EXHAUSTED", "host")
 
     def arrange(self) -> None:
@@ -77,7 +77,7 @@ class _Denied(Connects):
 
 
 class DeniedBySeccomp(_Denied):
-    tells = "a seccomp filter answers connect() with EACCES"
+    about = "a seccomp filter rejects connect() with EACCES"
     expected = expect("CONNECT_DENIED", "policy")
     outcome = "EACCES"
 
@@ -92,7 +92,7 @@ class DeniedBySeccomp(_Denied):
 
 
 class DeniedByCgroup(_Denied):
-    tells = "a BPF program of the cgroup answers connect() with EPERM"
+    about = "a BPF program of the cgroup rejects connect() with EPERM"
     expected = expect("CONNECT_DENIED", "policy")
     outcome = "EPERM"
 

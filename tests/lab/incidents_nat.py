@@ -63,7 +63,7 @@ class _OnNode(Scene):
 
 
 class UnrepliedSyn(_OnNode):
-    tells = "the node tracks SYNs that the other side never answers"
+    about = "conntrack records SYNs that the peer never answers"
     expected = expect(
         "TCP_SYN_UNANSWERED", "policy routing", also="CONNTRACK_UNREPLIED TCP_RETRANSMITS"
     )
@@ -81,7 +81,9 @@ class UnrepliedSyn(_OnNode):
 
 
 class ConntrackUnreplied(_OnNode):
-    tells = "a UDP Service of three backends, one of which is dead: datagrams tracked, unreplied"
+    about = (
+        "a UDP Service of three backends, one of which is down: its conntrack entries are unreplied"
+    )
     backends = 3
     expected = expect("CONNTRACK_UNREPLIED", "nat")
 
@@ -109,7 +111,7 @@ class ConntrackUnreplied(_OnNode):
 
 
 class ConntrackFull(_OnNode):
-    tells = "the node's connection tracking table is full"
+    about = "the node's conntrack table is full"
     listed = False
     expected = expect(
         "CONNTRACK_FULL",
@@ -138,7 +140,7 @@ class ConntrackFull(_OnNode):
 
 
 class DnatDeadBackend(_OnNode):
-    tells = "a Service of three backends, one of which is dead and silent"
+    about = "a Service of three backends, one of which is down and does not answer"
     backends = 3
     expected = expect("TCP_SYN_UNANSWERED", "nat", also="TCP_RETRANSMITS CONNTRACK_UNREPLIED")
 
@@ -157,7 +159,7 @@ class DnatDeadBackend(_OnNode):
 
 
 class SnatCollision(_OnNode):
-    tells = "source NAT with 16 ports for 40 connections to one destination"
+    about = "source NAT with 16 ports for 40 connections to one destination"
     expected = expect(
         "CONNTRACK_INSERT_FAILED", "nat", also="TCP_SYN_UNANSWERED TCP_RETRANSMITS TCP_CONNECT_SLOW"
     )
@@ -193,7 +195,7 @@ class SnatCollision(_OnNode):
 
 
 class DnatRefused(_OnNode):
-    tells = "a Service of three backends, the process of one is gone: its port refuses"
+    about = "a Service of three backends, the process of one has ended: its port refuses"
     backends = 3
     expected = expect("TCP_CONNECT_REFUSED", "nat application")
 

@@ -36,7 +36,7 @@ class _Loop(Connects):
 
 
 class RefusedLoop(_Loop):
-    tells = "a loop waits for a server that never comes: a process for each connect, all refused"
+    about = "a loop waits for a server that never starts: one process per attempt, all refused"
     expected = expect("TCP_CONNECT_REFUSED", "application")
     outcome = "ECONNREFUSED"
 
@@ -45,7 +45,7 @@ class RefusedLoop(_Loop):
 
 
 class SilentLoop(_Loop):
-    tells = "a loop around a client that waits 1 s: a process for each connect, no answer"
+    about = "a loop around a client that waits 1 s: one process per attempt, no answer"
     expected = expect("TCP_SYN_UNANSWERED", "policy routing", also="TCP_RETRANSMITS")
     outcome = "ETIMEDOUT"
     timeout_s, count = 1.0, 5
@@ -69,7 +69,7 @@ class _Refused(Connects):
 
 
 class RefusedBesideUdp(_Refused):
-    tells = "nobody listens at the port, and metrics over UDP bring ICMP port unreachable"
+    about = "nothing listens on the port, and metrics over UDP cause ICMP port unreachable"
 
     def arrange(self) -> None:
         """Both ports stay closed."""
@@ -82,7 +82,7 @@ class RefusedBesideUdp(_Refused):
 
 
 class RejectedPort(_Refused):
-    tells = "a firewall rejects with ICMP port unreachable: the client reads `refused`"
+    about = "a firewall rejects with ICMP port unreachable: the client gets ECONNREFUSED"
     expected = expect("TCP_CONNECT_REFUSED", "policy")
 
     def arrange(self) -> None:

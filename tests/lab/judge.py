@@ -17,7 +17,7 @@ class Outcome:
     """The judgement of one scene in one capture; picklable, and all that reports need."""
 
     scene: str
-    tells: str
+    about: str
     incident: bool
     background: bool
     expected: tuple[str, ...]
@@ -116,7 +116,7 @@ def _judge(played: Played, scene: Scene, said: Sequence[Said]) -> Outcome:
         wrong.append(f"verdict {verdict}, expected {' or '.join(sorted(wanted.verdicts))}")
     return Outcome(
         scene=scene.name(),
-        tells=scene.tells,
+        about=scene.about,
         incident=scene.incident(),
         background=played.backdrop is not None,
         expected=tuple(sorted(wanted.findings)),

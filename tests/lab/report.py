@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's results as text: what was found, missed and false, scene by scene."""
+"""The lab's results as text: findings that were found, missed or false, by scene."""
 
 import platform
 from collections import Counter
@@ -30,7 +30,7 @@ class Score:
 
     @property
     def good(self) -> bool:
-        """What the project promises: recall of 0.95 and nothing false."""
+        """Whether the project's target is met: a recall of 0.95 and no false finding."""
         return self.recall >= 0.95 and not self.false and not self.failed
 
 
@@ -50,7 +50,7 @@ def score(outcomes: Sequence[Outcome]) -> Score:
 
 
 def matrix(outcomes: Sequence[Outcome]) -> list[str]:
-    """Incident by finding as a Markdown table, with the signs that document() explains."""
+    """Incidents by findings as a Markdown table. document() explains the signs."""
     ids = sorted({name for one in outcomes for name in (*one.expected, *one.also, *one.false)})
     lines = ["| scene | captures | " + " | ".join(ids) + " | verdict |"]
     lines.append("|---|---|" + "---|" * (len(ids) + 1))
@@ -62,8 +62,7 @@ def matrix(outcomes: Sequence[Outcome]) -> list[str]:
             continue
         cells = [_cell(same, identity) for identity in ids]
         verdicts = Counter(one.verdict + ("" if one.verdict_true else " (!)") for one in same)
-        said = ", ".join(verdicts)
-        lines.append(f"| {name} | {len(same)} | " + " | ".join(cells) + f" | {said} |")
+        lines.append(f"| {name} | {len(same)} | {' | '.join(cells)} | {', '.join(verdicts)} |")
     return lines
 
 
@@ -81,9 +80,10 @@ def _cell(same: Sequence[Outcome], identity: str) -> str:
 def sentence(result: Score) -> str:
     return (
         f"Recall {result.recall:.3f} ({result.found} of {result.expected} expected findings, each "
-        f"with its true subject), {result.false} false at warning or above, verdict true in "
-        f"{result.verdicts_true} of {result.verdicts}; {result.incidents} captures of incidents, "
-        f"{result.healthy} healthy scenes, {result.skipped} skipped, {result.failed} failed."
+        f"with the correct subject), {result.false} false findings at warning or above, correct "
+        f"verdict in {result.verdicts_true} of {result.verdicts}; {result.incidents} captures of "
+        f"incidents, {result.healthy} healthy scenes, {result.skipped} skipped, "
+        f"{result.failed} failed."
     )
 
 
@@ -93,50 +93,50 @@ def document(outcomes: Sequence[Outcome], seconds: float) -> str:
     lines = [
         "# How accurate the findings are",
         "",
-        "`make lab` writes this page: incidents made for real with real processes in network",
-        "namespaces, each captured by the `ktrace` command without and with background traffic,",
-        "and healthy traffic that must give no finding above info. Every scene proves with",
-        "counters of its own that it happened as described before ktrace's word is looked at.",
+        "`make lab` writes this page. The lab produces incidents with real processes in network",
+        "namespaces and captures each with the `ktrace` command, without and with background",
+        "traffic. Healthy traffic must have no finding above info. Before a result is judged, the",
+        "scene proves with its own counters that it happened as described.",
         "",
         f"Last run: {datetime.now(UTC):%Y-%m-%d}, kernel {machine.release} ({machine.machine}),",
         f"{seconds:.0f} s. {sentence(result)}",
         "",
         "## Incidents and findings",
         "",
-        "`2/2`: found with the true subject, of captures. `+1`: not asked for and true.",
-        "`!1`: false. A verdict with (!) is not the true one.",
+        "`2/2`: found with the correct subject in 2 of 2 captures. `+1`: not expected, but true.",
+        "`!1`: false. `(!)`: the verdict is not correct.",
         "",
         *matrix(outcomes),
         "",
         "## Incidents",
         "",
-        "| scene | what is wrong |",
+        "| scene | fault |",
         "|---|---|",
-        *_told(outcomes, incident=True),
+        *_descriptions(outcomes, incident=True),
         "",
         "## Healthy scenes",
         "",
-        "| scene | what goes on | above info |",
+        "| scene | traffic | findings above info |",
         "|---|---|---|",
-        *_told(outcomes, incident=False),
+        *_descriptions(outcomes, incident=False),
         "",
-        "## What is not right yet",
+        "## Known errors",
         "",
         *_wrong(outcomes),
         "",
-        "## What this host could not make",
+        "## Scenes that this host could not produce",
         "",
         *_skipped(outcomes),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _told(outcomes: Sequence[Outcome], *, incident: bool) -> list[str]:
+def _descriptions(outcomes: Sequence[Outcome], *, incident: bool) -> list[str]:
     lines = []
     chosen = {one.scene: one for one in outcomes if one.incident == incident and not one.skipped}
     for name, one in chosen.items():
         false = sum(len(other.false) for other in outcomes if other.scene == name)
-        lines.append(f"| {name} | {one.tells} |" + ("" if incident else f" {false} |"))
+        lines.append(f"| {name} | {one.about} |" + ("" if incident else f" {false} |"))
     return lines
 
 
@@ -150,9 +150,9 @@ def _wrong(outcomes: Sequence[Outcome]) -> list[str]:
             lines.append(f"- {where}: verdict {one.verdict}")
         if one.failed:
             lines.append(f"- {where}: the scene did not happen as described")
-    return lines or ["Nothing."]
+    return lines or ["None."]
 
 
 def _skipped(outcomes: Sequence[Outcome]) -> list[str]:
-    lines = {f"- {one.scene} ({one.tells}): {one.skipped}" for one in outcomes if one.skipped}
-    return sorted(lines) or ["Nothing."]
+    lines = {f"- {one.scene} ({one.about}): {one.skipped}" for one in outcomes if one.skipped}
+    return sorted(lines) or ["None."]

@@ -42,7 +42,7 @@ def show(showing: Showing, base: Path) -> list[Outcome]:
     return [
         Outcome(
             scene=kind.name(),
-            tells=kind.tells,
+            about=kind.about,
             incident=kind.incident(),
             background=showing.background,
             expected=tuple(sorted(kind.expected.findings)),

@@ -64,7 +64,7 @@ class Subject:
 class Scene(ABC):
     """One scene; made anew for each time it is played."""
 
-    tells: ClassVar[str]
+    about: ClassVar[str]
     expected: ClassVar[Expected] = HEALTHY
     seconds: ClassVar[float] = 2.5
     """The capture lasts so long at least."""
@@ -173,7 +173,7 @@ class Linked(Scene):
 class Background(Healthy):
     """What goes on beside an incident: web, pooled and short, DNS, syslog."""
 
-    tells = "background traffic"
+    about = "background traffic"
 
     def build(self) -> None:
         self.link = link = Link(self.crew)

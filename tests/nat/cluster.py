@@ -31,7 +31,7 @@ Address = tuple[str, int]
 
 
 class Asked(NamedTuple):
-    """A flow as its client knows it."""
+    """A flow from the client's point of view."""
 
     token: int
     proto: Proto
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A flow as its backend knows it."""
+    """A flow from the backend's point of view."""
 
     token: int
     proto: Proto
@@ -130,7 +130,7 @@ class Cluster:
         return {namespace.inode: namespace.pid for namespace in self.all}
 
     def serve(self) -> list[Worker]:
-        """A server on each backend; say anything to one and its result is what it answered."""
+        """A server on each backend; any message stops it, and its result is what it answered."""
         servers = []
         for number, namespace in enumerate(self.backends):
             hosts = {version: BACKENDS[version][number] for version in (4, 6)}

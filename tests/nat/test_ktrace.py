@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same flows through the whole agent: rows of both ends against what both ends know."""
+"""The same flows through the whole agent: rows compared with what both endpoints know."""
 
 from collections import defaultdict
 from pathlib import Path

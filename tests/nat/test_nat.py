@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real flows through real translations: what Watch says against what both ends know."""
+"""Real flows through real translations: Watch compared with what both endpoints know."""
 
 import re
 from typing import NamedTuple

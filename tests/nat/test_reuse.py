@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tuple, used again and again for other backends, faster than Watch looks: no guess."""
+"""One tuple, reused for other backends faster than Watch dumps: nothing is guessed."""
 
 import socket
 import struct
@@ -51,7 +51,7 @@ def churn(line: Line, target: Address) -> list[Dated]:
 
 
 def tracks(made: list[Dated], netns: int, seen: Conntrack) -> list[Track]:
-    """What the rows of these sockets say."""
+    """The conntrack facts in the rows of these sockets."""
     rows, addresses = np.zeros(len(made), ROW), Dictionary(16)
     for number, (asked, begun) in enumerate(made):
         row, near, far = rows[number], packed(asked.local), packed(asked.remote)
@@ -87,10 +87,10 @@ def test_a_tuple_that_is_used_again_is_unknown_and_others_are_right(cluster: Clu
     ]
     pairs = zip(guesses, replies, strict=True)
     assert any(guess and guess.reply != reply for guess, reply in pairs), (
-        "the tuples were not used again between two looks"
+        "the tuples were not reused between two dumps"
     )
     said = [track.reply for track in tracks(made, cluster.client.inode, seen)]
     known = [number for number, reply in enumerate(said) if reply is not None]
     assert [said[number] for number in known] == [str(replies[number]) for number in known]
     assert min(known) >= AGAIN
-    assert len(known) > ONCE // 2  # what begins and ends while a look goes on is not
+    assert len(known) > ONCE // 2  # what begins and ends during a dump is not

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch on real namespaces: what is kept, what bounds it, and what it says when it may not look."""
+"""Watch on real namespaces: entries kept, limits, and what is reported without access."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dist/ktrace-static in a root folder that holds nothing else: no Python, libraries or shell."""
+"""dist/ktrace-static in an otherwise empty root folder: no Python, libraries or shell."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "dist/ktrace-static"
-NOBODY = 65534
+UNPRIVILEGED = 65534
 MARK = "TEST_OF_STATIC"
 
 pytestmark = [pytest.mark.world("static"), pytest.mark.timeout(600)]
@@ -119,9 +119,9 @@ def test_version_in_an_empty_root(root: Path) -> None:
     assert files(root) == before
 
 
-@pytest.mark.parametrize("user", [0, NOBODY])
+@pytest.mark.parametrize("user", [0, UNPRIVILEGED])
 def test_closed_streams_are_no_files_of_the_image(root: Path, user: int) -> None:
-    """Nor the pipe by which the child that cleans up knows that the collector still lives."""
+    """Nor the pipe by which the cleaning child detects that the collector is alive."""
     command = chrooted(root, "--nosuch", user=user)
     done = subprocess.run(
         ["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "-", *command],
@@ -196,11 +196,11 @@ def test_sigkill_leaves_nothing(root: Path, after_s: float) -> None:
 
 def test_without_root_its_folder_goes_too(root: Path) -> None:
     before = files(root)
-    done = run(root, "--version", user=NOBODY)
+    done = run(root, "--version", user=UNPRIVILEGED)
     assert done.returncode == 0, done.stderr
     assert eventually(lambda: files(root) == before)
     victim = subprocess.Popen(
-        chrooted(root, "--version", user=NOBODY),
+        chrooted(root, "--version", user=UNPRIVILEGED),
         stdout=subprocess.DEVNULL,
         env=environment(root),
     )
