@@ -44,29 +44,20 @@ def verdict(summary: Summary) -> Group:
         why.stylize(GOOD if found.verdict == Cause.HEALTHY else "yellow")
         return spaced(why)
     meaning = _meaning(summary)
-    return spaced(
-        Text.assemble(
-            ("Likely cause: ", HEAD),
-            (CAUSES[found.verdict], BAD),
-            (f" ({plain(meaning)})" if meaning else "", BAD),
-            "\n  ",
-            why,
-        )
-    )
+    cause = CAUSES[found.verdict] + (f" ({plain(meaning)})" if meaning else "")
+    headline = Text.assemble(("Likely cause: ", HEAD), (cause, BAD))
+    return spaced(Group(headline, Padding(why, (0, 0, 0, 2))))
 
 
 def _meaning(summary: Summary) -> str:
     """What the leading finding means in a few words; "" if its subjects differ."""
     found = summary.verdict
-    meanings = (
-        {
-            clause(one.id, found.verdict, one.subject.peer)
-            for one in summary.findings
-            if one.id == found.findings[0] and one.points_to == found.verdict
-        }
-        if found.findings
-        else set()
-    )
+    lead = found.findings[0] if found.findings else None
+    meanings = {
+        clause(one.id, found.verdict, one.subject.peer)
+        for one in summary.findings
+        if one.id == lead and one.points_to == found.verdict
+    }
     return meanings.pop() if len(meanings) == 1 else ""
 
 

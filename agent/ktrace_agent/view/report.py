@@ -75,8 +75,8 @@ def _advice(summary: Summary) -> Text | None:
     if not any(one.lost_ring for one in summary.accounting.values()):
         return None
     full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
-    change = "free space in --out-dir" if full else "a larger --ring-bytes"
-    return Text(f"  To lose fewer events: {change}, --ports or --sample.", DIM)
+    change = "free space in --out-dir, or use" if full else "use a larger --ring-bytes,"
+    return Text(f"  To lose fewer events: {change} --ports or --sample.", DIM)
 
 
 def _process(process: Process) -> Text:

@@ -2,6 +2,7 @@
 """Constant sentences of findings and verdicts."""
 
 from string import Formatter
+from typing import Any
 
 from syrupy.assertion import SnapshotAssertion
 
@@ -9,7 +10,7 @@ from ktrace_agent.analyze import sentences
 from ktrace_agent.analyze.titles import fill
 from ktrace_api.finding import SENTENCE_CHARS, Cause, FindingId
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "causes": "DNS, this node", "count": 2, "counters": "TcpExt.TCPAbortOnClose, ...",
     "filters": "port 443, one pod", "hooks": "connect, accept", "rows": 424, "sample": 1000,
     "seconds": 10, "share": 0.2, "title": "Accept queue full on an unknown listener",
@@ -30,7 +31,8 @@ def test_what_would_refute_a_finding(snapshot: SnapshotAssertion):
         f"{finding}/{variant}": fill(text, count=12) if "{" in text else text
         for (finding, variant), text in sentences.REFUTED_BY_VARIANT.items()
     }
-    shown = {**sentences.REFUTED_BY, **variants}
+    shown: dict[str, str] = {str(one): text for one, text in sentences.REFUTED_BY.items()}
+    shown |= variants
     assert "\n".join(f"{name}: {text}" for name, text in shown.items()) == snapshot
     assert max(map(len, shown.values())) <= SENTENCE_CHARS
 

@@ -12,19 +12,19 @@ from ktrace_agent.analyze.findings.wording import by, who
 from ktrace_agent.analyze.titles import GAPS, TITLES, Variant, fill, title
 from ktrace_api.finding import TITLE_CHARS, FindingId
 
-ONE = {"comm": "shop", "tgid": 4711, "processes": 1}
-MANY = {"comm": "curl", "tgid": 1059, "processes": 12}
-UNKNOWN = {"comm": None, "tgid": None, "processes": 1}
+ONE: dict[str, Any] = {"comm": "shop", "tgid": 4711, "processes": 1}
+MANY: dict[str, Any] = {"comm": "curl", "tgid": 1059, "processes": 12}
+UNKNOWN: dict[str, Any] = {"comm": None, "tgid": None, "processes": 1}
 LONGEST_IPV6 = "[2001:0db8:85a3:1111:2222:8a2e:0370:7334]:65535"
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "after": 1, "backends": "10.1.0.7:8080", "before": 0, "count": 1, "dropped": 1, "drops": 1,
     "error": "EPERM", "evicted": 1, "failed": 1, "full": 0.03, "gaps": "1 event lost",
     "growth": 1, "held": 1, "hooks": "connect", "known": 1, "late": 1, "most": 1, "ms": 9,
     "other": "10.0.0.3", "peer": "10.77.0.1:53", "resets": 1, "segs": 1, "sent": 1,
     "share": 0.001, "some": 0.1, "stalled": 1, "total": 1, "wait": "0.9",
 }  # fmt: skip
-LARGE = {
+LARGE: dict[str, Any] = {
     "after": 1060, "backends": "10.1.0.7:8080", "before": 5, "count": 2, "dropped": 5000,
     "drops": 1328, "error": "ENETUNREACH", "evicted": 800, "failed": 48, "full": 0.5,
     "gaps": "500 events lost, accept not traced", "growth": 1055, "held": 262144,
@@ -42,7 +42,7 @@ POOLED = {
 """Findings about several processes; the others are about one."""
 
 ALL = [(finding, variant) for finding, variants in TITLES.items() for variant in variants]
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "few": (SMALL, ONE),
     "many": (LARGE, MANY),
     "unknown process": (LARGE, UNKNOWN),
@@ -69,7 +69,7 @@ def test_titles(case: str, snapshot: SnapshotAssertion):
 @pytest.mark.parametrize(("finding", "variant"), ALL)
 def test_a_title_fits_100_columns_and_is_never_cut(finding: FindingId, variant: Variant):
     assert max(len(filled(finding, variant, *case)) for case in CASES.values()) <= 100
-    worst = {"comm": "x" * 15, "tgid": 4194304, "processes": 1}
+    worst: dict[str, Any] = {"comm": "x" * 15, "tgid": 4194304, "processes": 1}
     assert len(filled(finding, variant, LARGE | {"peer": LONGEST_IPV6}, worst)) <= TITLE_CHARS
 
 

@@ -185,7 +185,7 @@ def test_query_answers_in_each_format(ran: Session, capsys: pytest.CaptureFixtur
         (["show"], 2, "Missing argument"),
         (["show", "pyproject.tgz"], 6, "not a gzip archive"),
         (["query", "pyproject.tgz", "SELECT 1"], 6, "not a gzip archive"),
-        (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "give table, csv, jsonl"),
+        (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "use table, csv, jsonl"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(

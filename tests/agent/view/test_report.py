@@ -236,7 +236,8 @@ def test_reports(name: str, snapshot: SnapshotAssertion):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"hooks_missing": ("connect", "accept")}, "no events lost, but not traced: connect, accept"),
+        ({"hooks_missing": ("connect", "accept")},
+         "no events lost, but not traced: connect, accept"),
         ({"complete": False, "accounting": {"connect": account(lost_map=1)}},
          "INCOMPLETE: 1 event was lost"),
         ({"complete": False, "accounting": {"connect": account(capped=5_000)}},
@@ -347,7 +348,7 @@ def test_a_larger_ring_is_no_advice_where_the_disk_was_full(note: str):
     assert "a larger --ring-bytes" in text(quiet(**one))
     shown = text(quiet(**one, notes=(note,)))
     assert "--ring-bytes" not in shown
-    assert "  To lose fewer events: free space in --out-dir, --ports or --sample.\n" in shown
+    assert "  To lose fewer events: free space in --out-dir, or use --ports or --sample.\n" in shown
 
 
 NARROW_FACTS = (
