@@ -162,4 +162,4 @@ def test_without_the_aborts_resets_are_no_finding_above_info(capture: Capture):
     assert serious(sealed) == set()
     (finding,) = [one for one in sealed.summary.findings if one.id == "TCP_RESETS"]
     assert finding.confidence == Confidence.LOW
-    assert "could not be compared (TcpExt.TCPAbortOn" in finding.coverage[0]
+    assert "are missing (TcpExt.TCPAbortOn" in finding.coverage[0]

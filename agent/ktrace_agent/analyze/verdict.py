@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From findings to one answer.
+"""Derives one verdict from the findings.
 
-Each finding says what it points to. Some are the consequence of others (a full table of
-connection tracking leaves connects unanswered): those do not vote. Of the rest the worst decides;
-among equals the one that names its cause most directly.
+Each finding points to a cause. Findings that follow from others do not vote: for example, a full
+conntrack table leaves connection attempts unanswered. Of the rest, the worst decides. Among equals
+the one that names its cause most directly decides.
 
-A cause explains no more than it can have cost: every connect, query or segment that failed lost
-one packet at least (an unanswered connect mostly two, its SYNs), and the counter of the cause has
-each packet once.
+A cause explains no more failures than the packets it lost. Every failed connection attempt, query
+or segment lost at least one packet (an unanswered attempt usually two SYNs), and the counter of the
+cause counts each packet once.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
+from ktrace_agent.analyze import sentences
+from ktrace_agent.analyze.titles import fill
 from ktrace_api.finding import (
     SENTENCE_CHARS,
     Cause,
@@ -52,14 +54,14 @@ EXPLAINS: dict[FindingId, frozenset[FindingId]] = {
     _ID.EPHEMERAL_PORTS_EXHAUSTED: frozenset(),
     _ID.TCP_RETRANSMITS: frozenset({_ID.TCP_CONNECT_SLOW}),
 }
-"""Finding -> what may follow from it; _may_follow() and _consequences() say what does."""
+"""Finding -> findings that may follow from it. _may_follow() and _consequences() decide."""
 
 _COSTS: Mapping[FindingId, str] = {
     _ID.CONNTRACK_FULL: "dropped",
     _ID.CONNTRACK_INSERT_FAILED: "insert_failed",
     _ID.LISTEN_OVERFLOW: "overflows",
 }
-"""Cause -> its count of packets that it cost. Loss of segments has none of SYNs."""
+"""Cause -> its count of lost packets. Retransmits do not count lost SYNs."""
 
 _LOST: Mapping[FindingId, tuple[str, ...]] = {
     _ID.TCP_SYN_UNANSWERED: ("unanswered",),
@@ -70,14 +72,14 @@ _LOST: Mapping[FindingId, tuple[str, ...]] = {
     _ID.DNS_SLOW: ("answers",),
     _ID.CONNTRACK_UNREPLIED: ("datagrams",),
 }
-"""What may follow -> its counts, the largest of which is what failed."""
+"""Consequence -> its counts; the largest is the number of failures."""
 
 _COUNTED = frozenset({_ID.TCP_RETRANSMITS, _ID.CONNTRACK_UNREPLIED, _ID.DNS_NO_REPLY})
-"""Those whose counts speak of all that was sent, in sampled captures by flows; the others count
-rows, one event in `sample`."""
+"""Findings that count everything, in sampled captures by flows. The others count rows: one event
+in `sample`."""
 
 _LEADS = 2
-"""A cause that cost less than half of what failed is not what broke it, however direct."""
+"""A cause that explains less than half of the failures never becomes the verdict."""
 
 _DIRECTNESS = (
     _ID.CONNTRACK_FULL,
@@ -102,13 +104,13 @@ _DIRECTNESS = (
     _ID.CPU_PRESSURE,
     _ID.CAPTURE_INCOMPLETE,
 )
-"""How directly a finding names its cause, most directly first: all ids."""
+"""All ids, the one that names its cause most directly first."""
 
 _SEVERITIES, _CONFIDENCES = tuple(Severity), tuple(Confidence)
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
-    """By severity, then directness, then confidence; else in the order given."""
+    """Sort by severity, then directness, then confidence. The sort is stable."""
     return sorted(
         findings,
         key=lambda one: (
@@ -119,15 +121,16 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     )
 
 
-NO_TRAFFIC = "No traffic was seen, so nothing can be said."
+NO_TRAFFIC = sentences.NO_TRAFFIC
 
 
 def judge(
     findings: Sequence[Finding], rows: int, sample: int = 1, no_rows: str = NO_TRAFFIC
 ) -> Verdict:
-    """The verdict on findings of a capture with so many rows, one for `sample` events.
+    """Return the verdict for the findings of a capture.
 
-    `no_rows` says why nothing is known where there are none.
+    `rows` is the number of rows, one for `sample` events. `no_rows` is the reason for no verdict
+    if there are no rows.
     """
     serious = [one for one in findings if one.severity != Severity.INFO]
     partial = [one for one in serious if one.id == _ID.CAPTURE_INCOMPLETE]
@@ -138,14 +141,15 @@ def judge(
     if roots:
         return _verdict(roots, follows)
     if partial:
-        return _say(Cause.UNKNOWN, partial, f"Nothing was found, but: {partial[0].title}")
+        why = fill(sentences.DATA_MISSING, title=partial[0].title)
+        return _of(Cause.UNKNOWN, partial, why)
     if not rows:
-        return _say(Cause.UNKNOWN, [], no_rows)
-    return _say(Cause.HEALTHY, [], f"Nothing above info in {rows} rows.")
+        return _of(Cause.UNKNOWN, [], no_rows)
+    return _of(Cause.HEALTHY, [], fill(sentences.NO_PROBLEMS, rows=rows))
 
 
 def _consequences(cause: Finding, others: Sequence[Finding], sample: int) -> list[Finding]:
-    """What follows from a cause, the smallest first, as far as what it cost goes."""
+    """Findings that follow from a cause, smallest first, until its lost packets are used up."""
     found = [one for one in others if _may_follow(one, cause)]
     found.sort(key=lambda one: _lost(one, sample))
     if cause.id not in _COSTS:
@@ -159,14 +163,14 @@ def _consequences(cause: Finding, others: Sequence[Finding], sample: int) -> lis
 
 
 def _may_follow(one: Finding, cause: Finding) -> bool:
-    """Whether the one is of a kind that the other causes, and at a place where it can.
+    """True if `one` is a possible consequence of `cause`, by its id and its place.
 
-    The table of a node serves many namespaces, so any may be meant. But a mere warning explains
-    something critical only where both are tied to the same place: a port or a namespace.
+    A node's conntrack table serves many namespaces, so any of them may be affected. But a warning
+    explains a critical finding only in the same network namespace.
     """
     if one.id not in EXPLAINS.get(cause.id, frozenset()):
         return False
-    (host, port), (cause_host, cause_port) = _ends(one), _ends(cause)
+    (host, port), (cause_host, cause_port) = _peer_of(one), _peer_of(cause)
     if cause.id == _ID.TCP_RETRANSMITS:
         return host == cause_host != ""
     if cause.id == _ID.LISTEN_OVERFLOW:
@@ -175,8 +179,8 @@ def _may_follow(one: Finding, cause: Finding) -> bool:
     return not worse or one.subject.netns == cause.subject.netns != UNKNOWN
 
 
-def _ends(one: Finding) -> tuple[str, str]:
-    """Address without brackets and port of the peer, "" where it is not known or not one."""
+def _peer_of(one: Finding) -> tuple[str, str]:
+    """Address (without brackets) and port of the peer; "" if unknown or not unique."""
     peer = one.subject.peer
     host, _, port = peer.rpartition(":")
     if host and (":" not in host or host.endswith("]")):
@@ -189,13 +193,13 @@ def _cost(cause: Finding) -> int:
 
 
 def _lost(one: Finding, sample: int) -> float:
-    """Packets that it lost at least; without a count nothing is large enough."""
+    """Minimum number of packets that it lost; infinite without a count."""
     known = [one.counts[name] for name in _LOST.get(one.id, ()) if name in one.counts]
     return max(known, default=math.inf) * (1 if one.id in _COUNTED else sample)
 
 
 def _leading(roots: Sequence[Finding], sample: int) -> list[Finding]:
-    """Worst first; behind its equals what is too small to have caused one of them."""
+    """Sort worst first. A cause too small to explain one of its equals comes after them."""
 
     def outweighed(cause: Finding) -> bool:
         return cause.id in _COSTS and any(
@@ -210,18 +214,19 @@ def _leading(roots: Sequence[Finding], sample: int) -> list[Finding]:
 
 
 def _verdict(roots: Sequence[Finding], follows: Mapping[int, Sequence[Finding]]) -> Verdict:
-    """What the leading root says; everything that it explains or that agrees carries it too."""
+    """The cause of the leading root, carried by all roots that agree and all they explain."""
     first = roots[0]
     carrying = [one for one in roots if one.points_to == first.points_to]
     carrying += [one for root in carrying for one in follows[id(root)]]
     others = sorted({one.points_to for one in roots} - {first.points_to})
     why = first.title
     if others:
-        why += f" (there is also trouble with: {', '.join(others)})"
-    return _say(first.points_to, carrying, why)
+        causes = ", ".join(sentences.CAUSES[other] for other in others)
+        why = fill(sentences.ALSO_FOUND, title=why, causes=causes)
+    return _of(first.points_to, carrying, why)
 
 
-def _say(cause: Cause, carrying: Sequence[Finding], why: str) -> Verdict:
+def _of(cause: Cause, carrying: Sequence[Finding], why: str) -> Verdict:
     ids = tuple(dict.fromkeys(one.id for one in carrying))
     short = why if len(why) <= SENTENCE_CHARS else why[: SENTENCE_CHARS - 1] + "…"
     return Verdict(verdict=cause, findings=ids, why=short)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ktrace doctor`: what this kernel and this user can do, and what to do about the rest."""
+"""`ktrace doctor`: what works on this kernel for this user, and how to fix the rest."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found; `error` is what a capture would end with, None where it can run."""
+    """Result of an examination; `error` is the error of a capture, None if it can run."""
 
     platform: Platform
     choices: tuple[Choice, ...]
@@ -36,7 +36,7 @@ def examine(
     inspect: Callable[[], Platform] = preflight.inspect,
     survey: Callable[[CaptureConfig], tuple[Choice, ...]] = _survey,
 ) -> Examination:
-    """Look at the node, load every program once and unload it again; nothing is attached."""
+    """Inspect the node; load and unload every eBPF program once. Nothing is attached."""
     config = CaptureConfig(node="doctor")
     platform = inspect()
     try:
@@ -47,7 +47,7 @@ def examine(
 
 
 def document(found: Examination) -> dict[str, Any]:
-    """The whole examination for programs."""
+    """The examination as a JSON document."""
     platform = asdict(found.platform) | {"capabilities": sorted(found.platform.capabilities)}
     error = found.error and {"reason": str(found.error.reason), "message": str(found.error)}
     return {
@@ -73,14 +73,14 @@ def document(found: Examination) -> dict[str, Any]:
 
 
 def show(found: Examination) -> None:
-    """The examination for people, on standard output."""
+    """Print the examination to standard output."""
     from ktrace_agent.view.console import tell
 
     tell(render(found))
 
 
 def render(found: Examination) -> "Group":
-    """The examination as renderables: the node, the hooks, what to do, the verdict."""
+    """The examination as renderables: node, hooks, what to do, verdict."""
     from rich.console import Group, RenderableType
     from rich.text import Text
 
@@ -97,12 +97,12 @@ def render(found: Examination) -> "Group":
         parts.append(Text(f"    {missing.next_step}", "dim"))
     absent = [choice for choice in found.choices if not choice.program]
     if found.error is not None:
-        verdict = Text.assemble(("A capture cannot run here: ", "bold red"), plain(found.error))
+        verdict = Text.assemble(("Not ready: ", "bold red"), plain(found.error))
     elif absent:
-        facts = "; ".join(choice.missing for choice in absent)
-        verdict = Text.assemble(("A capture can run here, without: ", "bold yellow"), facts)
+        features = "; ".join(choice.missing for choice in absent)
+        verdict = Text.assemble(("Ready, but not available: ", "bold yellow"), features)
     else:
-        verdict = Text("A capture can run here, with every fact.", "bold green")
+        verdict = Text("Ready: every feature is available.", "bold green")
     parts.append(Group("", verdict))
     return Group(*parts)
 
@@ -113,17 +113,16 @@ def _node(found: Examination) -> "Table":
     from ktrace_agent.view.style import plain
 
     one = found.platform
-    rights = ", ".join(sorted(one.capabilities)) or "none of those that matter"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=2, justify="right")
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     controllers = ", ".join(one.cgroup.v1_controllers)
-    tracefs = {"private": "not mounted; a private mount works", "-": "not available"}
+    tracefs = {"private": "not mounted; ktrace mounts it privately", "-": "not available"}
     rows: tuple[tuple[str, str, tuple[Lack, ...]], ...] = (
         ("kernel", f"{one.release} {one.machine}", (Lack.CLOCK,)),
-        ("privileges", f"uid {one.euid}, {rights}", (Lack.BPF_PERMISSION, Lack.FILES)),
-        ("BTF", "there" if one.btf else "missing", (Lack.BTF,)),
+        ("privileges", _privileges(one), (Lack.BPF_PERMISSION, Lack.FILES)),
+        ("BTF", "available" if one.btf else "missing", (Lack.BTF,)),
         ("libbpf", one.libbpf, (Lack.LIBBPF,)),
         ("tracefs", tracefs.get(one.tracefs, one.tracefs), (Lack.TRACEFS,)),
         (
@@ -133,11 +132,11 @@ def _node(found: Examination) -> "Table":
         ),
         (
             "processes",
-            "those of the host" if not one.lacks(Lack.OTHER_PROCESSES) else "not all are seen",
+            "some are not visible" if one.lacks(Lack.OTHER_PROCESSES) else "host PID namespace",
             (Lack.OTHER_PROCESSES, Lack.NAMESPACES),
         ),
-        ("lockdown", _said(one.lockdown), (Lack.LOCKDOWN,)),
-        ("unprivileged BPF", _said(one.unprivileged_bpf), ()),
+        ("lockdown", _reported(one.lockdown), (Lack.LOCKDOWN,)),
+        ("unprivileged BPF", _reported(one.unprivileged_bpf), ()),
         ("ring buffer", f"{found.config.ring_bytes // MIB} MiB (--ring-bytes)", ()),
         ("maps", _maps(found.config), ()),
     )
@@ -147,8 +146,16 @@ def _node(found: Examination) -> "Table":
     return grid
 
 
-def _said(value: str) -> str:
-    return "the kernel does not say" if value == "-" else value
+def _privileges(one: Platform) -> str:
+    """User id, capabilities that ktrace uses, and those that eBPF programs need."""
+    held = one.capabilities
+    needed = set() if "CAP_SYS_ADMIN" in held else {"CAP_BPF", "CAP_PERFMON"} - held
+    text = ", ".join((f"uid {one.euid}", *sorted(held)))
+    return f"{text}; missing {', '.join(sorted(needed))}" if needed else text
+
+
+def _reported(value: str) -> str:
+    return "not reported" if value == "-" else value
 
 
 def _maps(config: CaptureConfig) -> str:
@@ -175,11 +182,11 @@ def _hooks(choices: tuple[Choice, ...]) -> "Table":
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", width=2, justify="right")
     table.add_column("hook", no_wrap=True, style="bold")
-    table.add_column("programs, and why others were refused", overflow="fold")
+    table.add_column("eBPF programs in use", overflow="fold")
     for choice in choices:
-        text = Text(choice.program or f"none: rows lack {choice.missing}")
+        text = Text(choice.program or f"none; not available: {choice.missing}")
         for refusal in choice.refused:
-            text.append(f"\nnot {plain(refusal.program)}: {plain(refusal.reason)}", "dim")
+            text.append(f"\nnot loaded: {plain(refusal.program)} ({plain(refusal.reason)})", "dim")
         mark = Text("ok", "green") if choice.program else Text("!", "bold yellow")
         table.add_row(mark, choice.hook, text)
     return table

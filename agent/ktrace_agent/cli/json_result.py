@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outcome of a capture as the one JSON document that --json prints."""
+"""The result of a capture as the JSON document that --json prints."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def document(sealed: "Sealed", sent_to: str = "") -> dict[str, Any]:
-    """What a program wants to know: where the bundle is, whether it is whole, what it holds.
+    """Paths, size and completeness of the bundle, counts, verdict and findings.
 
-    `sent_to`: the address of the archive's verified copy, where there is one.
+    `sent_to` is the address of the archive's verified copy, "" if there is none.
     """
     summary = sealed.summary
     kinds = ("events", "parquet", "summary", "node", "bundle")

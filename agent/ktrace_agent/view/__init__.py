@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people read of a capture: models in, rich renderables out."""
+"""Terminal output for people: models in, rich renderables out."""

@@ -13,9 +13,9 @@ _WIDTH_OF_A_FILE = 100
 
 
 def tell(*parts: "RenderableType") -> None:
-    """Write to standard output for people: colours only on a terminal and without NO_COLOR.
+    """Write to standard output, with colors on a terminal unless NO_COLOR is set.
 
-    Elsewhere lines are 100 columns wide and end without blanks.
+    Without a terminal, lines are 100 columns wide and have no trailing blanks.
     """
     from rich.console import Console
 
@@ -36,7 +36,7 @@ def tell(*parts: "RenderableType") -> None:
 
 
 def show(sealed: "Sealed", sent_to: str = "") -> None:
-    """What was found, where it is, and where its verified copy is."""
+    """Show the report, the path of the bundle and the address of its verified copy."""
     from ktrace_agent.view import findings, report
 
     whereabouts = findings.whereabouts(sealed.summary, sealed.bundle, sent_to)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - SQL that people copy; its parts are numbers
-"""Verdict and findings for people, and the exact command that looks closer."""
+"""Verdict, findings and the next commands for people."""
 
 import shlex
 from pathlib import Path
@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from ktrace_agent.analyze.sentences import CAUSES
+from ktrace_agent.analyze.titles import clause
 from ktrace_agent.view.style import (
     BAD,
     DIM,
@@ -27,16 +29,6 @@ from ktrace_api.finding import Cause, Confidence, Finding, Severity
 from ktrace_api.names import UNKNOWN, ConnectResult
 from ktrace_api.summary import Summary
 
-_VERDICTS = {
-    Cause.DNS: "DNS",
-    Cause.POLICY: "a policy: something refuses or drops on purpose",
-    Cause.ROUTING: "the network on the way",
-    Cause.NAT: "NAT or connection tracking",
-    Cause.APPLICATION: "an application",
-    Cause.HOST: "this host",
-    Cause.HEALTHY: "healthy",
-    Cause.UNKNOWN: "not clear",
-}
 _SEVERITIES = {
     Severity.CRITICAL: "bold red",
     Severity.WARNING: "yellow",
@@ -45,18 +37,32 @@ _SEVERITIES = {
 
 
 def verdict(summary: Summary) -> Group:
-    """The answer first, then why."""
+    """The likely cause and why, or the sentence that there is no problem or no verdict."""
     found = summary.verdict
-    style = {Cause.HEALTHY: GOOD, Cause.UNKNOWN: "yellow"}.get(found.verdict, BAD)
-    return spaced(
-        Text.assemble(
-            ("Verdict  ", HEAD), (_VERDICTS[found.verdict], style), "\n  ", plain(found.why)
-        )
-    )
+    why = plain(found.why)
+    if found.verdict in (Cause.HEALTHY, Cause.UNKNOWN):
+        why.stylize(GOOD if found.verdict == Cause.HEALTHY else "yellow")
+        return spaced(why)
+    meaning = _meaning(summary)
+    cause = CAUSES[found.verdict] + (f" ({plain(meaning)})" if meaning else "")
+    headline = Text.assemble(("Likely cause: ", HEAD), (cause, BAD))
+    return spaced(Group(headline, Padding(why, (0, 0, 0, 2))))
+
+
+def _meaning(summary: Summary) -> str:
+    """What the leading finding means in a few words; "" if its subjects differ."""
+    found = summary.verdict
+    lead = found.findings[0] if found.findings else None
+    meanings = {
+        clause(one.id, found.verdict, one.subject.peer)
+        for one in summary.findings
+        if one.id == lead and one.points_to == found.verdict
+    }
+    return meanings.pop() if len(meanings) == 1 else ""
 
 
 def findings(summary: Summary) -> Group | None:
-    """Worst first: what, then who and where, then how sure."""
+    """Findings, worst first: severity, id, confidence, title, subject."""
     if not summary.findings:
         return None
     left_out = summary.findings_left_out + max(0, len(summary.findings) - TOP)
@@ -77,7 +83,7 @@ def _certainty(finding: Finding) -> str:
 
 
 def _where(finding: Finding) -> Text:
-    """Process, pod, peer and namespace as far as they are known and not in the title."""
+    """Process, pod, peer and namespace if they are known and not in the title."""
     subject, parts = finding.subject, []
     if subject.tgid != UNKNOWN and str(subject.tgid) not in finding.title:
         parts.append(f"{subject.comm} ({subject.tgid})")
@@ -93,14 +99,14 @@ def _where(finding: Finding) -> Text:
 
 
 def resolvers(summary: Summary) -> Group | None:
-    """Name resolution in a table of resolvers, where any was asked."""
+    """DNS servers as a table, if there were queries."""
     found = summary.dns
     if not found.resolvers:
         return None
     left_out = found.resolvers_left_out + max(0, len(found.resolvers) - TOP)
     columns = ("resolver", "queries", "no answer", "p50", "p99", "max")
     spare = ("p50", "max", "p99")
-    table = table_of("DNS (times are a heuristic)", left_out, *columns, spare=spare)
+    table = table_of("DNS (estimated latency)", left_out, *columns, spare=spare)
     for one in found.resolvers[:TOP]:
         table.add_row(
             plain(one.peer), number(one.queries), alarming(one.unanswered), *quantiles(one.rtt_us)
@@ -109,19 +115,19 @@ def resolvers(summary: Summary) -> Group | None:
 
 
 def whereabouts(summary: Summary, bundle: Path, sent_to: str = "") -> tuple[str, ...]:
-    """Where the bundle is and what to type next, as lines that may be copied whole."""
+    """Path of the bundle and the next commands, as lines that can be copied whole."""
     lines = ["", f"Bundle       {plain(bundle)} ({size(bundle.stat().st_size)})"]
     if sent_to:
         lines.append(f"Copy         {sent_to}")
     worst = next((one for one in summary.findings if one.severity != Severity.INFO), None)
     if worst:
-        lines.append(f"Look closer  {plain(worst.next)}")
-    lines.append(f"{'Its rows     ' if worst else 'Look closer  '}{plain(_query(summary, bundle))}")
+        lines.append(f"Next step    {plain(worst.next)}")
+    lines.append(f"{'Evidence     ' if worst else 'Next step    '}{plain(_query(summary, bundle))}")
     return tuple(lines)
 
 
 def _query(summary: Summary, bundle: Path) -> str:
-    """The command that shows the rows which this capture makes one want to see."""
+    """The command that shows the most interesting rows of this capture."""
     columns = "ts, type, comm, tgid, local, remote"
     shown = next((one for one in summary.findings if one.evidence.rows), None)
     if shown:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables that fit a narrow terminal without cutting a number, an address or a port.
 
-What does not fit is left out by whole columns, the least telling first; words that are still too
-long go on in the next line.
+Whole columns are left out if the table is too wide, the least important first. Words that are
+still too long continue on the next line.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from rich.text import Text
 _GAP = 2
 """Blanks between columns."""
 _WIDEST = 47
-"""Of a text: the longest IPv6 address with a port."""
+"""Maximum width of a text: the longest IPv6 address with a port."""
 
 
 class Columns:
-    """A table of texts: the first `words` columns are words, the others numbers to the right.
+    """A table of texts: the first `words` columns are words, the others right-aligned numbers.
 
-    `spare` names the columns that may be left out, the first one first.
+    `spare` names the columns that may be left out, in this order.
     """
 
     def __init__(
@@ -48,31 +48,31 @@ class Columns:
         yield self._title
         yield table
 
-    def _fit(self, room: int) -> tuple[list[int], list[int], int]:
-        """Columns that are shown, how wide each is, and the blanks between them."""
+    def _fit(self, width: int) -> tuple[list[int], list[int], int]:
+        """Columns to show, their widths, and the blanks between them."""
         shown = list(range(len(self._names)))
         spare = [self._names.index(name) for name in self._spare if name in self._names]
-        while spare and self._needed(shown, _GAP) > room:
+        while spare and self._needed(shown, _GAP) > width:
             shown.remove(spare.pop(0))
-        gap = _GAP if self._needed(shown, _GAP) <= room else 1
+        gap = _GAP if self._needed(shown, _GAP) <= width else 1
         widths, most = [self._least(one) for one in shown], [self._most(one) for one in shown]
-        room -= gap * (len(shown) - 1)
-        while sum(widths) > room and max(widths) > 1:  # nothing is left but to fold
+        space = width - gap * (len(shown) - 1)
+        while sum(widths) > space and max(widths) > 1:  # the last resort: fold within words
             widths[widths.index(max(widths))] -= 1
-        for position, width in enumerate(widths):
-            left = max(room - sum(widths), 0)
-            widths[position] += min(max(most[position] - width, 0), left)
+        for position, least in enumerate(widths):
+            left = max(space - sum(widths), 0)
+            widths[position] += min(max(most[position] - least, 0), left)
         return shown, widths, gap
 
     def _needed(self, columns: Sequence[int], gap: int) -> int:
-        """Width of these columns where nothing is folded within a word."""
+        """Width of these columns if no word is folded."""
         return sum(self._least(one) for one in columns) + gap * (len(columns) - 1)
 
     def _cells(self, column: int) -> list[Text]:
         return [Text(self._names[column]), *(row[column] for row in self._rows)]
 
     def _least(self, column: int) -> int:
-        """So that no word is cut in two, and no number is."""
+        """Minimum width that splits no word and no number."""
         if column >= self._words:
             return self._most(column)
         parts = (Text(word) for cell in self._cells(column) for word in cell.plain.split())

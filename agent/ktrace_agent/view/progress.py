@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who watches a session: a live line on a terminal, else a plain line now and then.
+"""Progress of a session: a live line on a terminal, otherwise a plain line every ten seconds.
 
-Both go to standard error; the result goes to standard output.
+Both are written to standard error. The result is written to standard output.
 """
 
 import sys
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 _BAR, _GAP = 24, 2
-"""Columns of the live line: its bar, and blanks between facts."""
+"""Columns of the live line: the bar, and blanks between values."""
 
 
 @contextmanager
 def observer(config: CaptureConfig, stream: TextIO | None = None) -> Iterator[Observer]:
-    """An observer that fits `stream` (standard error where none is given)."""
+    """Provide an observer that writes to `stream` (default: standard error)."""
     stream = stream or sys.stderr
     if not stream.isatty():
         yield PlainLines(config, stream)
@@ -39,13 +39,13 @@ def observer(config: CaptureConfig, stream: TextIO | None = None) -> Iterator[Ob
 
 
 def starting(config: CaptureConfig) -> str:
-    """What begins now, in words."""
+    """The line that announces the start of a capture."""
     duration = format_duration(config.duration)
-    return f"recording {duration} on {config.node}, Ctrl-C ends it early"
+    return f"recording for {duration} on {config.node}; press Ctrl-C to stop early"
 
 
 class PlainLines:
-    """For logs: one line every ten seconds."""
+    """Progress for logs: one line every ten seconds."""
 
     def __init__(self, config: CaptureConfig, stream: TextIO) -> None:
         self._config = config
@@ -53,27 +53,27 @@ class PlainLines:
         self._due = PLAIN_EVERY_S
 
     def ready(self) -> None:
-        self._say(starting(self._config))
+        self._write(starting(self._config))
 
     def tick(self, live: Live) -> None:
         if live.elapsed_s < self._due:
             return
         self._due += PLAIN_EVERY_S
-        self._say(
-            f"{live.elapsed_s:.0f} s gone, {live.remaining_s:.0f} s left,"
-            f" {live.events} events, {live.rate_per_s:.0f}/s, {live.lost} lost"
+        self._write(
+            f"{live.elapsed_s:.0f}s elapsed, {live.remaining_s:.0f}s left:"
+            f" {live.events} events ({live.rate_per_s:.0f}/s), {live.lost} lost"
         )
 
     def sealing(self, text: str) -> None:
-        self._say(text)
+        self._write(text)
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         self._stream.write(f"ktrace: {text}\n")
         self._stream.flush()
 
 
 class LiveLine:
-    """For eyes: one line that is drawn again and is gone when the capture ends."""
+    """Progress for people: one line that is redrawn and removed when the capture ends."""
 
     def __init__(self, config: CaptureConfig, console: "Console") -> None:
         from rich.live import Live as Screen
@@ -99,13 +99,13 @@ class LiveLine:
 
 
 def live_line(live: Live) -> "RenderableType":
-    """Time left as a bar and in seconds, events, rate, lost; as many of them as fit."""
+    """Time left as a bar and in seconds, events, rate and losses, as far as they fit."""
     from rich.text import Text
 
     return _Line(
         live,
         {
-            "left": Text(f"{live.remaining_s:4.0f} s left"),
+            "left": Text(f"{live.remaining_s:4.0f}s left"),
             "events": Text(f"{live.events:>9,} events"),
             "rate": Text(f"{live.rate_per_s:>8,.0f}/s", "dim"),
             "lost": Text(f"{live.lost:,} lost", "bold red" if live.lost else "dim"),
@@ -114,10 +114,10 @@ def live_line(live: Live) -> "RenderableType":
 
 
 class _Line:
-    """Facts in one line; on a narrow terminal without those that tell least, never cut."""
+    """Values in one line; a narrow terminal gets fewer values, but none is cut."""
 
-    def __init__(self, live: Live, facts: "dict[str, Text]") -> None:
-        self._live, self._facts = live, facts
+    def __init__(self, live: Live, values: "dict[str, Text]") -> None:
+        self._live, self._values = live, values
 
     def __rich_console__(
         self, console: "Console", options: "ConsoleOptions"
@@ -126,16 +126,16 @@ class _Line:
         from rich.table import Table
         from rich.text import Text
 
-        shown, room = dict(self._facts), options.max_width
+        shown, width = dict(self._values), options.max_width
         for spare in ("rate", "left"):
-            if _width(shown.values()) > room:
+            if _width(shown.values()) > width:
                 del shown[spare]
-        if _width(shown.values()) > room:
+        if _width(shown.values()) > width:
             yield Text(" ").join(Text(one.plain.strip(), one.style) for one in shown.values())
             return
         line = Table.grid(padding=(0, _GAP))
         cells: list[RenderableType] = list(shown.values())
-        if _BAR + _GAP + _width(shown.values()) <= room:
+        if _BAR + _GAP + _width(shown.values()) <= width:
             total = max(self._live.elapsed_s + self._live.remaining_s, 1e-9)
             done = self._live.elapsed_s
             cells.insert(0, ProgressBar(total, done, width=_BAR, complete_style="cyan"))
@@ -143,6 +143,6 @@ class _Line:
         yield line
 
 
-def _width(facts: "Iterable[Text]") -> int:
-    """Of these side by side."""
-    return sum(one.cell_len + _GAP for one in facts) - _GAP
+def _width(values: "Iterable[Text]") -> int:
+    """Columns of these values side by side."""
+    return sum(one.cell_len + _GAP for one in values) - _GAP

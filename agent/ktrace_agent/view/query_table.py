@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer to a query as a table that fits the terminal."""
+"""The result of a query as a table that fits the terminal."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from ktrace_agent.view.style import DIM, plain
 def table_or_blocks(
     names: Sequence[str], rows: Sequence[Sequence[object]], width: int
 ) -> RenderableType:
-    """Rows of a query; NULL as "-" in the background, numbers to the right.
+    """Rows of a query as a table: NULL as a dim "-", numbers right-aligned.
 
-    What is wider than the terminal becomes a block of lines a row.
+    If the table is wider than the terminal, each row becomes a block of lines.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     needed = sum(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A summary for people: models in, rich renderables out, no other effect."""
+"""The summary of a capture for people: models in, rich renderables out, no side effects."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ktrace_agent.analyze.titles import fill
 from ktrace_agent.kernel.recording import DISK_FILLED, DISK_FULL
 from ktrace_agent.view.findings import findings, resolvers, verdict
 from ktrace_agent.view.style import (
@@ -27,7 +28,7 @@ from ktrace_api.summary import Accounting, Destination, Process, Summary, Talker
 
 
 def report(summary: Summary) -> Group:
-    """What a capture found, the most telling things first."""
+    """The report of a capture, the most important parts first."""
     parts: list[RenderableType | None] = [
         Group("", _headline(summary)),
         *(Text.assemble("  ", plain(note)) for note in summary.notes),
@@ -48,24 +49,25 @@ def report(summary: Summary) -> Group:
 def _headline(summary: Summary) -> Text:
     line = Text.assemble(
         (plain(summary.node).plain, HEAD),
-        f"  {summary.window_s:.1f} s  {summary.rows:,} rows",
+        fill("  {seconds} s  {rows:event}", seconds=f"{summary.window_s:.1f}", rows=summary.rows),
     )
     if summary.ended_by == "signal":
-        line.append("  ended early", DIM)
+        line.append("  stopped early", DIM)
     if summary.sample > 1:
-        line.append(f"  1 in {summary.sample:,}", DIM)
-    missing = summary.lost
+        line.append(f"  sampled 1 in {summary.sample:,}", DIM)
+    lost, capped = summary.lost, sum(one.capped for one in summary.accounting.values())
     if summary.complete and summary.hooks_missing:
-        without = ", ".join(summary.hooks_missing)
-        line.append(f"  no event was lost, but no program serves {plain(without)}", "yellow")
+        hooks = ", ".join(summary.hooks_missing)
+        line.append(f"  no events lost, but not traced: {plain(hooks)}", "yellow")
     elif summary.complete:
-        line.append("  complete: nothing was lost", GOOD)
-    elif missing:
-        line.append(f"  INCOMPLETE: {missing:,} events were lost", BAD)
-    elif capped := sum(one.capped for one in summary.accounting.values()):
-        line.append(f"  INCOMPLETE: {capped:,} events were beyond the limit", BAD)
+        line.append("  complete: no events lost", GOOD)
+    elif lost:
+        line.append(fill("  INCOMPLETE: {lost:event} {lost:was|were} lost", lost=lost), BAD)
+    elif capped:
+        over = "  INCOMPLETE: {capped:event} {capped:was|were} over the capture limit"
+        line.append(fill(over, capped=capped), BAD)
     else:
-        line.append("  INCOMPLETE: some facts were lost, see `overflow` in the summary", BAD)
+        line.append("  INCOMPLETE: a map was full, see `overflow` in the summary", BAD)
     return line
 
 
@@ -73,8 +75,8 @@ def _advice(summary: Summary) -> Text | None:
     if not any(one.lost_ring for one in summary.accounting.values()):
         return None
     full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
-    room = "more room in --out-dir" if full else "a larger --ring-bytes"
-    return Text(f"  To lose less: {room}, or --ports, --sample.", DIM)
+    change = "free space in --out-dir, or use" if full else "use a larger --ring-bytes,"
+    return Text(f"  To lose fewer events: {change} --ports or --sample.", DIM)
 
 
 def _process(process: Process) -> Text:
@@ -82,7 +84,7 @@ def _process(process: Process) -> Text:
 
 
 def _events(summary: Summary) -> Group:
-    """Rows by type; why others are not there, as far as there are such."""
+    """Events by type; a column for each reason why some were not recorded."""
     causes: list[tuple[str, Callable[[Accounting], int]]] = [
         ("filtered", lambda one: one.filtered),
         ("sampled out", lambda one: one.sampled),
@@ -93,7 +95,7 @@ def _events(summary: Summary) -> Group:
     shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]
     names = [name for name, _ in shown]
     spare = [name for name in names if name != "lost"]
-    table = table_of("Events", 0, "type", "rows", *names, spare=spare)
+    table = table_of("Events", 0, "type", "recorded", *names, spare=spare)
     for row in RowType:
         if row not in accounts:
             continue
@@ -109,9 +111,9 @@ def _connects(summary: Summary) -> Group | None:
     if not found.top:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
-    columns = ("to", "how they ended", "all", "p50", "p99", "max")
+    columns = ("peer", "result", "attempts", "p50", "p99", "max")
     spare = ("p50", "max", "p99")
-    table = table_of("Connects", left_out, *columns, words=2, spare=spare)
+    table = table_of("Connection attempts", left_out, *columns, words=2, spare=spare)
     for one in found.top[:TOP]:
         table.add_row(
             plain(one.peer), _outcome(one), number(one.connects), *quantiles(one.latency_us)
@@ -120,7 +122,7 @@ def _connects(summary: Summary) -> Group | None:
 
 
 def _outcome(destination: Destination) -> Text:
-    """`12 established, 3 ECONNREFUSED`: errors by name where there is one."""
+    """`12 established, 3 ECONNREFUSED`: failures by name of errno if it is known."""
     parts: list[tuple[str, str]] = []
     established = destination.results.get(ConnectResult.ESTABLISHED, 0)
     if established:
@@ -133,7 +135,7 @@ def _outcome(destination: Destination) -> Text:
         if result not in (ConnectResult.ESTABLISHED, ConnectResult.FAILED)
     }
     if named and ConnectResult.DENIED in others:
-        others.pop(ConnectResult.DENIED)  # its errno is among the errors
+        others.pop(ConnectResult.DENIED)  # counted under its errno
     parts += [(f"{count:,} {plain(result)}", "yellow") for result, count in _most(others)]
     line = Text()
     for position, (text, style) in enumerate(parts):
@@ -182,7 +184,7 @@ def _flows(summary: Summary) -> Group | None:
     left_out = found.left_out + max(0, len(found.top) - TOP)
     columns = ("process", "peer", "", "sent", "received", "opened", "failed")
     spare = ("opened", "", "failed")
-    table = table_of("Biggest conversations", left_out, *columns, words=3, spare=spare)
+    table = table_of("Largest flows", left_out, *columns, words=3, spare=spare)
     for one in found.top[:TOP]:
         table.add_row(
             _process(one),
@@ -198,11 +200,11 @@ def _flows(summary: Summary) -> Group | None:
 
 def _retransmits(summary: Summary) -> Group | None:
     found = summary.retransmits
-    segments = max(found.segs, found.flow_segs)  # rows may be sampled, flows left out
+    segments = max(found.segs, found.flow_segs)  # rows may be sampled, flows may be left out
     if not segments:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
-    title = f"Retransmits: {segments:,} segments sent again"
+    title = fill("Retransmits: {segments:segment}", segments=segments)
     table = table_of(title, left_out, "process", "peer", "segments", words=2)
     for one in found.top[:TOP]:
         table.add_row(_process(one), plain(one.peer), number(one.segs))
@@ -210,7 +212,7 @@ def _retransmits(summary: Summary) -> Group | None:
 
 
 def _sockets(summary: Summary) -> Group | None:
-    """The stock of TCP sockets at the start and at the end, and whose CLOSE_WAITs they are."""
+    """TCP sockets by state at the start and at the end; growth of bad states is red."""
     first, last = summary.stock_start.states, summary.stock_end.states
     if not first and not last:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything that is shown to people is made of.
+"""Building blocks of terminal output: colors, numbers, sizes, tables.
 
-Names of processes are whatever their owners chose, so every text from the outside goes
-through `plain()`: no control character and no markup of it reaches the terminal.
+Process names are untrusted, so every text from outside goes through `plain()`: neither control
+characters nor markup reach the terminal.
 """
 
 from collections.abc import Sequence
@@ -15,31 +15,31 @@ from ktrace_api.finding import RoundTrip
 from ktrace_api.summary import Quantiles
 
 TOP = 8
-"""Lines of a table; the summary holds more."""
+"""Maximum lines of a table; the summary contains more."""
 
 GOOD, BAD, DIM, HEAD = "green", "bold red", "dim", "bold"
 _KIB = 1024
 
 
 def plain(text: object) -> Text:
-    """A text from the outside, harmless on a terminal."""
+    """Make a text from outside safe for a terminal."""
     return Text("".join(char if char.isprintable() else "�" for char in str(text)))
 
 
 def number(value: int | str) -> Text:
-    """With thousands' separators; zero and unknown in the background."""
+    """A number with thousands separators; zero and unknown are dim."""
     if isinstance(value, str):
         return Text(value, DIM)
     return Text(f"{value:,}", "" if value else DIM)
 
 
 def alarming(value: int) -> Text:
-    """A number that should be zero."""
+    """A number that should be zero; red otherwise."""
     return Text(f"{value:,}", BAD if value else DIM)
 
 
 def size(value: int | str) -> Text:
-    """Bytes with a unit of 1024."""
+    """Bytes in binary units: 1.5 KiB."""
     if isinstance(value, str) or value == 0:
         return Text(str(value), DIM)
     amount = float(value)
@@ -51,10 +51,10 @@ def size(value: int | str) -> Text:
 
 
 def span(microseconds: int) -> str:
-    """A duration with three digits: 412 us, 1.2 ms, 3.05 s, 120 s."""
+    """A duration with three significant digits: 412 us, 1.2 ms, 3.05 s, 120 s."""
     if microseconds < 1_000:
         return f"{microseconds} us"
-    if microseconds < 999_500:  # what would be rounded to 1000 ms is a second
+    if microseconds < 999_500:  # 999.5 ms and more would be rounded to 1000 ms
         return f"{microseconds / 1e3:.3g} ms"
     return f"{microseconds / 1e6:.3g} s" if microseconds < 1e8 else f"{microseconds / 1e6:,.0f} s"
 
@@ -62,21 +62,21 @@ def span(microseconds: int) -> str:
 def table_of(
     title: str, left_out: int, *columns: str, words: int = 1, spare: Sequence[str] = ()
 ) -> Columns:
-    """An airy table: the first `words` columns are text, the others numbers.
+    """A table without borders: the first `words` columns are text, the others numbers.
 
-    Those of `spare` are left out on a narrow terminal, the first one first.
+    Columns in `spare` are left out on a narrow terminal, in this order.
     """
     more = f"  (+{left_out:,} in the summary)" if left_out > 0 else ""
     return Columns(Text.assemble((title, HEAD), (more, DIM)), columns, words, spare, DIM)
 
 
 def spaced(part: RenderableType) -> Group:
-    """With an empty line before it."""
+    """Put an empty line before a part."""
     return Group("", part)
 
 
 def quantiles(found: Quantiles | RoundTrip | None) -> list[Text]:
-    """p50, p99 and the longest, each a dash where nothing was measured."""
+    """p50, p99 and maximum; dashes if nothing was measured."""
     if found is None or not found.count:
         return [Text("-", DIM)] * 3
     return [Text(span(found.p50)), Text(span(found.p99)), Text(span(found.max))]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ktrace_agent.analyze.sentences import CAUSES
 from ktrace_api.finding import Cause, Verdict
 from tests.agent.analyze.capture_builder import NET, Captured, ends
 
@@ -43,7 +44,9 @@ def full(made: Captured, drops: int, netns: int = ELSEWHERE) -> Captured:
 
 
 def also(verdict: Verdict) -> str:
-    return verdict.why.partition("there is also trouble with: ")[2].rstrip(")")
+    """The other causes that the verdict names, as values of Cause."""
+    named = verdict.why.partition("Also found: ")[2]
+    return ", ".join(cause for cause, text in CAUSES.items() if text in named.split(", "))
 
 
 @pytest.mark.parametrize(
@@ -176,8 +179,8 @@ def why_of_no_rows(made: Captured) -> str:
 
 
 def test_no_traffic_is_called_no_traffic():
-    assert why_of_no_rows(Captured()) == "No traffic was seen, so nothing can be said."
-    assert "No traffic was seen" in why_of_no_rows(Captured().flow())
+    assert why_of_no_rows(Captured()) == ("No verdict: no socket activity in 60 s. Record longer.")
+    assert "no socket activity" in why_of_no_rows(Captured().flow())
 
 
 def test_traffic_that_makes_no_rows_is_not_called_none():
@@ -185,22 +188,18 @@ def test_traffic_that_makes_no_rows_is_not_called_none():
     made = Captured().flow(tx_bytes=1 << 20, tx_calls=9).flow(local_port=40001, rx_bytes=70)
     made.flow(local_port=40002)
     assert why_of_no_rows(made) == (
-        "Traffic was seen (flows: 2), but nothing happened in it that makes a row:"
-        " no fault shows, and none is ruled out."
+        "No verdict: 2 flows carried data, but no event was recorded. No fault is visible, and"
+        " none is ruled out."
     )
 
 
 def test_a_filter_is_named_where_nothing_passed_it():
     made = Captured(ports=[8443])
     made.insert("accounting", {"type": "tcp_state", "seen": 500, "filtered": 500})
-    assert why_of_no_rows(made) == (
-        "Nothing of what was asked for (port 8443) was seen, so nothing can be said."
-    )
+    assert why_of_no_rows(made) == ("No verdict: nothing matched the filter (port 8443).")
 
 
 def test_events_that_were_sampled_out_are_not_called_no_traffic():
     made = Captured(sample=1000).flow(tx_bytes=5)
     made.insert("accounting", {"type": "tcp_state", "seen": 5, "filtered": 2, "sampled": 3})
-    assert why_of_no_rows(made) == (
-        "Events were seen (3), but none of them is a row (1 in 1000 is), so nothing can be said."
-    )
+    assert why_of_no_rows(made) == ("No verdict: none of 3 events was kept (sample: 1 in 1,000).")

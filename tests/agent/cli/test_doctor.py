@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_agent.cli import doctor, main
 from ktrace_agent.cli.doctor import Examination
@@ -28,6 +29,8 @@ GOOD = Platform(
     missing=(),
 )
 NO_BPF = Missing(Lack.BPF_PERMISSION, "loading BPF programs needs root", "run with sudo")
+NO_BTF = Missing(Lack.BTF, "this kernel has no BTF", "use a kernel with CONFIG_DEBUG_INFO_BTF")
+NO_PROCESSES = Missing(Lack.OTHER_PROCESSES, "processes are hidden", "use the host PID namespace")
 NO_TRACEFS = Missing(Lack.TRACEFS, "tracefs is not mounted", "mount it")
 CHOICES = (
     Choice("tcp_state", ("tcp_state", "tcp_destroy"), (), "TCP rows", required=True),
@@ -51,51 +54,38 @@ def survey(_: CaptureConfig) -> tuple[Choice, ...]:
     return CHOICES
 
 
-def test_a_node_with_one_fact_missing():
+LACKING = replace(
+    GOOD, euid=65534, capabilities=frozenset({"CAP_SYS_PTRACE"}), btf=False, lockdown="-",
+    unprivileged_bpf="-", tracefs="-", missing=(NO_BPF, NO_BTF, NO_TRACEFS, NO_PROCESSES),
+)  # fmt: skip
+
+
+def test_a_node_with_every_feature(snapshot: SnapshotAssertion):
+    found = doctor.examine(lambda: GOOD, lambda _: CHOICES[:2])
+    assert text(found) == snapshot
+
+
+def test_a_node_without_one_feature(snapshot: SnapshotAssertion):
     platform = replace(GOOD, tracefs="-", missing=(NO_TRACEFS,))
-    assert (
-        text(doctor.examine(lambda: platform, survey))
-        == """
-ok  kernel            6.12.0 x86_64
-ok  privileges        uid 0, CAP_BPF, CAP_PERFMON
-ok  BTF               there
-ok  libbpf            1.5
- !  tracefs           not available
-ok  cgroup            v1 (v1: memory, pids)
-ok  processes         those of the host
-ok  lockdown          none
-ok  unprivileged BPF  disabled
-ok  ring buffer       8 MiB (--ring-bytes)
-ok  maps              64 Ki sockets (--max-sockets), 128 Ki flows (--max-flows)
-
-    hook            programs, and why others were refused
-ok  tcp_state       tcp_state + tcp_destroy
-ok  tcp_retransmit  tcp_retransmit
-                    not tcp_retransmit_err: passes 2 arguments, 3 are needed
- !  connect         none: rows lack errnos
-                    not enter_connect: tracefs shows no event
-
-What to do
-  ! tracefs is not mounted
-    mount it
-
-A capture can run here, without: errnos
-"""
-    )
+    assert text(doctor.examine(lambda: platform, survey)) == snapshot
 
 
-def test_a_node_that_cannot():
-    platform = replace(GOOD, missing=(NO_BPF,))
-    found = doctor.examine(lambda: platform, lambda _: pytest.fail("nothing may be loaded"))
-    shown = text(found)
-    assert " x  privileges" in shown
-    assert "A capture cannot run here: loading BPF programs needs root; run with sudo" in shown
-    assert "hook" not in shown
+def test_a_node_that_is_not_ready(snapshot: SnapshotAssertion):
+    found = doctor.examine(lambda: LACKING, lambda _: pytest.fail("nothing may be loaded"))
+    assert text(found) == snapshot
 
 
-def test_a_node_that_can():
-    found = doctor.examine(lambda: GOOD, lambda _: CHOICES[:1])
-    assert "A capture can run here, with every fact." in text(found)
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"CAP_SYS_ADMIN"}, "uid 0, CAP_SYS_ADMIN\n"),
+        ({"CAP_BPF"}, "uid 0, CAP_BPF; missing CAP_PERFMON\n"),
+        (set(), "uid 0; missing CAP_BPF, CAP_PERFMON\n"),
+    ],
+)
+def test_missing_capabilities_are_named(capabilities: set[str], wanted: str):
+    platform = replace(GOOD, capabilities=frozenset(capabilities))
+    assert f"privileges        {wanted}" in text(doctor.examine(lambda: platform, survey))
 
 
 def test_the_kernel_may_refuse_all():
@@ -103,7 +93,7 @@ def test_the_kernel_may_refuse_all():
         raise AgentError("the programs load one by one, not together")
 
     found = doctor.examine(lambda: GOOD, refuse)
-    assert "cannot run here: the programs load one by one" in text(found)
+    assert "Not ready: the programs load one by one" in text(found)
 
 
 @pytest.mark.parametrize(("missing", "status"), [((), 0), ((NO_BPF,), 3)])

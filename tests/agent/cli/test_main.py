@@ -28,9 +28,9 @@ def test_bare_ktrace_captures_into_out(ran: Session, capsys: pytest.CaptureFixtu
     assert names == ["bundle", "events", "events", "node", "summary"]
     assert ran.host_root == Path("/")
     out, err = capsys.readouterr()
-    assert "2 rows" in out
+    assert "2 events" in out
     assert "Bundle       out/ktrace." in out
-    assert "ktrace: recording 60s on " in err
+    assert "ktrace: recording for 60s on " in err
     assert not any(line.endswith(" ") for line in out.splitlines())
     assert "\x1b" not in out + err
 
@@ -120,7 +120,7 @@ def test_of_several_captures_in_a_folder_the_newest_is_read(
 ):
     assert main.main(["--node=n1"]) == 0
     assert main.main(["show", "out"]) == 0
-    assert "holds" not in capsys.readouterr().err
+    assert "bundles" not in capsys.readouterr().err
     for _ in range(10):  # within one second: they are numbered
         assert main.main(["--node=n1"]) == 0
     capsys.readouterr()
@@ -128,14 +128,14 @@ def test_of_several_captures_in_a_folder_the_newest_is_read(
     out, err = capsys.readouterr()
     assert json.loads(out)["node"] == "n1"
     newest = "out/ktrace.n1.20260124T215754Z-11.bundle.tgz"
-    assert err == f"ktrace: out holds 11 bundles; this is the newest: {newest}\n"
+    assert err == f"ktrace: out contains 11 bundles; using the newest: {newest}\n"
     assert main.main(["query", "out", "SELECT count(*) AS n FROM rows"]) == 0
     assert capsys.readouterr() == ("n\n2\n", err)
     later = Path("out/ktrace.n1.20260125T000000Z.bundle.tgz")
     later.write_bytes(Path(newest).read_bytes())
     os.utime(later, (0, 0))  # a copy may have any time
     assert main.main(["show", "out"]) == 0
-    assert f"this is the newest: {later}\n" in capsys.readouterr().err
+    assert f"using the newest: {later}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ktrace.n2.20260124T215754Z.bundle.tgz", "mine.bundle.tgz"])
@@ -185,7 +185,7 @@ def test_query_answers_in_each_format(ran: Session, capsys: pytest.CaptureFixtur
         (["show"], 2, "missing argument: BUNDLE"),
         (["show", "pyproject.tgz"], 6, "not a gzip archive"),
         (["query", "pyproject.tgz", "SELECT 1"], 6, "not a gzip archive"),
-        (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "give table, csv, jsonl"),
+        (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "use table, csv, jsonl"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(

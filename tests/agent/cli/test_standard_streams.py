@@ -59,7 +59,7 @@ def test_wrong_use_has_its_status_also_when_nobody_can_be_told(tmp_path: Path, s
 def test_a_reader_that_takes_one_line_of_both_leaves_the_bundle(tmp_path: Path):
     done = shell("ktrace 2>&1 | head -n 1; echo ${PIPESTATUS[0]}", tmp_path)
     line, status = done.stdout.splitlines()
-    assert line.startswith("ktrace: recording 60s")
+    assert line.startswith("ktrace: recording for 60s")
     assert status in ("0", "141")  # whether head was still there
     assert done.stderr == ""
     assert len(bundles(tmp_path)) == 1

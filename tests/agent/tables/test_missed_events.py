@@ -158,5 +158,5 @@ def test_it_is_told(
     assert any("13 of tcp_state" in note for note in summary.notes)
     (found,) = [one for one in summary.findings if one.id == FindingId.CAPTURE_INCOMPLETE]
     assert found.severity == severity
-    assert "13 events that no program saw" in found.title
+    assert "13 events missed" in found.title
     assert found.counts["unseen"] == 13

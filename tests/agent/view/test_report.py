@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_agent.view import findings, query_table, report, style
 from ktrace_api.summary import Summary
@@ -22,6 +23,7 @@ OVERFLOW = dict.fromkeys(
 )  # fmt: skip
 CURL = {"tgid": 4711, "comm": "curl", "uid": 1000}
 ETCD = {"tgid": 77, "comm": "etcd", "uid": 0}
+NO_ACTIVITY = "No verdict: no socket activity in 60 s. Record longer."
 STARTED = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
 
 
@@ -30,7 +32,7 @@ def account(**counts: int) -> dict[str, int]:
 
 
 def quiet(**changes: Any) -> Summary:
-    """A capture that saw nothing."""
+    """A capture without an event."""
     facts: dict[str, Any] = {
         "node": "etcd-1",
         "started": STARTED,
@@ -40,7 +42,7 @@ def quiet(**changes: Any) -> Summary:
         "sample": 1,
         "complete": True,
         "notes": (),
-        "verdict": {"verdict": "healthy", "why": "Nothing above info in 0 rows."},
+        "verdict": {"verdict": "unknown", "why": NO_ACTIVITY},
         "rows": 0,
         "rows_by_type": {},
         "accounting": {"tcp_state": account(), "connect": account()},
@@ -72,13 +74,19 @@ def finding(name: str, severity: str, title: str, **changes: Any) -> dict[str, A
     return {**facts, **changes}
 
 
+LEAK = "etcd (77): 86 connections not closed after the peer closed them (CLOSE_WAIT 5 -> 91)"
 FINDINGS = (
-    finding("CLOSE_WAIT_GROWING", "critical", "etcd (77) left 86 sockets in CLOSE_WAIT",
+    finding("CLOSE_WAIT_GROWING", "critical", LEAK, points_to="application",
             subject={"comm": "etcd", "tgid": 77, "pod": "etcd-1", "namespace": "kube-system",
                      "netns": 4026531840}, next="ss -tanpo state close-wait",
             evidence={"rows": (3, 5)}),
-    finding("TCP_CONNECT_TIMEOUT", "warning", "5 connects got no answer", confidence="low",
+    finding("TCP_CONNECT_TIMEOUT", "warning",
+            "3 of 5 connection attempts to 10.0.0.9:6443 timed out (curl, pid 4711)",
+            points_to="policy", confidence="low",
             subject={"comm": "curl", "tgid": 4711, "peer": "10.0.0.9:6443"}),
+    finding("DNS_NO_REPLY", "warning",
+            "DNS server 10.96.0.11:53 did not answer 2 of 2 queries (curl, 2 processes)",
+            points_to="dns", subject={"comm": "curl", "tgid": 4712, "peer": "10.96.0.11:53"}),
 )  # fmt: skip
 RTT = {"count": 117, "min": 900, "p50": 1_200, "p90": 2_000, "p99": 980_000, "max": 1_100_000}
 RESOLVER = {"peer": "10.96.0.10:53", "clients": 3, "queries": 120, "answers": 117,
@@ -93,7 +101,11 @@ def incident() -> Summary:
     return quiet(
         complete=False,
         notes=("22 events were lost: the ring or the disk was full (accounting).",),
-        verdict={"verdict": "host", "why": "etcd (77) left 86 sockets in CLOSE_WAIT"},
+        verdict={
+            "verdict": "application",
+            "findings": ("CLOSE_WAIT_GROWING",),
+            "why": f"{LEAK}. Also found: DNS, network policy or firewall",
+        },
         findings=FINDINGS,
         findings_left_out=3,
         dns={"queries": 122, "resolvers": (RESOLVER, SILENT)},
@@ -144,7 +156,7 @@ def incident() -> Summary:
 
 
 def text(summary: Summary, *, color: bool = False, width: int = 100) -> str:
-    """What a console of that width shows, without blanks at the ends of lines."""
+    """The report on a console of that width, without trailing blanks."""
     out = io.StringIO()
     Console(
         file=out, width=width, force_terminal=color, color_system="standard" if color else None,
@@ -153,93 +165,111 @@ def text(summary: Summary, *, color: bool = False, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def test_a_quiet_capture():
-    assert (
-        text(quiet())
-        == """
-etcd-1  60.0 s  0 rows  complete: nothing was lost
+def healthy() -> Summary:
+    return quiet(
+        verdict={"verdict": "healthy", "why": "No problems found in 424 events."},
+        rows=424,
+        rows_by_type={"tcp_state": 400, "connect": 24},
+        accounting={
+            "tcp_state": account(seen=400, written=400),
+            "connect": account(seen=24, written=24),
+        },
+        connects={
+            "top": (
+                {"peer": "10.96.0.1:443", "connects": 24, "results": {"established": 24},
+                 "errors": {}, "latency_us": {"count": 24, "min": 90, "p50": 412, "p90": 900,
+                                              "p99": 1_240, "max": 1_240}},
+            ),
+            "left_out": 0,
+            "results": {"established": 24},
+        },
+    )  # fmt: skip
 
-Verdict  healthy
-  Nothing above info in 0 rows.
 
-Events
-type       rows
-tcp_state     0
-connect       0
-"""
+def refused() -> Summary:
+    """Two clients of one server: the verdict has a meaning."""
+    peer = "10.77.0.1:8090"
+    titles = (
+        f"{peer} refused 12 of 12 connections (curl, 12 processes)",
+        f"{peer} refused 3 of 3 connections (wget, pid 4711)",
     )
+    found = tuple(
+        finding("TCP_CONNECT_REFUSED", "critical", title, points_to="application",
+                subject={"comm": "curl", "tgid": 4711, "peer": peer})
+        for title in titles
+    )  # fmt: skip
+    ids = ("TCP_CONNECT_REFUSED",)
+    verdict = {"verdict": "application", "findings": ids, "why": titles[0]}
+    return quiet(verdict=verdict, findings=found, rows=24)
 
 
-def test_a_fact_without_a_program_is_not_called_complete():
-    shown = text(quiet(hooks_missing=("connect", "accept")))
-    assert "no event was lost, but no program serves connect, accept" in shown
-    assert "complete" not in shown
-    assert "nothing was lost" not in shown
+def lossy() -> Summary:
+    return quiet(
+        complete=False,
+        notes=("1,500 events were lost: the ring was full (accounting).",),
+        verdict={
+            "verdict": "unknown",
+            "findings": ("CAPTURE_INCOMPLETE",),
+            "why": "No verdict: no problems found, but data is missing."
+            " Capture incomplete: 1,500 events lost",
+        },
+        findings=(
+            finding("CAPTURE_INCOMPLETE", "warning", "Capture incomplete: 1,500 events lost",
+                    points_to="unknown"),
+        ),
+        rows=500,
+        rows_by_type={"udp_send": 500},
+        accounting={"udp_send": account(seen=2_000, written=500, lost_ring=1_500)},
+    )  # fmt: skip
 
 
-def test_an_incident():
-    assert (
-        text(incident())
-        == """
-etcd-1  12.3 s  1,234 rows  ended early  1 in 10  INCOMPLETE: 22 events were lost
-  22 events were lost: the ring or the disk was full (accounting).
-  To lose less: a larger --ring-bytes, or --ports, --sample.
+CAPTURES = {
+    "healthy": healthy, "incident": incident, "refused": refused, "lossy": lossy, "quiet": quiet,
+}  # fmt: skip
 
-Verdict  this host
-  etcd (77) left 86 sockets in CLOSE_WAIT
 
-Findings  (+3 more)
-CRITICAL  CLOSE_WAIT_GROWING
-  etcd (77) left 86 sockets in CLOSE_WAIT
-  pod kube-system/etcd-1, netns 4026531840
-WARNING   TCP_CONNECT_TIMEOUT  confidence low
-  5 connects got no answer
-  curl (4711), peer 10.0.0.9:6443
+@pytest.mark.parametrize("name", CAPTURES)
+def test_reports(name: str, snapshot: SnapshotAssertion):
+    assert text(CAPTURES[name]()) == snapshot
 
-DNS (times are a heuristic)
-resolver       queries  no answer     p50     p99    max
-10.96.0.10:53      120          3  1.2 ms  980 ms  1.1 s
-10.96.0.11:53        2          2       -       -      -
 
-Events
-type             rows  sampled out  lost
-tcp_state       1,200          100    22
-connect            30            0     0
-tcp_retransmit      4            0     0
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"hooks_missing": ("connect", "accept")},
+         "no events lost, but not traced: connect, accept"),
+        ({"complete": False, "accounting": {"connect": account(lost_map=1)}},
+         "INCOMPLETE: 1 event was lost"),
+        ({"complete": False, "accounting": {"connect": account(capped=5_000)}},
+         "INCOMPLETE: 5,000 events were over the capture limit"),
+        ({"complete": False}, "INCOMPLETE: a map was full, see `overflow` in the summary"),
+    ],
+)  # fmt: skip
+def test_a_capture_that_misses_something_is_not_called_complete(
+    changes: dict[str, Any], wanted: str
+):
+    headline = text(quiet(**changes)).splitlines()[1]
+    assert headline == f"etcd-1  60.0 s  0 events  {wanted}"
 
-Connects  (+4 in the summary)
-to             how they ended                  all     p50     p99     max
-10.0.0.9:6443  3 ETIMEDOUT, 2 pending            5       -       -       -
-[fd00::2]:443  12 established, 1 ECONNREFUSED   13  412 us  1.24 s  3.05 s
-10.0.0.1:22    1 EPERM                           1       -       -       -
 
-Top talkers
-process       sent  received  opened  failed  flows
-etcd 77    5.0 MiB     812 B       2       0      2
-curl 4711  1.0 KiB   3.0 GiB       0       4      5
-
-Biggest conversations  (+1,313 in the summary)
-process    peer                   sent  received  opened  failed
-curl 4711  [fd00::2]:443  tcp  1.0 KiB   3.0 GiB      12       4
-
-Retransmits: 4 segments sent again
-process    peer           segments
-curl 4711  10.0.0.9:6443         4
-
-TCP sockets start -> end   CLOSE_WAIT 5 -> 91  LISTEN 3 -> 3  SYN_SENT 0 -> 1
-"""
+def test_a_meaning_that_differs_by_peer_is_left_out():
+    found = refused()
+    other = found.findings[1].model_copy(
+        update={"subject": found.findings[1].subject.model_copy(update={"peer": "10.0.0.3:80"})}
     )
+    shown = text(found.model_copy(update={"findings": (found.findings[0], other)}))
+    assert "Likely cause: application\n" in shown
 
 
 def test_colour_marks_what_is_wrong_and_only_that():
     shown = text(incident(), color=True)
     assert "\x1b[1;31mINCOMPLETE" in shown.replace("  INCOMPLETE", "INCOMPLETE")
     assert "\x1b[31m" not in text(quiet(), color=True)
-    assert "\x1b[32m" in text(quiet(), color=True)
+    assert "\x1b[32m" in text(healthy(), color=True)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_narrow_terminal_is_no_exception(width: int):
+def test_a_narrow_terminal_is_not_an_exception(width: int):
     assert all(len(line) <= width for line in text(incident(), width=width).splitlines())
 
 
@@ -282,16 +312,17 @@ def whereabouts(summary: Summary, folder: Path) -> str:
     return "\n".join(findings.whereabouts(summary, bundle))
 
 
-def test_the_next_command_follows_what_was_found(tmp_path: Path):
-    shown = whereabouts(incident(), tmp_path)
-    assert "x.bundle.tgz (2.0 KiB)" in shown
-    assert "Look closer  ss -tanpo state close-wait" in shown
-    assert "WHERE n IN (3, 5)" in shown
-    assert f"Its rows     ktrace query '{tmp_path}/out dir/x.bundle.tgz' \"SELECT" in shown
+def test_the_next_command_follows_the_worst_finding(tmp_path: Path):
+    lines = whereabouts(incident(), tmp_path).splitlines()
+    assert lines[1].endswith("x.bundle.tgz (2.0 KiB)")
+    assert lines[2] == "Next step    ss -tanpo state close-wait"
+    assert lines[3].startswith(f"Evidence     ktrace query '{tmp_path}/out dir/x.bundle.tgz' \"S")
+    assert "WHERE n IN (3, 5)" in lines[3]
 
 
 def test_without_findings_the_next_command_is_a_query(tmp_path: Path):
     assert "LIMIT 20" in whereabouts(quiet(), tmp_path)
+    assert "\nNext step    ktrace query" in whereabouts(quiet(), tmp_path)
     retransmits = quiet(retransmits={"segs": 1, "flow_segs": 1, "top": (), "left_out": 0})
     assert "tcp_retransmit" in whereabouts(retransmits, tmp_path)
     denied = quiet(connects={"top": (), "left_out": 0, "results": {"denied": 1}})
@@ -317,7 +348,7 @@ def test_a_larger_ring_is_no_advice_where_the_disk_was_full(note: str):
     assert "a larger --ring-bytes" in text(quiet(**one))
     shown = text(quiet(**one, notes=(note,)))
     assert "--ring-bytes" not in shown
-    assert "  To lose less: more room in --out-dir, or --ports, --sample.\n" in shown
+    assert "  To lose fewer events: free space in --out-dir, or use --ports or --sample.\n" in shown
 
 
 NARROW_FACTS = (

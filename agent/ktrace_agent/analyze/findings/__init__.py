@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Findings: SQL over the tables of ktrace_agent/tables/contract.py in, models out.
 
-A family a module. Healthy traffic gives nothing above info; every limit is in
+One module per family. Healthy traffic causes no finding above info. Every limit is in
 ktrace_api/thresholds.py with its reason.
 """
 
@@ -29,10 +29,10 @@ from ktrace_api.names import RowType
 from ktrace_api.thresholds import Thresholds
 
 MAX_OF_ONE_ID = 4
-"""Subjects of one id that are listed: others of them must not hide behind it."""
+"""Maximum findings with one id, so that they do not displace findings with other ids."""
 
 FINDINGS_BYTES = 28 * 1024
-"""Of all findings as they stand in the summary; it has 64 KiB for everything."""
+"""Maximum size of all findings in the summary, which is limited to 64 KiB."""
 DNS_BYTES = 8 * 1024
 
 _DEFAULT = Thresholds()
@@ -45,7 +45,7 @@ _FAMILIES = (
     (host.find, ()),
     (coverage.find, ("f_retransmits",)),
 )
-"""In the order of asking; the tables that grow with the capture and that nobody asks afterwards."""
+"""Families in order, each with the large tables that are dropped after it."""
 
 
 def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -> Findings:
@@ -76,16 +76,16 @@ def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -
 
 
 def _limit(findings: Iterable[Finding]) -> list[Finding]:
-    """The first few of each id; the last of them says how many more subjects there are."""
+    """Keep the first few findings of each id; the last one counts the subjects left out."""
     shown: list[Finding] = []
-    met: Counter[FindingId] = Counter()
+    found: Counter[FindingId] = Counter()
     last: dict[FindingId, int] = {}
     for one in findings:
-        met[one.id] += 1
-        if met[one.id] <= MAX_OF_ONE_ID:
+        found[one.id] += 1
+        if found[one.id] <= MAX_OF_ONE_ID:
             last[one.id] = len(shown)
             shown.append(one)
-    for name, count in met.items():
+    for name, count in found.items():
         if more := count - MAX_OF_ONE_ID:
             if more < 0:
                 continue
@@ -95,12 +95,13 @@ def _limit(findings: Iterable[Finding]) -> list[Finding]:
     return shown
 
 
-def _fit(findings: Sequence[Finding], room: int) -> list[Finding]:
-    """As many of the first as `room` bytes hold."""
+def _fit(findings: Sequence[Finding], limit: int) -> list[Finding]:
+    """Keep the first findings that fit into `limit` bytes."""
     shown: list[Finding] = []
+    left = limit
     for one in findings:
-        room -= _bytes(one)
-        if room < 0:
+        left -= _bytes(one)
+        if left < 0:
             break
         shown.append(one)
     return shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One capture as the findings ask it: SQL, counters, and how far its silence can be trusted."""
+"""One capture as the findings query it: SQL, counters, and how much may be missing."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,9 @@ from typing import Literal
 
 import duckdb
 
+from ktrace_agent.analyze import sentences
 from ktrace_agent.analyze.findings.wording import Row, cut
+from ktrace_agent.analyze.titles import fill
 from ktrace_agent.tables.ask import records
 from ktrace_api.finding import (
     MAX_COVERAGE,
@@ -38,11 +40,11 @@ HOOKS: Mapping[RowType, tuple[str, ...]] = {
     RowType.UDP_SEND: ("socket_send", "udp_send_address"),
     RowType.UDP_RECV: ("socket_recv", "udp_recv_address"),
 }
-"""Facts that rows of a type rest on, as probes.py names them."""
+"""Hooks that rows of a type depend on, as named in probes.py."""
 
 _WEAKER = {Confidence.HIGH: Confidence.MEDIUM, Confidence.MEDIUM: Confidence.LOW}
 _MANY_LOST = 0.1
-"""A tenth of the events lost: what is left may be another picture."""
+"""With a tenth of the events lost, the rest may not be representative."""
 _LARGEST = 2**63 - 1
 
 
@@ -57,34 +59,67 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What the capture was asked for and what is missing of it."""
+    """What the capture was configured to record, and what is missing."""
 
     rows: int
     end: datetime | None
-    """The last moment that the rows cover."""
+    """The last moment that the rows cover, in UTC."""
     window_s: float
     sample: int
     filters: tuple[str, ...]
     seen: Mapping[str, int]
-    """Events by type, and the part of them that was lost."""
+    """Events by row type."""
     lost: Mapping[str, int]
+    """Events by row type that were lost or for which no program ran."""
     unseen: int
-    """Lost ones that the kernel ran no program for."""
+    """Events for which the kernel ran no program; `lost` includes them."""
     capped: int
     overflow: int
     complete: bool
     hooks_missing: tuple[str, ...]
 
     def lost_share(self, types: Iterable[RowType]) -> float:
-        """Part of the events of these types that was lost."""
+        """Share of the events of these types that was lost."""
         names = tuple(types)
         seen = sum(self.seen.get(name, 0) for name in names)
         return sum(self.lost.get(name, 0) for name in names) / seen if seen else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What people read in a finding."""
+
+    title: str
+    refuted_by: str
+    """What would prove it wrong."""
+    next: str
+    """The command to run next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was counted, the numbers that were compared, and rows that show it."""
+
+    counts: Mapping[str, int | None] = field(default_factory=dict)
+    """Unknown counts (None) are left out."""
+    numbers: Sequence[Number] = ()
+    rows: Iterable[int | None] | None = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How sure a finding is if the capture is complete, and what makes it less sure."""
+
+    confidence: Confidence = Confidence.HIGH
+    rests_on: Sequence[RowType] = ()
+    """Row types whose missing events lower the confidence."""
+    unknown: Sequence[str] = ()
+    """Sentences about facts that could not be compared; each lowers the confidence one step."""
+
+
 @dataclass(slots=True)
 class Case:
-    """The tables of one capture (tables/contract.py) and the thresholds that they are judged by."""
+    """The tables of one capture (tables/contract.py) and the thresholds to compare with."""
 
     con: duckdb.DuckDBPyConnection
     limits: Thresholds
@@ -100,28 +135,31 @@ class Case:
         self.coverage = _coverage(self)
 
     def ask(self, sql: str) -> list[Row]:
-        """The lines of a query, by column."""
+        """The rows of a query result, by column."""
         return records(self.con, sql)
 
     def counter(self, netns: int | None, file: str, name: str) -> Counter | None:
-        """A counter of a namespace, or of the host (None); None where it did not change."""
+        """A counter of a namespace, or of the host (`netns` None). None if it did not change."""
         return self._counters.get((netns, file, name))
 
     def unknown(self, netns: int | None, file: str, *names: str) -> tuple[str, ...]:
-        """For find(): a sentence where not all of these are known, of procfs.HELD_AGAINST."""
-        lacking = [name for name in names if self.counter(netns, file, name) is None]
-        if not lacking:
+        """For `Trust.unknown`: a sentence if one of these reference counters is missing.
+
+        Reference counters (host/procfs.py) are reported even if they did not change.
+        """
+        missing = [name for name in names if self.counter(netns, file, name) is None]
+        if not missing:
             return ()
-        more = ", ..." if len(lacking) > 1 else ""
-        return (f"Its namespace's counters could not be compared ({lacking[0]}{more}).",)
+        more = ", ..." if len(missing) > 1 else ""
+        return (fill(sentences.NOT_COMPARED, counters=f"{missing[0]}{more}"),)
 
     def delta(self, netns: int | None, file: str, *names: str) -> int:
-        """How much counters rose in sum."""
+        """Sum of the increases of these counters."""
         found = (self.counter(netns, file, name) for name in names)
         return _whole(sum(counter.delta for counter in found if counter and counter.delta > 0))
 
     def unreachables(self, netns: int | None, *, v6: bool) -> tuple[int, int]:
-        """ICMP "destination unreachable" of one IP version that came in, and that went out."""
+        """ICMP "destination unreachable" messages of one IP version: received, sent."""
         file, prefix = ("snmp6", "Icmp6") if v6 else ("snmp", "Icmp.")
         came, sent = (
             self.delta(netns, file, f"{prefix}{way}DestUnreachs") for way in ("In", "Out")
@@ -129,7 +167,7 @@ class Case:
         return came, sent
 
     def risen(self, file: str, *names: str) -> dict[int | None, int]:
-        """Namespaces in which one of the counters rose, and how much in sum."""
+        """Namespaces in which one of these counters increased, with the sum of the increases."""
         spaces = {netns for netns, where, name in self._counters if where == file and name in names}
         rises = {netns: self.delta(netns, file, *names) for netns in spaces}
         return {netns: rise for netns, rise in rises.items() if rise > 0}
@@ -138,64 +176,56 @@ class Case:
         self,
         finding: FindingId,
         severity: Severity,
-        title: str,
+        texts: Texts,
         *,
         subject: Row,
         points_to: Cause,
-        refuted_by: str,
-        look: str,
-        rests_on: Sequence[RowType] = (),
-        confidence: Confidence = Confidence.HIGH,
-        counts: Mapping[str, int | None] | None = None,
-        rows: Iterable[int | None] | None = (),
-        numbers: Sequence[Number] = (),
-        unknown: Sequence[str] = (),
+        measured: Measured,
+        trust: Trust = Trust(),
     ) -> Finding:
-        """A finding whose confidence is what the coverage of `rests_on` leaves of it.
+        """Build a finding; missing events lower its confidence.
 
-        Each sentence of `unknown` says what it was not held against, and costs confidence, too.
-        `subject` has columns tgid, comm, pod, namespace, peer, net, as far as known.
+        `subject` may have the columns tgid, comm, pod, namespace, peer, net.
         """
-        confidence, caveats = self._trust(confidence, rests_on, unknown)
+        confidence, caveats = self._weigh(trust)
+        rows = {n for n in measured.rows or () if n is not None and n >= 0}
+        counts = [*measured.counts.items()][:MAX_NUMBERS]
         return Finding(
             id=finding,
             severity=severity,
-            title=cut(title, TITLE_CHARS),
+            title=cut(texts.title, TITLE_CHARS),
             subject=_subject(subject),
-            counts={
-                name: _whole(count)
-                for name, count in [*(counts or {}).items()][:MAX_NUMBERS]
-                if count is not None
-            },
+            counts={name: _whole(count) for name, count in counts if count is not None},
             evidence=Evidence(
-                rows=tuple(sorted({n for n in rows or () if n is not None and n >= 0}))[:MAX_ROWS],
-                numbers=tuple(numbers)[:MAX_NUMBERS],
+                rows=tuple(sorted(rows))[:MAX_ROWS],
+                numbers=tuple(measured.numbers)[:MAX_NUMBERS],
             ),
             points_to=points_to,
-            refuted_by=cut(refuted_by, SENTENCE_CHARS),
-            next=cut(look, SENTENCE_CHARS),
+            refuted_by=cut(texts.refuted_by, SENTENCE_CHARS),
+            next=cut(texts.next, SENTENCE_CHARS),
             confidence=confidence,
             coverage=tuple(cut(caveat, SENTENCE_CHARS) for caveat in caveats[:MAX_COVERAGE]),
         )
 
-    def _trust(
-        self, confidence: Confidence, rests_on: Sequence[RowType], unknown: Sequence[str]
-    ) -> tuple[Confidence, list[str]]:
-        coverage, caveats, steps = self.coverage, [*unknown], len(unknown)
+    def _weigh(self, trust: Trust) -> tuple[Confidence, list[str]]:
+        """The confidence that the coverage leaves, and a sentence for each thing missing."""
+        coverage, rests_on = self.coverage, trust.rests_on
+        caveats, steps = [*trust.unknown], len(trust.unknown)
         needed = {hook for name in rests_on for hook in HOOKS[name]}
         if absent := sorted(needed & set(coverage.hooks_missing)):
-            caveats.append(f"No program served {', '.join(absent)}.")
+            caveats.append(fill(sentences.HOOKS_MISSING, hooks=", ".join(absent)))
             steps += 1
         if (share := coverage.lost_share(rests_on)) > self.limits.lost_share:
-            caveats.append(f"{share:.1%} of the events it rests on were lost.")
+            caveats.append(fill(sentences.EVENTS_LOST, share=share))
             steps += 2 if share > _MANY_LOST else 1
         if coverage.sample > 1 and rests_on:
-            caveats.append(f"One event in {coverage.sample} is a row.")
+            caveats.append(fill(sentences.SAMPLED, sample=coverage.sample))
             steps += 1
         if coverage.filters and rests_on:
-            caveats.append(f"Only {', '.join(coverage.filters)} was captured.")
+            caveats.append(fill(sentences.FILTERED, filters=", ".join(coverage.filters)))
         if coverage.capped and rests_on:
-            caveats.append(f"{coverage.capped} events were not kept: a limit of the capture.")
+            caveats.append(fill(sentences.CAPPED, count=coverage.capped))
+        confidence = trust.confidence
         for _ in range(steps):
             confidence = _WEAKER.get(confidence, Confidence.LOW)
         return confidence, caveats
@@ -205,7 +235,7 @@ _COUNTER = ("before", "after", "delta")
 
 
 def _whole(value: float) -> int:
-    """A count: not negative, within 64 bits."""
+    """A count clamped to 0 and the largest 64-bit integer."""
     return min(max(int(value), 0), _LARGEST)
 
 
@@ -229,7 +259,7 @@ def _subject(row: Row) -> Subject:
 
 
 def _coverage(case: Case) -> Coverage:
-    """Total: a table without a line is a capture of which nothing is known."""
+    """Never raises: with empty tables, everything is unknown."""
     found = case.ask("SELECT * FROM capture LIMIT 1")
     capture = found[0] if found else {}
     (seen,) = case.ask("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")

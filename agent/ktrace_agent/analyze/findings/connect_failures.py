@@ -1,36 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""How connects ended: unanswered, refused, timed out, unreachable, denied, slow, without a port."""
+"""Failed and slow connection attempts.
+
+Unanswered, timed out, refused, unreachable, denied, without a local port, slow.
+"""
 
 from collections.abc import Iterator
 
 from ktrace_agent.analyze.findings import connect_reasons, connect_tables
-from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
+from ktrace_agent.analyze.findings.connect_reasons import Reason
 from ktrace_agent.analyze.findings.wording import (
     Row,
+    by,
     grade,
     inside,
     literal,
-    names,
     number,
     share,
-    verb,
+    who,
 )
+from ktrace_agent.analyze.sentences import REFUTED_BY, REFUTED_BY_VARIANT
+from ktrace_agent.analyze.titles import Variant, fill, title
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
 _RESTS_ON = (RowType.CONNECT,)
 _SECOND_US = 1_000_000
 _FAST_US = 2_000_000
-"""A machine that is not on its link is given up after 3 s (ARP, NDISC). A firewall answers at once,
-which a blocking connect() may learn with its second SYN only."""
-
+"""ARP and NDISC give up on an absent neighbor after 3 s. A firewall rejects at once, but a blocking
+connect() may notice that only with its second SYN."""
 
 _SEE_ICMP = "tcpdump -nni any 'icmp or icmp6 or tcp[13] & 4 != 0'"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """All findings about connects; tcp.prepare() has run."""
+    """All findings about connection attempts. Needs the tables of tcp.prepare()."""
     connect_tables.prepare(case)
     for row in connect_tables.worst(case, "unanswered"):
         yield _unanswered(case, row)
@@ -50,7 +55,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _counts(row: Row, outcome: str) -> dict[str, int]:
-    """Connects of a client that ended so, of how many, and how many processes had one of them."""
+    """Counts of a client: attempts with this outcome, all attempts, successes, processes."""
     return {name: row[name] for name in (outcome, "connects", "established", "processes")}
 
 
@@ -60,59 +65,80 @@ def _unanswered(case: Case, row: Row) -> Finding:
     longest_s = (row["longest"] or 0) / _SECOND_US
     often = failed >= limits.min_count and connect_tables.many(case, row, failed)
     warn = often or longest_s >= limits.syn_long_wait_s
-    cause, words = connect_reasons.behind_nat(case, row, "unanswered", Cause.POLICY)
+    reason = connect_reasons.behind_nat(case, row, "unanswered", Cause.POLICY)
     answered = case.ask(
         "SELECT count(*) AS segs, min(n, 2) AS shown FROM f_retransmits WHERE synack"
         f" AND local = {literal(row['remote'])}"
     )[0]
-    if answered["segs"] and cause == Cause.POLICY:
-        words = ": the peer on this node answers, its SYN-ACK is lost on the way"
+    if answered["segs"] and reason.cause == Cause.POLICY:
+        reason = Reason(Cause.POLICY, Variant.SYN_ACK_LOST)
     events = connect_tables.events(case, row, "unanswered")
     return case.find(
         FindingId.TCP_SYN_UNANSWERED,
         grade(limits, failed, total, warn=warn),
-        f"{names(row)} got no answer to {failed} of {total} connects to {row['remote']}{words}",
-        subject=row | {"peer": row["remote"]},
-        points_to=cause,
-        refuted_by="A SYN-ACK or RST for these ports in a packet capture at the client, or a peer"
-        " that is meant to be gone.",
-        look=inside(
-            row,
-            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
-            "nft list ruleset",
-            f"ip route get {row['remote_ip']}",
+        Texts(
+            title=_title(FindingId.TCP_SYN_UNANSWERED, reason, row, failed),
+            refuted_by=REFUTED_BY[FindingId.TCP_SYN_UNANSWERED],
+            next=inside(
+                row,
+                f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+                "nft list ruleset",
+                f"ip route get {row['remote_ip']}",
+            ),
         ),
-        rests_on=_RESTS_ON,
-        confidence=Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM,
-        counts=_counts(row, "unanswered")
-        | {"synack_again": answered["segs"], "conntrack_unreplied": row["tracked"]},
-        rows=[*events[:8], *(answered["shown"] or ())],
-        numbers=[
-            number("longest wait", longest_s, limits.syn_wait_s, "s"),
-            number("connects without an answer", failed, limits.min_count, "connects"),
-        ],
+        subject=row | {"peer": row["remote"]},
+        points_to=reason.cause,
+        measured=Measured(
+            counts=_counts(row, "unanswered")
+            | {"synack_again": answered["segs"], "conntrack_unreplied": row["tracked"]},
+            numbers=[
+                number("longest wait", longest_s, limits.syn_wait_s, "s"),
+                number("unanswered attempts", failed, limits.min_count, "attempts"),
+            ],
+            rows=[*events[:8], *(answered["shown"] or ())],
+        ),
+        trust=Trust(
+            Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM, _RESTS_ON
+        ),
+    )
+
+
+def _title(finding: FindingId, reason: Reason, row: Row, failed: int) -> str:
+    """A title of the form "FAILED of TOTAL connection attempts"."""
+    return title(
+        finding,
+        reason.variant,
+        peer=row["remote"],
+        failed=failed,
+        total=row["connects"],
+        by=by(row),
+        **reason.fields,
     )
 
 
 def _timeout(case: Case, row: Row) -> Finding:
     failed, total = row["timeout"], row["connects"]
-    cause, words = connect_reasons.behind_nat(case, row, "timeout", Cause.POLICY)
+    reason = connect_reasons.behind_nat(case, row, "timeout", Cause.POLICY)
     return case.find(
         FindingId.TCP_CONNECT_TIMEOUT,
         grade(case.limits, failed, total, warn=True),
-        f"{failed} of {total} connects of {names(row)} to {row['remote']} timed out{words}",
-        subject=row | {"peer": row["remote"]},
-        points_to=cause,
-        refuted_by="An answer of the peer in a packet capture at the client.",
-        look=inside(
-            row,
-            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
-            f"ip route get {row['remote_ip']}",
+        Texts(
+            title=_title(FindingId.TCP_CONNECT_TIMEOUT, reason, row, failed),
+            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_TIMEOUT],
+            next=inside(
+                row,
+                f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+                f"ip route get {row['remote_ip']}",
+            ),
         ),
-        rests_on=_RESTS_ON,
-        counts=_counts(row, "timeout"),
-        rows=connect_tables.events(case, row, "timeout"),
-        numbers=[number("connects that ended with ETIMEDOUT", failed, 1, "connects")],
+        subject=row | {"peer": row["remote"]},
+        points_to=reason.cause,
+        measured=Measured(
+            counts=_counts(row, "timeout"),
+            numbers=[number("attempts that ended with ETIMEDOUT", failed, 1, "attempts")],
+            rows=connect_tables.events(case, row, "timeout"),
+        ),
+        trust=Trust(rests_on=_RESTS_ON),
     )
 
 
@@ -127,38 +153,50 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
     icmp = connect_reasons.icmp(case, row)
     rejected = icmp.must_be(failed * case.coverage.sample)
     doubtful = not rejected and icmp.may_be(failed * case.coverage.sample)
-    cause, words = connect_reasons.behind_nat(
+    reason = connect_reasons.behind_nat(
         case, row, "refused", Cause.POLICY if rejected else Cause.APPLICATION
     )
-    if rejected and cause == Cause.POLICY:
-        words = ": a firewall rejects them with ICMP"
+    if rejected and reason.cause == Cause.POLICY:
+        reason = Reason(Cause.POLICY, Variant.FIREWALL)
     if scan:
-        words = ": it scans ports"
+        reason = Reason(reason.cause, Variant.SCAN)
     elif ended and not recurs:
-        words = ", until it worked"
-    severity = grade(limits, failed, total, warn=warn)
+        reason = Reason(reason.cause, Variant.RECOVERED)
     return case.find(
         FindingId.TCP_CONNECT_REFUSED,
-        severity,
-        f"{names(row)} {verb(row, 'was', 'were')} refused by {row['remote']},"
-        f" {failed} of {total} connects{words}",
-        subject=row | {"peer": row["remote"]},
-        points_to=cause,
-        refuted_by=connect_reasons.refuted_by(icmp, rejected=rejected, doubtful=doubtful),
-        look=inside(
-            row,
-            f"nc -vz {row['remote_ip']} {row['remote_port']}",
-            f"ss -ltn 'sport = :{row['remote_port']}'",
-            *([_SEE_ICMP] if doubtful else []),
+        grade(limits, failed, total, warn=warn),
+        Texts(
+            title=_title(FindingId.TCP_CONNECT_REFUSED, reason, row, failed),
+            refuted_by=_refusal_refuted_by(icmp, rejected=rejected, doubtful=doubtful),
+            next=inside(
+                row,
+                f"nc -vz {row['remote_ip']} {row['remote_port']}",
+                f"ss -ltn 'sport = :{row['remote_port']}'",
+                *([_SEE_ICMP] if doubtful else []),
+            ),
         ),
-        rests_on=_RESTS_ON,
-        counts=_counts(row, "refused") | {"episodes": episodes},
-        rows=connect_tables.events(case, row, "refused"),
-        numbers=[
-            number("refused connects", failed, limits.refused_count, "connects"),
-            number("episodes of refusals", episodes, limits.refused_episodes, "episodes"),
-        ],
+        subject=row | {"peer": row["remote"]},
+        points_to=reason.cause,
+        measured=Measured(
+            counts=_counts(row, "refused") | {"episodes": episodes},
+            numbers=[
+                number("refused connections", failed, limits.refused_count, "connections"),
+                number("episodes of refusals", episodes, limits.refused_episodes, "episodes"),
+            ],
+            rows=connect_tables.events(case, row, "refused"),
+        ),
+        trust=Trust(rests_on=_RESTS_ON),
     )
+
+
+def _refusal_refuted_by(icmp: connect_reasons.Icmp, *, rejected: bool, doubtful: bool) -> str:
+    finding = FindingId.TCP_CONNECT_REFUSED
+    if rejected:
+        return REFUTED_BY_VARIANT[finding, Variant.FIREWALL]
+    if doubtful:
+        template = REFUTED_BY_VARIANT[finding, Variant.FIREWALL_POSSIBLE]
+        return fill(template, count=icmp.others)
+    return REFUTED_BY[finding]
 
 
 def _unreachable(case: Case, row: Row) -> Finding:
@@ -176,50 +214,70 @@ def _unreachable(case: Case, row: Row) -> Finding:
     )
     warn = failed >= limits.min_count and connect_tables.many(case, row, failed)
     warn = warn and not connect_reasons.second_choice(case, row, "unreachable", limits.min_count)
-    words = ": something on the path rejects them" if rejected else ""
+    reason = Reason(Cause.ROUTING, fields={"error": facts["error"]})
+    if rejected:
+        reason = Reason(Cause.POLICY, Variant.FIREWALL)
     return case.find(
         FindingId.TCP_CONNECT_UNREACHABLE,
         grade(limits, failed, total, warn=warn),
-        f"{names(row)} cannot reach {row['remote']}: {failed} of {total} connects,"
-        f" {facts['error']}{words}",
+        Texts(
+            title=_title(FindingId.TCP_CONNECT_UNREACHABLE, reason, row, failed),
+            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_UNREACHABLE],
+            next=inside(
+                row, f"ip route get {row['remote_ip']}", f"ip neigh show {row['remote_ip']}"
+            ),
+        ),
         subject=row | {"peer": row["remote"]},
-        points_to=Cause.POLICY if rejected else Cause.ROUTING,
-        refuted_by="A route and an answering neighbour for the address, or a client that falls"
-        " back to another IP version.",
-        look=inside(row, f"ip route get {row['remote_ip']}", f"ip neigh show {row['remote_ip']}"),
-        rests_on=_RESTS_ON,
-        counts=_counts(row, "unreachable"),
-        rows=connect_tables.events(case, row, "unreachable"),
-        numbers=[
-            number("unreachable connects", failed, limits.min_count, "connects"),
-            number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
-            number("ICMP unreachable from others", icmp.others, unit="packets"),
-        ],
+        points_to=reason.cause,
+        measured=Measured(
+            counts=_counts(row, "unreachable"),
+            numbers=[
+                number("unreachable attempts", failed, limits.min_count, "attempts"),
+                number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
+                number("ICMP unreachable from others", icmp.others, unit="packets"),
+            ],
+            rows=connect_tables.events(case, row, "unreachable"),
+        ),
+        trust=Trust(rests_on=_RESTS_ON),
     )
 
 
 def _denied(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["denied"], row["connects"]
+    (facts,) = case.ask(
+        "SELECT mode(error) FILTER (WHERE error <> '-') AS error FROM f_watched"
+        f" WHERE outcome = 'denied' AND client = {row['client']}"
+    )
     return case.find(
         FindingId.CONNECT_DENIED,
         grade(limits, failed, total, warn=failed >= limits.min_count),
-        f"{names(row)} may not connect to {row['remote']}: {failed} of {total} denied",
+        Texts(
+            title=title(
+                FindingId.CONNECT_DENIED,
+                failed=failed,
+                total=total,
+                who=who(row),
+                peer=row["remote"],
+                error=facts["error"] or "errno unknown",
+            ),
+            refuted_by=REFUTED_BY[FindingId.CONNECT_DENIED],
+            next=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree; "
+            + inside(row, f"ip route get {row['remote_ip']}"),
+        ),
         subject=row | {"peer": row["remote"]},
         points_to=Cause.POLICY,
-        refuted_by="No seccomp filter, cgroup program, LSM rule or prohibiting route that covers"
-        " the process.",
-        look=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree; "
-        + inside(row, f"ip route get {row['remote_ip']}"),
-        rests_on=_RESTS_ON,
-        counts={"denied": failed, "connects": total, "processes": row["processes"]},
-        rows=connect_tables.events(case, row, "denied"),
-        numbers=[number("denied connects", failed, limits.min_count, "connects")],
+        measured=Measured(
+            counts={"denied": failed, "connects": total, "processes": row["processes"]},
+            numbers=[number("denied connections", failed, limits.min_count, "connections")],
+            rows=connect_tables.events(case, row, "denied"),
+        ),
+        trust=Trust(rests_on=_RESTS_ON),
     )
 
 
 def _no_port(case: Case, row: Row) -> Finding:
-    """EADDRNOTAVAIL also says that there is no source address at all: then nothing ever worked."""
+    """EADDRNOTAVAIL can also mean that no source address exists: then nothing ever succeeded."""
     limits = case.limits
     failed, total = row["no_port"], row["connects"]
     held = case.ask(
@@ -235,29 +293,34 @@ def _no_port(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.EPHEMERAL_PORTS_EXHAUSTED,
         grade(limits, failed, total, warn=warn),
-        f"{names(row)} {verb(row, 'finds', 'find')} no free local port for"
-        f" {row['remote']}: {failed} of {total} connects",
+        Texts(
+            title=_title(FindingId.EPHEMERAL_PORTS_EXHAUSTED, Reason(Cause.HOST), row, failed),
+            refuted_by=REFUTED_BY[FindingId.EPHEMERAL_PORTS_EXHAUSTED],
+            next=inside(
+                row,
+                f"ss -tan dst {row['remote_ip']} | wc -l",
+                "sysctl net.ipv4.ip_local_port_range",
+            ),
+        ),
         subject=row | {"peer": row["remote"]},
         points_to=Cause.HOST,
-        refuted_by="Free ports in ip_local_port_range towards that address, or a bind() to an"
-        " address that the namespace does not have.",
-        look=inside(
-            row, f"ss -tan dst {row['remote_ip']} | wc -l", "sysctl net.ipv4.ip_local_port_range"
+        measured=Measured(
+            counts={
+                "failed": failed,
+                "connects": total,
+                "processes": row["processes"],
+                "sockets_to_peer": held,
+                "time_wait": int(waiting.after) if waiting else None,
+            },
+            numbers=[
+                number("attempts without a port", failed, limits.ephemeral_failures, "attempts"),
+                number(f"sockets to the peer (range {(ranges[0]['value'] or '?')[:16]})", held),
+            ],
+            rows=connect_tables.events(case, row, "no_port"),
         ),
-        rests_on=_RESTS_ON,
-        confidence=Confidence.HIGH if held or row["established"] else Confidence.MEDIUM,
-        counts={
-            "failed": failed,
-            "connects": total,
-            "processes": row["processes"],
-            "sockets_to_peer": held,
-            "time_wait": int(waiting.after) if waiting else None,
-        },
-        rows=connect_tables.events(case, row, "no_port"),
-        numbers=[
-            number("connects without a port", failed, limits.ephemeral_failures, "connects"),
-            number(f"sockets to the peer (range {(ranges[0]['value'] or '?')[:16]})", held),
-        ],
+        trust=Trust(
+            Confidence.HIGH if held or row["established"] else Confidence.MEDIUM, _RESTS_ON
+        ),
     )
 
 
@@ -270,26 +333,44 @@ def _slow(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.TCP_CONNECT_SLOW,
         Severity.WARNING if lossy or far else Severity.INFO,
-        f"{names(row)} {verb(row, 'waits', 'wait')} {p50 / 1000:.0f} ms (median) for connects"
-        f" to {row['remote']};"
-        f" {late} of {total} took a lost SYN's second",
+        Texts(
+            title=_slow_title(case, row, by_loss=lossy or (late > 0 and not far)),
+            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_SLOW],
+            next=inside(
+                row,
+                f"nc -vz {row['remote_ip']} {row['remote_port']}",
+                f"mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
+            ),
+        ),
         subject=row | {"peer": row["remote"]},
         points_to=Cause.DNS if row["remote_port"] == 53 else Cause.ROUTING,
-        refuted_by="A round trip time to the peer as long as the handshakes (a far peer), or a"
-        " server whose accept queue is full.",
-        look=inside(
-            row,
-            f"nc -vz {row['remote_ip']} {row['remote_port']}",
-            f"mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
+        measured=Measured(
+            counts={"established": total, "late": late, "processes": row["processes"]},
+            numbers=[
+                number("median handshake", p50, limits.connect_slow_p50_us, "us"),
+                number("lost a SYN", share(late, total), limits.connect_slow_share, "share"),
+                number("90th percentile", p90, unit="us"),
+                number("shortest", least, unit="us"),
+                number("longest", most, unit="us"),
+            ],
+            rows=row["slowest"],
         ),
-        rests_on=_RESTS_ON,
-        counts={"established": total, "late": late, "processes": row["processes"]},
-        rows=row["slowest"],
-        numbers=[
-            number("median handshake", p50, limits.connect_slow_p50_us, "us"),
-            number("lost a SYN", share(late, total), limits.connect_slow_share, "share"),
-            number("90th percentile", p90, unit="us"),
-            number("shortest", least, unit="us"),
-            number("longest", most, unit="us"),
-        ],
+        trust=Trust(rests_on=_RESTS_ON),
     )
+
+
+def _slow_title(case: Case, row: Row, *, by_loss: bool) -> str:
+    """Names lost SYNs if they are the problem, otherwise the median."""
+    peer, total = row["remote"], row["good"]
+    if by_loss:
+        return title(
+            FindingId.TCP_CONNECT_SLOW,
+            Variant.LATE,
+            late=row["late"],
+            total=total,
+            peer=peer,
+            wait=f"{case.limits.syn_wait_s:g}",
+            by=by(row),
+        )
+    ms = round(row["took"][1] / 1000)
+    return title(FindingId.TCP_CONNECT_SLOW, peer=peer, ms=ms, total=total, who=who(row))

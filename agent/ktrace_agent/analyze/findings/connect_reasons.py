@@ -1,102 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""What explains connects that failed: translation, ICMP, the other IP version, a scan.
+"""Explains failed connection attempts: NAT, ICMP, the other IP version, a port scan.
 
-The tables are those of connects.prepare().
+Uses the tables of connect_tables.prepare().
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ktrace_agent.analyze.findings.case import HOOKS, Case
 from ktrace_agent.analyze.findings.wording import POOL, Row, literal
+from ktrace_agent.analyze.titles import Variant, Words
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
 
-_LOOKED_AT = 200
-"""Failures of a client that are held against successes over the other IP version."""
+_COMPARED = 200
+"""Latest failures of a client that are compared with successes over the other IP version."""
 _AT_ONCE_US = 100_000
-"""Who falls back does so when it learns of the failure; the margin is for a busy process."""
+"""A client falls back as soon as the attempt fails; the margin is for a busy process."""
 _RACE_US = 2_000_000
-"""RFC 8305 begins the next attempt 2 s after the last one at the latest."""
+"""Maximum delay before the next attempt (RFC 8305)."""
 _LATE_SHARE = 0.1
-"""Of the fallbacks: they come later where the CPU is short."""
+"""Share of fallbacks that may be late because the CPU is busy."""
 _BUSIER = 2
-"""An address with so many successes for each failure is in use anyway: it is nobody's second
-choice, though some success is always near."""
+"""With more successes per failure, an address is in regular use and is not a fallback: some
+success is always close in time."""
 _LONGEST_US = 10**12
-"""Longer than any handshake, and small enough to reckon with."""
+"""Longer than any handshake, and small enough for 64-bit arithmetic."""
 
 
-def _backends(case: Case, row: Row, outcome: str) -> str:
-    """Which backend behind the translated address fails, where others do not; "" otherwise."""
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What a failure points to, and the title that says so."""
+
+    cause: Cause
+    variant: Variant = Variant.PLAIN
+    fields: Mapping[str, Words] = field(default_factory=dict)
+    """Fields of the title that only this variant has."""
+
+
+def _backends(case: Case, row: Row, outcome: str) -> tuple[list[str], int]:
+    """Backends of the translated address that mostly fail, and how many are known."""
     found = case.ask(
         f"SELECT backend, count(*) FILTER (WHERE outcome = '{outcome}') AS failed,"
         " count(*) FILTER (WHERE outcome = 'established') AS good FROM f_watched"
         f" WHERE backend IS NOT NULL AND client = {row['client']} GROUP BY backend"
         " ORDER BY failed DESC, backend LIMIT 20"
     )
-    bad = [line["backend"] for line in found if line["failed"] > line["good"]]
-    if not bad:
-        return ""
-    return f"backend {', '.join(bad[:2])} of {len(found)} seen"
+    return [line["backend"] for line in found if line["failed"] > line["good"]], len(found)
 
 
-def behind_nat(case: Case, row: Row, outcome: str, cause: Cause) -> tuple[Cause, str]:
-    """The cause, and words for the title, of a failure to reach what NAT may have chosen."""
+def behind_nat(case: Case, row: Row, outcome: str, cause: Cause) -> Reason:
+    """DNS for port 53, NAT for a translated address, otherwise `cause`."""
     if row["remote_port"] == 53:
-        return Cause.DNS, " (DNS over TCP)"
+        return Reason(Cause.DNS, Variant.DNS_OVER_TCP)
     if row["nat"] is None:
-        return cause, ""
-    backends = _backends(case, row, outcome)
-    return Cause.NAT, f" ({backends})" if backends else " (translated address)"
+        return Reason(cause)
+    bad, known = _backends(case, row, outcome)
+    if not bad:
+        return Reason(Cause.NAT, Variant.NAT_ADDRESS)
+    return Reason(Cause.NAT, Variant.NAT_BACKEND, {"backends": ", ".join(bad[:2]), "known": known})
 
 
 @dataclass(frozen=True, slots=True)
 class Icmp:
-    """ICMP "unreachable" messages that came to the client's namespace, of its IP version."""
+    """ICMP "unreachable" messages of one IP version that the client's namespace received."""
 
     others: int
-    """From others: what a namespace sends itself is its own."""
+    """Messages from other namespaces and hosts."""
     proven: int
-    """Of them, those that nothing but the client's own connects can have caused."""
+    """Those of them that only the client's own connection attempts can have caused."""
 
     def may_be(self, failed: int) -> bool:
-        """There are enough for a firewall that rejects `failed` connects; half, at the least."""
+        """True if at least half of `failed` attempts may have been rejected by a firewall."""
         return self.others >= _half(failed)
 
     def must_be(self, failed: int) -> bool:
-        """The same, where nothing else explains them."""
+        """The same, counting only messages without another explanation."""
         return self.proven >= _half(failed)
 
 
-def refuted_by(icmp: Icmp, *, rejected: bool, doubtful: bool) -> str:
-    """What would prove a refusal wrong: that nobody listens, or that a firewall rejects."""
-    if rejected:
-        return "RSTs of the peer in a packet capture at the client: then nobody listens there."
-    if doubtful:
-        return (
-            "ICMP unreachable for this address in a packet capture: then a firewall rejects."
-            f" {icmp.others} such messages came, which UDP, large packets or other connects of the"
-            " namespace may have caused as well."
-        )
-    return (
-        "A listener at that address while the refusals went on (then something between sends the"
-        " RST), or a probe that expects a closed port."
-    )
-
-
 def _half(failed: int) -> int:
-    """Counters are read a moment before or after the first and the last rows."""
+    """Half of the failures: counters and rows do not start and end at the same moment."""
     return max(failed // 2, 1)
 
 
 def icmp(case: Case, row: Row) -> Icmp:
-    """What came, less what UDP, packets that were too big, and other connects can have caused.
+    """Received messages, minus those that UDP, path MTU or other connections can have caused.
 
-    The counter holds all codes and protocols. Messages that met a socket while connect() held
-    it (TcpExt.LockDroppedIcmps) are TCP's for sure, and no matter of size.
+    The counter includes all codes and protocols. Messages that arrived while connect() held the
+    socket lock (TcpExt.LockDroppedIcmps) certainly belong to TCP and not to path MTU discovery.
     """
-    if row["loopback"]:  # who connects there gets no ICMP from others
+    if row["loopback"]:  # no other host sends ICMP to a loopback address
         return Icmp(0, 0)
     net, six = row["net"], row["family"] == "ipv6"
     came, own = case.unreachables(net, v6=six)
@@ -105,14 +100,14 @@ def icmp(case: Case, row: Row) -> Icmp:
         return Icmp(others, 0)
     resent = case.delta(net, "snmp", "Tcp.RetransSegs")
     resent -= case.delta(net, "netstat", "TcpExt.TCPSynRetrans")
-    too_big = 0 if six else max(resent, 0)  # in IPv6 another type says so
+    too_big = 0 if six else max(resent, 0)  # ICMPv6 has its own type for it
     held = min(case.delta(net, "netstat", "TcpExt.LockDroppedIcmps"), others)
     left = max(others - _udp_unanswered(case, row) - too_big, held)
     return Icmp(others, max(left - _failed_beside(case, row) * case.coverage.sample, 0))
 
 
 def _udp_unseen(case: Case) -> bool:
-    """UDP of the namespace may be missing in the flows: a filter, no program, no room."""
+    """True if UDP flows of the namespace may be missing: filtered, not traced, map full."""
     (found,) = case.ask(
         "SELECT count(*) AS count FROM capture WHERE len(ports) > 0 OR dns_only"
         " OR (len(events) > 0 AND NOT list_contains(events, 'udp'))"
@@ -122,7 +117,7 @@ def _udp_unseen(case: Case) -> bool:
 
 
 def _udp_unanswered(case: Case, row: Row) -> int:
-    """Datagrams that may have come back as ICMP: unanswered ones, and answers of servers."""
+    """Datagrams that ICMP may have answered: unanswered queries, and replies of servers."""
     (found,) = case.ask(
         f"""SELECT coalesce(sum(greatest(sent - if(role = 'server', 0, got), 0)), 0) AS datagrams
             FROM (SELECT role, greatest(coalesce(tx_calls, 0), 0)::HUGEINT AS sent,
@@ -135,7 +130,7 @@ def _udp_unanswered(case: Case, row: Row) -> int:
 
 
 def _failed_beside(case: Case, row: Row) -> int:
-    """Connects of other clients in the namespace that ended as a rejection would end them."""
+    """Failed attempts of other clients in the namespace that a rejection may explain."""
     (found,) = case.ask(
         f"""SELECT coalesce(sum(refused + unreachable), 0) AS count FROM f_clients
             WHERE client <> {row["client"]} AND net IS NOT DISTINCT FROM {literal(row["net"])}
@@ -145,13 +140,13 @@ def _failed_beside(case: Case, row: Row) -> int:
     return int(found["count"])
 
 
-# Of the latest failures: those that a success over the other IP version made up for. Successes
-# are found by the step in which they began: there may be thousands of them a second.
+# Counts the latest failures that have a success over the other IP version. Successes are joined
+# by 100 ms steps of their start, because there may be thousands per second.
 _SECOND_CHOICES = f"""
 WITH failed AS (
   SELECT n, tgid, epoch_us(ts) AS ended FROM f_connects
   WHERE client = {{client}} AND outcome = '{{outcome}}' AND ts IS NOT NULL
-  ORDER BY n DESC LIMIT {_LOOKED_AT}),
+  ORDER BY n DESC LIMIT {_COMPARED}),
 span AS (SELECT min(n) AS first, max(n) AS last, max(ended) AS until FROM failed),
 tried AS (
   SELECT n, remote, tgid, outcome, family, epoch_us(ts) AS ended,
@@ -182,11 +177,11 @@ SELECT (SELECT count(*) FROM failed) AS failed,
 
 
 def second_choice(case: Case, row: Row, outcome: str, limit: int) -> bool:
-    """The process had a choice: what failed over one IP version it then reached over the other.
+    """True if the process fell back to the other IP version and succeeded.
 
-    Each failure needs a success of its own, by the same process, at the same port, that began at
-    once or was on its way (RFC 8305). Fewer than `limit` without one are no finding, nor is a
-    tenth of them: a busy process may be late.
+    Each failure needs its own success: same process, same port, started at once or already in
+    progress (RFC 8305). Fewer than `limit` failures without a success are ignored, and so is a
+    tenth of them, because a busy process may fall back late.
     """
     if row["family"] is None or row["remote_port"] is None:
         return False
@@ -207,7 +202,7 @@ def second_choice(case: Case, row: Row, outcome: str, limit: int) -> bool:
 
 
 def _as_many(case: Case, row: Row, failed: int) -> bool:
-    """About as many successes over the other IP version: of torn pairs nothing else is left."""
+    """Compares totals: an incomplete capture cannot pair failures with successes."""
     (found,) = case.ask(
         f"""SELECT count(*) AS count FROM f_connects WHERE outcome = 'established'
               AND remote_port = {row["remote_port"]} AND family <> {literal(row["family"])}
@@ -220,10 +215,10 @@ def _as_many(case: Case, row: Row, failed: int) -> bool:
 
 
 def scanned(case: Case) -> set[int]:
-    """Clients that belong to a scan: they ask which ports of an address are open.
+    """Clients that belong to a port scan.
 
-    A scan tries many ports a few times each, by one process or by one for each try. What was
-    refused more often is a service that somebody wants.
+    A scan tries many ports of one address a few times each, from one process or from one process
+    per try. A port that was refused more often is a service that the client needs.
     """
     tries = case.limits.scan_tries
     found = case.ask(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Connects as the findings ask them: by client and outcome."""
+"""Tables of connection attempts by client and outcome."""
 
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import LOOPBACK, POOL, Row, share
 from ktrace_api.thresholds import Thresholds
 
 _CONSIDERED = 24
-"""Clients of a kind that are looked at: more of them would not find room."""
+"""Maximum clients to examine per outcome; the summary has no space for more."""
 _SECOND_US = 1_000_000
 
 _RAW = """
@@ -29,7 +29,7 @@ WITH raw AS NOT MATERIALIZED (
       ELSE 'other' END AS outcome
   FROM rows WHERE type = 'connect' AND n IS NOT NULL),
 """
-# A process whose failures reach a limit is a client of its own, the others are pooled.
+# A process whose failures reach a limit is its own client; the others are pooled.
 _CONNECTS = f"""
 {_RAW}
 processes AS (
@@ -68,7 +68,7 @@ SELECT n, client, process, outcome, error, us, backend FROM f_connects
 WHERE client IN (
   {" UNION ALL ".join(f"(SELECT client {_WORST.format(name)})" for name in _FAILURES)})
 """
-# The latest process that failed stands for all: it may still be there.
+# The latest process that failed represents the client: it may still be running.
 _SUBJECTS = f"""
 WITH worst AS (SELECT * {_WORST}),
 failed AS (
@@ -92,7 +92,7 @@ ORDER BY late DESC, good DESC, tgid, remote, net
 
 
 def prepare(case: Case) -> None:
-    """Make f_connects, f_clients and f_watched."""
+    """Create f_connects, f_clients and f_watched."""
     wait_us = round(case.limits.syn_wait_s * _SECOND_US)
     window_us = round(min(case.coverage.window_s, 1e9) * _SECOND_US)
     apart = _apart(case.limits, wait_us)
@@ -102,7 +102,7 @@ def prepare(case: Case) -> None:
 
 
 def _apart(limits: Thresholds, wait_us: int) -> str:
-    """SQL of whether a process reaches a limit without the help of others."""
+    """SQL condition: a process reaches a limit on its own."""
     counts = dict.fromkeys(_FAILURES, limits.min_count)
     counts |= {"refused": limits.refused_count, "no_port": limits.ephemeral_failures}
     ways = [
@@ -116,26 +116,26 @@ def _apart(limits: Thresholds, wait_us: int) -> str:
 
 
 def slow(case: Case) -> list[Row]:
-    """Clients whose handshakes took long, with how long they took."""
+    """Clients with slow handshakes and their latencies."""
     wait_us = round(case.limits.syn_wait_s * _SECOND_US)
     return case.ask(_SLOW.format(wait_us=wait_us, p50=case.limits.connect_slow_p50_us))
 
 
 def worst(case: Case, outcome: str) -> list[Row]:
-    """Clients with most connects that ended so.
+    """Clients with the most attempts of this outcome.
 
-    `pooled` processes are the client, `processes` of them had that outcome.
+    A client consists of `pooled` processes; `processes` of them had the outcome.
     """
     return case.ask(_SUBJECTS.format(outcome))
 
 
 def many(case: Case, row: Row, failed: int) -> bool:
-    """The failures are no chance: what a process has once, one of many has at any time."""
+    """True if the failures are not chance: among many processes, single failures are normal."""
     return row["pooled"] <= 1 or share(failed, row["connects"]) >= case.limits.pooled_share
 
 
 def events(case: Case, row: Row, outcome: str) -> list[int]:
-    """The first rows of a client that ended so."""
+    """The first rows of a client with this outcome."""
     found = case.ask(
         f"SELECT n FROM f_watched WHERE outcome = '{outcome}' AND client = {row['client']}"
         " ORDER BY n LIMIT 10"
@@ -144,9 +144,9 @@ def events(case: Case, row: Row, outcome: str) -> list[int]:
 
 
 def refusals_ended(case: Case, row: Row) -> bool:
-    """A success came after the last refusal; of many processes, after all but a few of them.
+    """True if a success followed the last refusal; for a pool, all but a few refusals.
 
-    While a backend restarts, the last to know may be one of many.
+    After a backend restart, one of many processes may still be refused.
     """
     if row["last_good"] is None:
         return False
@@ -159,7 +159,7 @@ def refusals_ended(case: Case, row: Row) -> bool:
 
 
 def episodes(case: Case, row: Row) -> int:
-    """Runs of refusals that a success ended, or the end of the capture."""
+    """Runs of refusals, each ended by a success or by the end of the capture."""
     (found,) = case.ask(
         f"""SELECT count(*) FILTER (WHERE outcome = 'refused' AND before IS DISTINCT FROM 'refused')
               AS episodes

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capture itself: what it lost, and how much its silence is worth."""
+"""The capture itself: what it lost, and why a capture without rows has no verdict."""
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case, Coverage
+from ktrace_agent.analyze import sentences
+from ktrace_agent.analyze.findings.case import Case, Coverage, Measured, Texts
 from ktrace_agent.analyze.findings.wording import number
-from ktrace_agent.analyze.verdict import NO_TRAFFIC
+from ktrace_agent.analyze.titles import GAPS, Variant, fill, title
 from ktrace_api.finding import Cause, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
-_REFUTED_BY_EVENTS = "`complete: true` in the summary of a capture of the same traffic."
-_REFUTED_BY_HOOKS = (
-    "`complete: true` and an empty `hooks_missing` in the summary of a capture of the same traffic."
-)
-_MORE_ROOM = "ktrace --duration=30s --ring-bytes=64Mi --max-events=2000000; "
-_SO = "so nothing can be said"
+_ID = FindingId.CAPTURE_INCOMPLETE
+_NOT_TRACED = _ID, Variant.NOT_TRACED
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """CAPTURE_INCOMPLETE, where anything is missing that was asked for."""
+    """CAPTURE_INCOMPLETE, if any requested events are missing."""
     coverage, limits = case.coverage, case.limits
     lost = sum(coverage.lost.values())
     whole = coverage.complete and not lost and not coverage.capped and not coverage.overflow
@@ -27,63 +24,73 @@ def find(case: Case) -> Iterator[Finding]:
     rate = coverage.lost_share(RowType)
     few = lost == coverage.unseen < limits.unseen_count
     heavy = (rate > limits.lost_share and not few) or bool(coverage.hooks_missing)
+    refuted_by = sentences.REFUTED_BY_VARIANT[_NOT_TRACED]
     yield case.find(
         FindingId.CAPTURE_INCOMPLETE,
         Severity.WARNING if heavy else Severity.INFO,
-        _title(coverage, lost, whole=whole),
+        Texts(
+            title=_title(coverage, lost, whole=whole),
+            refuted_by=refuted_by if coverage.hooks_missing else sentences.REFUTED_BY[_ID],
+            next=sentences.NEXT_VARIANT[_NOT_TRACED] if whole else sentences.NEXT[_ID],
+        ),
         subject={},
         points_to=Cause.UNKNOWN,
-        refuted_by=_REFUTED_BY_HOOKS if coverage.hooks_missing else _REFUTED_BY_EVENTS,
-        look=f"{'' if whole else _MORE_ROOM}ktrace doctor",
-        counts={
-            "lost": lost,
-            "unseen": coverage.unseen,
-            "capped": coverage.capped,
-            "overflow": coverage.overflow,
-        },
-        numbers=[number("events lost", rate, limits.lost_share, "share")],
+        measured=Measured(
+            counts={
+                "lost": lost,
+                "unseen": coverage.unseen,
+                "capped": coverage.capped,
+                "overflow": coverage.overflow,
+            },
+            numbers=[number("events lost", rate, limits.lost_share, "share")],
+        ),
     )
 
 
 def _title(coverage: Coverage, lost: int, *, whole: bool) -> str:
-    """What is missing; what no program serves is no event that was lost."""
-    unserved = f"no program for {', '.join(coverage.hooks_missing)}"
+    """Missing hooks alone are not lost events."""
+    hooks = coverage.hooks_missing
     if whole:
-        return f"Facts are missing: {unserved} (no event was lost)"
-    parts = [
-        f"{lost - coverage.unseen} events lost" if lost > coverage.unseen else "",
-        f"{coverage.unseen} events that no program saw" if coverage.unseen else "",
-        f"{coverage.capped} not kept (limit of the capture)" if coverage.capped else "",
-        f"{coverage.overflow} facts without room" if coverage.overflow else "",
-        unserved if coverage.hooks_missing else "",
-    ]
-    return f"The capture is incomplete: {', '.join(filter(None, parts)) or 'it ended early'}"
+        return title(_ID, Variant.NOT_TRACED, hooks=_listed(hooks), count=len(hooks))
+    counts = {
+        "lost": lost - coverage.unseen,
+        "unseen": coverage.unseen,
+        "capped": coverage.capped,
+        "overflow": coverage.overflow,
+    }
+    gaps = [fill(GAPS[name], count=count) for name, count in counts.items() if count > 0]
+    if hooks:
+        gaps.append(fill(GAPS["hooks"], hooks=_listed(hooks)))
+    return title(_ID, gaps=", ".join(gaps or [GAPS["early"]]))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def silence(case: Case) -> str:
-    """Why a capture without a row says nothing, in a sentence.
+    """Explain why a capture without rows has no verdict.
 
-    A connection that stands before and after makes no row, however much it carries: its bytes
-    are in the flows.
+    A connection that exists before and after the capture makes no row, however many bytes it
+    carries: the bytes are in the flows.
     """
     coverage = case.coverage
-    (told,) = case.ask(
+    (counts,) = case.ask(
         """SELECT (SELECT count(*) FROM flows
                    WHERE greatest(tx_bytes, rx_bytes, tx_calls, rx_calls) > 0) AS flows,
              (SELECT coalesce(sum(greatest(seen::HUGEINT - coalesce(filtered, 0), 0)), 0)
               FROM accounting) AS events"""
     )
-    if told["events"]:
-        kept = f"1 in {coverage.sample} is" if coverage.sample > 1 else "there was no room"
-        return f"Events were seen ({told['events']}), but none of them is a row ({kept}), {_SO}."
+    if counts["events"]:
+        events = int(counts["events"])
+        if coverage.sample > 1:
+            return fill(sentences.SAMPLED_OUT, count=events, sample=coverage.sample)
+        return fill(sentences.NOT_KEPT, count=events)
     if coverage.unseen:
-        return f"Events passed that no program saw ({coverage.unseen}), and no others, {_SO}."
-    if told["flows"]:
-        return (
-            f"Traffic was seen (flows: {told['flows']}), but nothing happened in it that makes a"
-            " row: no fault shows, and none is ruled out."
-        )
+        return fill(sentences.NOT_CAPTURED, count=coverage.unseen)
+    if counts["flows"]:
+        return fill(sentences.NO_EVENTS, count=counts["flows"])
     if coverage.filters:
-        asked = ", ".join(coverage.filters)
-        return f"Nothing of what was asked for ({asked}) was seen, {_SO}."
-    return NO_TRAFFIC
+        return fill(sentences.NOT_MATCHED, filters=", ".join(coverage.filters))
+    return fill(sentences.NO_TRAFFIC_IN, seconds=round(coverage.window_s))

@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Name resolution: no answer, slow answers. Reads the tables of enrich/dns_clients.py."""
+"""DNS: missing and slow answers. Reads the tables of dns_clients.py."""
 
 from collections.abc import Iterator
 
 from ktrace_agent.analyze import dns_summary
 from ktrace_agent.analyze.dns_clients import CT_STATE, FAILING, WORST_FIRST
-from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
 from ktrace_agent.analyze.findings.dns_late_answers import Space, spaces
 from ktrace_agent.analyze.findings.wording import (
     LOOPBACK,
     POOL,
     Row,
+    by,
     grade,
     inside,
-    names,
     number,
     share,
-    verb,
+    who,
 )
+from ktrace_agent.analyze.sentences import REFUTED_BY
+from ktrace_agent.analyze.titles import Variant, title
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
 _RESTS_ON = (RowType.UDP_SEND, RowType.UDP_RECV)
 _CONSIDERED = 200
-"""Clients that are looked at: more of them would not find room."""
+"""Maximum clients to examine; the summary has no space for more."""
 
 _POLICY_ERRORS = frozenset({"EPERM", "EACCES"})
 _ROUTING_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"})
@@ -33,8 +35,8 @@ _SUMS = ("queries", "answers", "unanswered", "errored", "retries", "strange_answ
          "answers_sent", "failed", "asked")  # fmt: skip
 _EVENTS = ("open_rows", "error_rows", "sent_rows")
 
-# Processes below the limits are pooled. Those that got all they asked for are among them: of many
-# queries some are lost.
+# Processes below the limits are pooled, also those that got all their answers: of many queries
+# some are always lost.
 _NO_REPLY = f"""
 WITH counted AS (
   SELECT c.*, map_keys(e.errors) AS kinds,
@@ -76,14 +78,14 @@ ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """DNS_NO_REPLY and DNS_SLOW; dns_clients.prepare() has run."""
+    """DNS_NO_REPLY and DNS_SLOW. Needs the tables of dns_clients.prepare()."""
     limits = case.limits
     ask = _NO_REPLY.format(min_count=limits.min_count, no_reply_share=limits.dns_no_reply_share)
     if unanswered := case.ask(ask):
         late = spaces(case)
         for row in unanswered:
             yield _no_reply(case, row, gave_up=_gave_up(row, late))
-    if case.coverage.sample == 1:  # a sampled answer may belong to a query that is no row
+    if case.coverage.sample == 1:  # the query of a sampled answer may be missing
         slow = _SLOW.format(
             p50=limits.dns_slow_p50_us,
             p90=limits.dns_slow_p90_us,
@@ -94,10 +96,10 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _gave_up(row: Row, late: set[Space]) -> bool:
-    """The answers came after the client had closed its socket.
+    """True if the answers arrived after the client closed its socket.
 
-    Not where connection tracking saw none come, nor where the server is at a loopback address: then
-    the queries themselves may be what met a closed port.
+    False if conntrack recorded no reply, or if the server has a loopback address: then the
+    queries themselves may have met a closed port.
     """
     return (
         row["unanswered"] > 0
@@ -108,19 +110,19 @@ def _gave_up(row: Row, late: set[Space]) -> bool:
     )
 
 
-def _story(row: Row, errors: frozenset[str]) -> tuple[Cause, str]:
-    """Why there is no answer, as far as rows tell."""
+def _reason(row: Row, errors: frozenset[str]) -> tuple[Cause, Variant]:
+    """What the missing answers point to, as far as the rows show it."""
     if errors & _POLICY_ERRORS:
-        return Cause.POLICY, "the kernel refuses to send the queries (a local firewall or policy)"
+        return Cause.POLICY, Variant.BLOCKED
     if errors & _ROUTING_ERRORS:
-        return Cause.ROUTING, "the resolver cannot be reached"
+        return Cause.ROUTING, Variant.UNREACHABLE
     if "ECONNREFUSED" in errors:
-        return Cause.DNS, "nobody listens at the resolver's port"
+        return Cause.DNS, Variant.PORT_CLOSED
     if row["answered_by"] is not None:
-        return Cause.DNS, f"{row['answered_by']} answers instead, which the client must ignore"
+        return Cause.DNS, Variant.WRONG_ADDRESS
     if row["answers_sent"]:
-        return Cause.POLICY, "the resolver on this node did answer: the answers are lost on the way"
-    return Cause.DNS, ""
+        return Cause.POLICY, Variant.REPLY_LOST
+    return Cause.DNS, Variant.PLAIN
 
 
 def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
@@ -132,38 +134,48 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
         and share(failed, asked) >= limits.dns_no_reply_share
         and not gave_up
     )
-    cause, story = _story(row, errors)
-    peer = dns_summary.resolver_name(row["remote_ip"])
+    cause, variant = _reason(row, errors)
     if gave_up:
-        story = "answers came after the client had closed its socket"
+        variant = Variant.GAVE_UP
+    other = {"other": row["answered_by"]} if variant == Variant.WRONG_ADDRESS else {}
+    peer = dns_summary.resolver_name(row["remote_ip"])
     sure = row["ct_state"] == "UNREPLIED" or bool(row["answered_by"]) or bool(errors)
-    title = f"{names(row)} got no answer to {failed} of {asked} DNS queries to {peer}"
     return case.find(
         FindingId.DNS_NO_REPLY,
         grade(limits, failed, asked, warn=warn),
-        f"{title}: {story}" if story else title,
+        Texts(
+            title=title(
+                FindingId.DNS_NO_REPLY,
+                variant,
+                peer=peer,
+                failed=failed,
+                total=asked,
+                by=by(row),
+                **other,
+            ),
+            refuted_by=REFUTED_BY[FindingId.DNS_NO_REPLY],
+            next=inside(row, f"dig @{row['remote_ip']} +tries=1 +time=2 . NS"),
+        ),
         subject=row | {"peer": peer},
         points_to=cause,
-        refuted_by="Answers in a packet capture at the client's socket, or a client that closes"
-        " its socket before they come (Udp.NoPorts rises).",
-        look=inside(row, f"dig @{row['remote_ip']} +tries=1 +time=2 . NS"),
-        rests_on=_RESTS_ON,
-        confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
-        counts={
-            "queries": row["queries"],
-            "answers": row["answers"],
-            "unanswered": row["unanswered"],
-            "processes": row["processes"],
-            "retries": row["retries"],
-            "errors": row["errored"],
-            "answers_from_elsewhere": row["strange_answers"],
-            "answers_sent_by_resolver": row["answers_sent"],
-        },
-        rows=[*(row["open_rows"] or row["error_rows"]), *row["sent_rows"]],
-        numbers=[
-            number("queries without an answer", failed, limits.min_count, "queries"),
-            number("of all queries", share(failed, asked), limits.dns_no_reply_share, "share"),
-        ],
+        measured=Measured(
+            counts={
+                "queries": row["queries"],
+                "answers": row["answers"],
+                "unanswered": row["unanswered"],
+                "processes": row["processes"],
+                "retries": row["retries"],
+                "errors": row["errored"],
+                "answers_from_elsewhere": row["strange_answers"],
+                "answers_sent_by_resolver": row["answers_sent"],
+            },
+            numbers=[
+                number("unanswered queries", failed, limits.min_count, "queries"),
+                number("of all queries", share(failed, asked), limits.dns_no_reply_share, "share"),
+            ],
+            rows=[*(row["open_rows"] or row["error_rows"]), *row["sent_rows"]],
+        ),
+        trust=Trust(Confidence.HIGH if sure else Confidence.MEDIUM, _RESTS_ON),
     )
 
 
@@ -172,7 +184,7 @@ def _slow(case: Case, row: Row) -> Finding:
     least, p50, p90, most = row["rtt"]
     peer = dns_summary.resolver_name(row["remote_ip"])
     few = limits.dns_slow_min_answers
-    if row["processes"] > 1:  # the answers of each are one wait, as those to A and AAAA
+    if row["processes"] > 1:  # the A and AAAA answers of one process are one wait
         often = p50 >= limits.dns_slow_p50_us or row["late"] >= limits.min_count
         warn = row["processes"] >= few and often
     else:
@@ -180,26 +192,34 @@ def _slow(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.DNS_SLOW,
         Severity.WARNING if warn else Severity.INFO,
-        f"{names(row)} {verb(row, 'waits', 'wait')} {p50 / 1000:.0f} ms"
-        f" (median of {row['answers']}) for DNS answers"
-        f" from {peer}",
+        Texts(
+            title=title(
+                FindingId.DNS_SLOW,
+                peer=peer,
+                ms=round(p50 / 1000),
+                total=row["answers"],
+                who=who(row),
+            ),
+            refuted_by=REFUTED_BY[FindingId.DNS_SLOW],
+            next=inside(row, f"dig @{row['remote_ip']} . NS | grep 'Query time'"),
+        ),
         subject=row | {"peer": peer},
         points_to=Cause.DNS,
-        refuted_by="A client that reads its socket late: then the answer waits there, as a packet"
-        " capture or `ss -uanm` (Recv-Q) shows.",
-        look=inside(row, f"dig @{row['remote_ip']} . NS | grep 'Query time'"),
-        rests_on=_RESTS_ON,
-        confidence=Confidence.MEDIUM if row["ambiguous"] < row["answers"] else Confidence.LOW,
-        counts={
-            "answers": row["answers"],
-            "processes": row["processes"],
-            "ambiguous": row["ambiguous"],
-        },
-        rows=row["slowest"],
-        numbers=[
-            number("median time to an answer", p50, limits.dns_slow_p50_us, "us"),
-            number("90th percentile", p90, limits.dns_slow_p90_us, "us"),
-            number("shortest", least, unit="us"),
-            number("longest", most, unit="us"),
-        ],
+        measured=Measured(
+            counts={
+                "answers": row["answers"],
+                "processes": row["processes"],
+                "ambiguous": row["ambiguous"],
+            },
+            numbers=[
+                number("median time to an answer", p50, limits.dns_slow_p50_us, "us"),
+                number("90th percentile", p90, limits.dns_slow_p90_us, "us"),
+                number("shortest", least, unit="us"),
+                number("longest", most, unit="us"),
+            ],
+            rows=row["slowest"],
+        ),
+        trust=Trust(
+            Confidence.MEDIUM if row["ambiguous"] < row["answers"] else Confidence.LOW, _RESTS_ON
+        ),
     )

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant
-"""Answers that came when the client had closed its socket: what closed ports say, less the noise.
+"""DNS answers that arrived after the client closed its socket, estimated from Udp.NoPorts.
 
-The kernel counts datagrams for closed ports (Udp.NoPorts) by namespace and not by sender, so a
-late answer is believed only where nothing else can have been counted. When in doubt, a query
-without an answer is a query without an answer.
+The kernel counts datagrams for closed ports by namespace and not by sender. So late answers are
+assumed only if nothing else explains the counter. In doubt, a query counts as unanswered.
 """
 
 from typing import NamedTuple
@@ -13,24 +12,24 @@ from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.findings.wording import LOOPBACK
 
 MOST_A_QUERY = 2
-"""A late answer is one datagram a query. More than twice as many came from somewhere else too,
-and then all of them may have."""
+"""A late answer is one datagram per query. If there are more than twice as many, other senders are
+involved, and all of them may come from others."""
 
 
 class Space(NamedTuple):
-    """One IP version of a network namespace: each has counters of its own."""
+    """One IP version of a network namespace; each has its own counters."""
 
     net: int | None
     v6: bool
 
 
-# Queries that a late answer could belong to. Conntrack knows of the others that none came.
+# Queries that may have a late answer. For the others conntrack recorded that no reply arrived.
 _OPEN = """
 SELECT net, coalesce(contains(remote_ip, ':'), false) AS v6,
   sum(unanswered)::BIGINT AS unanswered, sum(raced)::BIGINT AS raced
 FROM dns_clients WHERE ct_state IS DISTINCT FROM 'UNREPLIED' GROUP BY ALL
 """
-# Datagrams to an address of a namespace, and to a port of it at which nobody received any.
+# Datagrams sent to a port of a namespace on which no process received any.
 _SILENT = f"""
 WITH places AS (
   SELECT DISTINCT net, local_ip AS address FROM flows
@@ -52,13 +51,13 @@ FROM met ANTI JOIN heard USING (net, port) GROUP BY ALL
 
 
 def spaces(case: Case) -> set[Space]:
-    """Where late answers explain every query without an answer; dns_clients is filled."""
+    """Namespaces where late answers explain every unanswered query. Needs table dns_clients."""
     silent = {_space(row): (int(row["own"]), int(row["foreign"])) for row in case.ask(_SILENT)}
     believed = set()
     for row in case.ask(_OPEN):
         space = _space(row)
         late = _late(case, space, *silent.get(space, (0, 0)))
-        unread = row["unanswered"] + row["raced"]  # who lost a race may come late as well
+        unread = row["unanswered"] + row["raced"]  # the losers of a race may be late as well
         if row["unanswered"] and unread <= late <= MOST_A_QUERY * unread:
             believed.add(space)
     return believed
@@ -69,10 +68,10 @@ def _space(row: dict[str, int | None]) -> Space:
 
 
 def _late(case: Case, space: Space, own: int, foreign: int) -> int:
-    """Datagrams for closed ports that no known sender but a resolver explains.
+    """Datagrams for closed ports that no known sender except a resolver explains.
 
-    `own` and `foreign` were sent by the namespace itself and by others to ports that nobody
-    reads. What a namespace sends to its own closed port brings an ICMP out and in again.
+    `own` and `foreign` were sent by the namespace itself and by other namespaces to ports that no
+    process reads. A datagram to the own closed port causes one ICMP message sent and received.
     """
     counter = ("snmp6", "Udp6NoPorts") if space.v6 else ("snmp", "Udp.NoPorts")
     echoed = min(case.unreachables(space.net, v6=space.v6))

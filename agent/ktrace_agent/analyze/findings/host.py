@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""This node itself: datagrams and packets that found no room, pressure on CPU and memory."""
+"""This node: full receive buffers and backlog queues, CPU and memory pressure."""
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
 from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
+from ktrace_agent.analyze.sentences import NEXT, REFUTED_BY
+from ktrace_agent.analyze.titles import Variant, Words, title
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 
 _UDP = {
     "snmp": (("Udp.RcvbufErrors", "Udp.MemErrors"), "Udp.InDatagrams"),
     "snmp6": (("Udp6RcvbufErrors", "Udp6MemErrors"), "Udp6InDatagrams"),
 }
-"""File -> what was dropped, what came through."""
+"""File -> counters of dropped datagrams, counter of received ones."""
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -26,7 +28,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _reader(case: Case, netns: int | None) -> tuple[Row, bool]:
-    """The process that took most datagrams in a namespace, and whether it was the only one."""
+    """The process that received most datagrams in a namespace; True if it was the only one."""
     same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
     found = case.ask(
         f"""SELECT tgid, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
@@ -51,20 +53,39 @@ def _udp(case: Case, file: str, netns: int | None, drops: int) -> Finding:
     return case.find(
         FindingId.UDP_RCVBUF_DROPS,
         Severity.WARNING if warn else Severity.INFO,
-        f"{drops} datagrams{'' if unknown else f' ({lost:.1%})'} were dropped because a receive"
-        " buffer was full" + (f"; {who(row)} reads there" if row.get("tgid") is not None else ""),
+        Texts(
+            title=_udp_title(row, drops, None if unknown else lost),
+            refuted_by=REFUTED_BY[FindingId.UDP_RCVBUF_DROPS],
+            next=inside(
+                row | {"net": netns}, "ss -uanmp", "nstat -az UdpRcvbufErrors Udp6RcvbufErrors"
+            )
+            + "; sysctl net.core.rmem_max",
+        ),
         subject=row | {"net": netns},
         points_to=Cause.APPLICATION,
-        refuted_by="No socket with a `d` counter in `ss -uanm`: then memory for all of UDP"
-        " (udp_mem) was short.",
-        look=inside(row | {"net": netns}, "ss -uanmp", "nstat -az UdpRcvbufErrors Udp6RcvbufErrors")
-        + "; sysctl net.core.rmem_max",
-        confidence=Confidence.HIGH if alone else Confidence.MEDIUM,
-        counts={"dropped": drops, "received": None if unknown else taken},
-        rows=row["shown"],
-        numbers=numbers,
-        unknown=unknown,
+        measured=Measured(
+            counts={"dropped": drops, "received": None if unknown else taken},
+            numbers=numbers,
+            rows=row["shown"],
+        ),
+        trust=Trust(Confidence.HIGH if alone else Confidence.MEDIUM, unknown=unknown),
     )
+
+
+def _udp_title(row: Row, drops: int, lost: float | None) -> str:
+    """`lost` is the share of all datagrams, None if it is unknown."""
+    fields: dict[str, Words] = {"drops": drops}
+    if lost is not None:
+        fields["share"] = lost
+    if row.get("tgid") is not None:
+        fields["who"] = who(row)
+    variant = {
+        (False, False): Variant.PLAIN,
+        (True, False): Variant.RATE,
+        (False, True): Variant.READER,
+        (True, True): Variant.RATE_READER,
+    }["share" in fields, "who" in fields]
+    return title(FindingId.UDP_RCVBUF_DROPS, variant, **fields)
 
 
 def _softnet(case: Case) -> Iterator[Finding]:
@@ -78,26 +99,29 @@ def _softnet(case: Case) -> Iterator[Finding]:
     yield case.find(
         FindingId.SOFTNET_DROPS,
         Severity.WARNING if warn else Severity.INFO,
-        f"{dropped} packets ({lost:.2%}) were dropped before the protocols saw them: a CPU's"
-        " backlog was full",
+        Texts(
+            title=title(FindingId.SOFTNET_DROPS, dropped=dropped, share=lost),
+            refuted_by=REFUTED_BY[FindingId.SOFTNET_DROPS],
+            next=NEXT[FindingId.SOFTNET_DROPS],
+        ),
         subject={},
         points_to=Cause.HOST,
-        refuted_by="A second column of /proc/net/softnet_stat that stands still.",
-        look="cat /proc/net/softnet_stat; sysctl net.core.netdev_max_backlog; mpstat -P ALL 1 5",
-        counts={
-            "dropped": dropped,
-            "processed": processed,
-            "time_squeeze": case.delta(None, "softnet_stat", "time_squeeze"),
-        },
-        numbers=[
-            number("dropped", dropped, limits.softnet_drops, "packets"),
-            number("of all packets", lost, limits.softnet_drop_share, "share"),
-        ],
+        measured=Measured(
+            counts={
+                "dropped": dropped,
+                "processed": processed,
+                "time_squeeze": case.delta(None, "softnet_stat", "time_squeeze"),
+            },
+            numbers=[
+                number("dropped", dropped, limits.softnet_drops, "packets"),
+                number("of all packets", lost, limits.softnet_drop_share, "share"),
+            ],
+        ),
     )
 
 
 def _stalled(case: Case, file: str, kind: str) -> float:
-    """Part of the capture in which tasks waited; the counter is in microseconds."""
+    """Share of the capture in which tasks waited. The counter is in microseconds."""
     return min(share(case.delta(None, file, f"{kind}.total") / 1e6, case.coverage.window_s), 1.0)
 
 
@@ -110,17 +134,22 @@ def _cpu(case: Case) -> Iterator[Finding]:
     yield case.find(
         FindingId.CPU_PRESSURE,
         Severity.WARNING if some >= limits.cpu_some_share and long else Severity.INFO,
-        f"Tasks waited for a CPU in {some:.0%} of the time",
+        Texts(
+            title=title(FindingId.CPU_PRESSURE, some=some),
+            refuted_by=REFUTED_BY[FindingId.CPU_PRESSURE],
+            next=NEXT[FindingId.CPU_PRESSURE],
+        ),
         subject={},
         points_to=Cause.HOST,
-        refuted_by="/proc/pressure/cpu far below while the trouble is there, or batch jobs with"
-        " low weight that alone wait.",
-        look="cat /proc/pressure/cpu; top -bn1 | head -20; cat /sys/fs/cgroup/cpu.stat",
-        confidence=Confidence.MEDIUM,
-        numbers=[
-            number("time in which some task waited", some, limits.cpu_some_share, "share"),
-            number("length of the capture", case.coverage.window_s, limits.cpu_min_window_s, "s"),
-        ],
+        measured=Measured(
+            numbers=[
+                number("time in which some task waited", some, limits.cpu_some_share, "share"),
+                number(
+                    "length of the capture", case.coverage.window_s, limits.cpu_min_window_s, "s"
+                ),
+            ],
+        ),
+        trust=Trust(Confidence.MEDIUM),
     )
 
 
@@ -133,13 +162,17 @@ def _memory(case: Case) -> Iterator[Finding]:
     yield case.find(
         FindingId.MEMORY_PRESSURE,
         Severity.WARNING if warn else Severity.INFO,
-        f"Tasks waited for memory in {some:.0%} of the time, all of them in {full:.0%}",
+        Texts(
+            title=title(FindingId.MEMORY_PRESSURE, some=some, full=full),
+            refuted_by=REFUTED_BY[FindingId.MEMORY_PRESSURE],
+            next=NEXT[FindingId.MEMORY_PRESSURE],
+        ),
         subject={},
         points_to=Cause.HOST,
-        refuted_by="/proc/pressure/memory near zero while the trouble is there.",
-        look="cat /proc/pressure/memory; free -m; grep -E 'pgmajfault|allocstall' /proc/vmstat",
-        numbers=[
-            number("time in which some waited", some, limits.memory_some_share, "share"),
-            number("time in which all waited", full, limits.memory_full_share, "share"),
-        ],
+        measured=Measured(
+            numbers=[
+                number("time in which some waited", some, limits.memory_some_share, "share"),
+                number("time in which all waited", full, limits.memory_full_share, "share"),
+            ],
+        ),
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Connections that exist: segments sent again, ends that nobody closes, full backlogs."""
+"""Established connections: retransmitted segments, sockets not closed, full accept queues."""
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case
-from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
+from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
+from ktrace_agent.analyze.findings.wording import Row, by, inside, literal, number, share, who
+from ktrace_agent.analyze.sentences import REFUTED_BY
+from ktrace_agent.analyze.titles import Variant, Words, title
 from ktrace_agent.host.procfs import DUPLICATES
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
@@ -15,7 +17,7 @@ _SEGMENT_BYTES = 1448
 """Payload of a segment on a link with an MTU of 1500 and TCP timestamps."""
 _HANDSHAKES = "('SYN_SENT', 'SYN_RECV', 'NEW_SYN_RECV')"
 
-# Whom a server talks to are many ports of many clients: their address alone is the peer.
+# A server has many clients with many ports: the address alone is the peer.
 _PEER = "CASE WHEN role = 'client' THEN remote ELSE remote_ip END"
 
 _RETRANSMITS = """
@@ -75,7 +77,7 @@ LIMIT {_CONSIDERED}
 
 
 def prepare(case: Case) -> None:
-    """Make f_retransmits and f_stalls."""
+    """Create f_retransmits and f_stalls."""
     limits = case.limits
     case.con.execute(_RETRANSMITS)
     case.con.execute(
@@ -89,7 +91,7 @@ def prepare(case: Case) -> None:
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """TCP_RETRANSMITS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW; prepare() has run."""
+    """TCP_RETRANSMITS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW. Needs the tables of prepare()."""
     for row in case.ask(_LOSS.format(sample=case.coverage.sample)):
         yield _loss(case, row)
     age_us = round(case.limits.close_wait_age_s * 1e6)
@@ -112,53 +114,72 @@ def _loss_severity(case: Case, segs: int, rate: float | None) -> Severity:
 def _loss(case: Case, row: Row) -> Finding:
     limits = case.limits
     segs, sent = int(row["segs"]), float(row["sent"] or 0)
-    # Where no flow tells what was sent there is no share, and 12 segments may be 12 of millions.
+    # Without a flow there is no share: 12 segments may be 12 of millions.
     rate = min(segs / sent, 1.0) if sent > 0 else None
     resent = case.delta(row["net"], "snmp", "Tcp.RetransSegs")
     known = case.delta(row["net"], "netstat", DUPLICATES)
     unknown = case.unknown(row["net"], "netstat", DUPLICATES)
     needless = resent > 0 and known / resent >= limits.retransmit_needless_share
-    # Where the namespace's receivers had all but a few of the segments, none of its connections
-    # can have lost a whole run of them.
+    # If the namespace's receivers already had all but a few of the segments, no connection can
+    # have lost a whole run of them.
     acknowledged = resent > 0 and resent - known < limits.stall_retransmits
     stalled = 0 if acknowledged else row["stalls"]
     severity = Severity.INFO if needless else _loss_severity(case, segs, rate)
     if stalled and severity == Severity.INFO:
         severity = Severity.WARNING
-    part, numbers = "", [number("segments", segs, limits.retransmit_count, "segments")]
+    numbers = [number("segments", segs, limits.retransmit_count, "segments")]
     if rate is not None:
-        part = f", {rate:.1%} of about {sent:.0f}"
-        numbers.insert(0, number("segments sent again", rate, limits.retransmit_share, "share"))
+        numbers.insert(0, number("retransmitted", rate, limits.retransmit_share, "share"))
     if not unknown:
         late = share(known, resent)
         numbers.append(number("needless", late, limits.retransmit_needless_share, "share"))
-    stalls = f"; {stalled} connections get nothing acknowledged" if stalled else ""
     return case.find(
         FindingId.TCP_RETRANSMITS,
         severity,
-        f"{who(row)} sent {segs} segments to {row['peer']} again{part}{stalls}",
+        Texts(
+            title=_loss_title(row, segs, None if rate is None else sent, stalled),
+            refuted_by=REFUTED_BY[FindingId.TCP_RETRANSMITS],
+            next=inside(
+                row,
+                f"ss -tino dst {row['remote_ip']}",
+                f"ping -M do -s 1472 -c 5 {row['remote_ip']}",
+            ),
+        ),
         subject=row,
         points_to=Cause.ROUTING,
-        refuted_by="Duplicates reported by the receiver (TcpExt.TCPDSACKRecv rises as much): the"
-        " segments were late, not lost.",
-        look=inside(
-            row,
-            f"ss -tino dst {row['remote_ip']}",
-            f"ping -M do -s 1472 -c 5 {row['remote_ip']}",
+        measured=Measured(
+            counts={
+                "segments_again": segs,
+                "segments_sent": int(sent) if rate is not None else None,
+                "sockets": row["sockets"],
+                "stalled": stalled,
+                "needless": None if unknown else known,
+            },
+            numbers=numbers,
+            rows=row["shown"],
         ),
-        rests_on=(RowType.TCP_RETRANSMIT,),
-        confidence=Confidence.HIGH if stalled or segs >= 50 else Confidence.MEDIUM,
-        counts={
-            "segments_again": segs,
-            "segments_sent": int(sent) if rate is not None else None,
-            "sockets": row["sockets"],
-            "stalled": stalled,
-            "needless": None if unknown else known,
-        },
-        rows=row["shown"],
-        numbers=numbers,
-        unknown=unknown,
+        trust=Trust(
+            Confidence.HIGH if stalled or segs >= 50 else Confidence.MEDIUM,
+            (RowType.TCP_RETRANSMIT,),
+            unknown,
+        ),
     )
+
+
+def _loss_title(row: Row, segs: int, sent: float | None, stalled: int) -> str:
+    """`sent` is the estimated number of segments, None if it is unknown."""
+    fields: dict[str, Words] = {"segs": segs, "who": who(row), "peer": row["peer"]}
+    if sent is not None:
+        fields["sent"] = round(sent)
+    if stalled:
+        variant = Variant.STALLED if sent is None else Variant.RATE_STALLED
+        fields["stalled"] = stalled
+    elif sent is not None:
+        variant = Variant.RATE
+        fields["share"] = min(segs / sent, 1.0)
+    else:
+        variant = Variant.PLAIN
+    return title(FindingId.TCP_RETRANSMITS, variant, **fields)
 
 
 def _close_wait(case: Case, row: Row) -> Finding:
@@ -179,26 +200,35 @@ def _close_wait(case: Case, row: Row) -> Finding:
     return case.find(
         FindingId.CLOSE_WAIT_GROWING,
         Severity.WARNING if warn else Severity.INFO,
-        f"{who(row)} leaves connections open that their peers closed: {row['before']} -> "
-        f"{row['after']} in CLOSE_WAIT",
+        Texts(
+            title=_close_wait_title(row, growth),
+            refuted_by=REFUTED_BY[FindingId.CLOSE_WAIT_GROWING],
+            next=inside(row, "ss -tanpo state close-wait"),
+        ),
         subject=row,
         points_to=Cause.APPLICATION,
-        refuted_by="A process that still sends on them (half-closed streams), or fewer of them a"
-        " minute later.",
-        look=inside(row, "ss -tanpo state close-wait"),
-        rests_on=(RowType.TCP_STATE,),
-        counts={"before": row["before"], "after": row["after"], "stale": row["stale"]},
-        rows=shown,
-        numbers=[
-            number("growth", growth, limits.close_wait_growth, "sockets"),
-            number("older than a second, new", stale, limits.close_wait_growth, "sockets"),
-            number("time between first and last", spread_s, limits.close_wait_spread_s, "s"),
-        ],
+        measured=Measured(
+            counts={"before": row["before"], "after": row["after"], "stale": row["stale"]},
+            numbers=[
+                number("growth", growth, limits.close_wait_growth, "sockets"),
+                number("older than a second, new", stale, limits.close_wait_growth, "sockets"),
+                number("time between first and last", spread_s, limits.close_wait_spread_s, "s"),
+            ],
+            rows=shown,
+        ),
+        trust=Trust(rests_on=(RowType.TCP_STATE,)),
     )
 
 
+def _close_wait_title(row: Row, growth: int) -> str:
+    fields: dict[str, Words] = {"growth": growth, "before": row["before"], "after": row["after"]}
+    if row["comm"] is None and row["tgid"] is None:
+        return title(FindingId.CLOSE_WAIT_GROWING, Variant.UNKNOWN_PROCESS, **fields)
+    return title(FindingId.CLOSE_WAIT_GROWING, who=who(row), **fields)
+
+
 def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
-    """The counter is the namespace's; the listener is the one whose clients nobody accepts."""
+    """The counter is per namespace. The listener is the one with connections not accepted."""
     limits = case.limits
     same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
     found = case.ask(
@@ -219,22 +249,28 @@ def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
     )
     sure = len(found) == 1 or (bool(found) and found[0]["waiting"] > found[-1]["waiting"])
     row: Row = found[0] if sure else {"shown": None, "waiting": 0}
-    name = f"{who(row)} at {row['peer']}" if sure else "a listener"
+    finding = FindingId.LISTEN_OVERFLOW
     return case.find(
-        FindingId.LISTEN_OVERFLOW,
+        finding,
         Severity.WARNING if drops >= limits.listen_overflow else Severity.INFO,
-        f"{name} accepts too slowly: its full backlog cost {drops} handshakes",
+        Texts(
+            title=title(finding, peer=row["peer"], by=by(row), drops=drops)
+            if sure
+            else title(finding, Variant.UNKNOWN_PROCESS, drops=drops),
+            refuted_by=REFUTED_BY[finding],
+            next=inside(
+                row | {"net": netns},
+                "ss -ltnp",
+                "nstat -az TcpExtListenOverflows TcpExtListenDrops",
+            )
+            + " # Recv-Q equal to Send-Q: the queue is full",
+        ),
         subject=row | {"net": netns},
         points_to=Cause.APPLICATION,
-        refuted_by="Counters that stand still in the next minute: a burst at start-up.",
-        look=inside(
-            row | {"net": netns},
-            "ss -ltnp",
-            "nstat -az TcpExtListenOverflows TcpExtListenDrops",
-        )
-        + " # Recv-Q at Send-Q: full",
-        confidence=Confidence.HIGH if sure else Confidence.MEDIUM,
-        counts={"overflows": drops, "not_accepted": row["waiting"]},
-        rows=row["shown"],
-        numbers=[number("ListenOverflows", drops, limits.listen_overflow, "handshakes")],
+        measured=Measured(
+            counts={"overflows": drops, "not_accepted": row["waiting"]},
+            numbers=[number("ListenOverflows", drops, limits.listen_overflow, "attempts")],
+            rows=row["shown"],
+        ),
+        trust=Trust(Confidence.HIGH if sure else Confidence.MEDIUM),
     )

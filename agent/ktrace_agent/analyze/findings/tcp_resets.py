@@ -1,43 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Connections of clients that their peers reset in mid-stream."""
+"""Established connections of clients that their peers reset."""
 
 from collections.abc import Iterator
 
-from ktrace_agent.analyze.findings.case import Case
+from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
 from ktrace_agent.analyze.findings.wording import Row, inside, literal, number, share, who
+from ktrace_agent.analyze.sentences import REFUTED_BY
+from ktrace_agent.analyze.titles import title
 from ktrace_agent.host.procfs import ABORTS
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
 _CONSIDERED = 50
-# A connection that left ESTABLISHED or CLOSE_WAIT at once was aborted by one of its ends. Where
-# both are on this node, the end that went first did it: by_peer is true or false. Where only one
-# is, by_peer is NULL and the counters of its namespace decide. They count every end alike, so
-# `taken` has the ends whose reset is no open question, or is none of a client's: clients that
-# are known to be reset, and all others that did not go first. `aborted` has those that did.
+# A connection that goes from ESTABLISHED or CLOSE_WAIT straight to CLOSE was aborted by one of its
+# endpoints. If both are on this node, the one that closed first did it: by_peer is true or false.
+# Otherwise by_peer is NULL and the counters of the namespace decide. They count every endpoint, so
+# `taken` counts those that are already explained: clients known to be reset, and all servers that
+# did not close first. `aborted` counts the endpoints that closed first.
 _RESETS = f"""
 WITH cut AS (
   SELECT n, net, tgid, comm, pod, namespace, local, remote, remote_ip,
     role IS NOT DISTINCT FROM 'client' AS client FROM rows
   WHERE type = 'tcp_state' AND old_state IN ('ESTABLISHED', 'CLOSE_WAIT') AND new_state = 'CLOSE'
     AND n IS NOT NULL),
-ends AS (SELECT local, remote, min(n) AS first, min(n) FILTER (WHERE NOT client) AS first_other
+endpoints AS (SELECT local, remote, min(n) AS first, min(n) FILTER (WHERE NOT client) AS first_other
   FROM cut GROUP BY ALL),
-told AS (
+attributed AS (
   SELECT c.*, if(c.client, e.first_other, e.first) < c.n AS by_peer FROM cut c
-  LEFT JOIN ends e ON c.local = e.remote AND c.remote = e.local),
+  LEFT JOIN endpoints e ON c.local = e.remote AND c.remote = e.local),
 spaces AS (
   SELECT net, count(*) FILTER (WHERE client AND by_peer IS NULL) AS open_there,
     count(*) FILTER (WHERE if(client, by_peer IS true, by_peer IS DISTINCT FROM false)) AS taken,
     count(*) FILTER (WHERE NOT by_peer) AS aborted
-  FROM told GROUP BY net),
+  FROM attributed GROUP BY net),
 peers AS (
   SELECT net, tgid, remote AS peer, max(comm) AS comm, max(pod) AS pod,
     max(namespace) AS namespace, max(remote_ip) AS remote_ip, count(*) AS cut,
     count(*) FILTER (WHERE by_peer) AS by_peer, count(*) FILTER (WHERE by_peer IS NULL) AS open,
     min(n, 10) AS shown
-  FROM told WHERE client GROUP BY net, tgid, remote)
+  FROM attributed WHERE client GROUP BY net, tgid, remote)
 SELECT p.*, s.open_there, s.taken, s.aborted
 FROM peers p JOIN spaces s ON p.net IS NOT DISTINCT FROM s.net
 ORDER BY cut DESC, tgid, peer, p.net LIMIT {_CONSIDERED}
@@ -52,15 +54,16 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _by_peer(case: Case, row: Row) -> int:
-    """Connections of a client that its peer reset, in rows; 0 where it may have been none.
+    """Connections of a client that its peer reset, in rows; 0 if possibly none.
 
-    What the namespace's counters leave is shared by all its clients whose other end is not here:
-    none of them is known to have got more than its part.
+    The resets that remain in the namespace's counters are shared by all clients whose peer is not
+    on this node, in proportion to their connections.
     """
     sample = case.coverage.sample
     aborted = case.delta(row["net"], "netstat", *ABORTS)
     received = case.delta(row["net"], "snmp", "Tcp.EstabResets") - aborted - row["taken"] * sample
-    # Whatever a filter hides of the rest: no more of these can have been aborted by this side.
+    # Upper bound, because a filter may hide other sockets: no more than the clients in question
+    # minus what this side aborted.
     aborted = max(aborted - row["aborted"] * sample, 0)
     received = min(received, row["open_there"] * sample - aborted)
     if received <= 0 or not row["open"]:
@@ -70,20 +73,22 @@ def _by_peer(case: Case, row: Row) -> int:
 
 
 def _opened(case: Case, row: Row) -> int | None:
-    """Connections to the peer, of which these were cut; None where nobody counted them.
+    """Connections opened to the peer; None if they were not counted.
 
-    A process that has more of them cut than it opened uses what another one opened (its parent):
-    then all of the namespace count.
+    If more were cut than the process opened, it uses connections of another process (its parent):
+    then all connections of the namespace count.
     """
     (flows,) = case.ask(
-        f"""SELECT coalesce(sum(opened), 0) AS everybody, coalesce(sum(opened) FILTER (
+        f"""SELECT coalesce(sum(opened), 0) AS every_process, coalesce(sum(opened) FILTER (
               WHERE tgid IS NOT DISTINCT FROM {literal(row["tgid"])}), 0) AS own
             FROM flows WHERE proto = 'tcp' AND opened > 0
               AND net IS NOT DISTINCT FROM {literal(row["net"])}
               AND remote = {literal(row["peer"])}"""
     )
     least = row["cut"] * case.coverage.sample
-    return next((int(flows[who]) for who in ("own", "everybody") if flows[who] >= least), None)
+    return next(
+        (int(flows[name]) for name in ("own", "every_process") if flows[name] >= least), None
+    )
 
 
 def _reset(case: Case, row: Row, resets: int) -> Finding:
@@ -91,7 +96,7 @@ def _reset(case: Case, row: Row, resets: int) -> Finding:
     opened = _opened(case, row)
     sample = case.coverage.sample
     part = None if opened is None else share(resets * sample, opened)
-    # Without these counters the rest may be what these clients did themselves.
+    # Without these counters, the clients may have aborted the remaining ones themselves.
     unknown = case.unknown(row["net"], "netstat", *ABORTS)
     sure = int(row["by_peer"]) if unknown else resets
     sure_part = None if opened is None else share(sure * sample, opened)
@@ -99,22 +104,24 @@ def _reset(case: Case, row: Row, resets: int) -> Finding:
     numbers = [number("resets", resets, limits.reset_count, "connections")]
     if part is not None:
         numbers.append(number("of the connections opened", part, limits.reset_share, "share"))
+    confidence = Confidence.HIGH if row["by_peer"] >= limits.reset_count else Confidence.MEDIUM
     return case.find(
         FindingId.TCP_RESETS,
         Severity.WARNING if warn else Severity.INFO,
-        f"{resets} connections of {who(row)} to {row['peer']} were reset in mid-stream",
+        Texts(
+            title=title(FindingId.TCP_RESETS, peer=row["peer"], resets=resets, who=who(row)),
+            refuted_by=REFUTED_BY[FindingId.TCP_RESETS],
+            next=inside(
+                row,
+                f"tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host {row['remote_ip']}'",
+            ),
+        ),
         subject=row,
         points_to=Cause.APPLICATION,
-        refuted_by="A client that aborts its connections itself (SO_LINGER 0, unread data): then"
-        " TcpExt.TCPAbortOn* rises in its namespace.",
-        look=inside(
-            row,
-            f"tcpdump -nni any 'tcp[tcpflags] & tcp-rst != 0 and host {row['remote_ip']}'",
+        measured=Measured(
+            counts={"resets": resets, "cut": row["cut"], "opened": opened},
+            numbers=numbers,
+            rows=row["shown"],
         ),
-        rests_on=(RowType.TCP_STATE,),
-        confidence=Confidence.HIGH if row["by_peer"] >= limits.reset_count else Confidence.MEDIUM,
-        counts={"resets": resets, "cut": row["cut"], "opened": opened},
-        rows=row["shown"],
-        numbers=numbers,
-        unknown=unknown if resets > row["by_peer"] else (),
+        trust=Trust(confidence, (RowType.TCP_STATE,), unknown if resets > row["by_peer"] else ()),
     )

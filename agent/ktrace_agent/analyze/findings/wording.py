@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How findings word things: a process, a command, a number, parts of SQL."""
+"""Parts that findings share: a process, a command, a number, fragments of SQL."""
 
 from typing import Any
 
@@ -7,18 +7,19 @@ from ktrace_api.finding import NAME_CHARS, Number, Severity
 from ktrace_api.thresholds import Thresholds
 
 Row = dict[str, Any]
-"""A line of a query, by column."""
+"""A row of a query result, by column."""
 
 LOOPBACK = "({0} = '::1' OR starts_with({0}, '127.'))"
-"""SQL of whether an address is its namespace's own."""
+"""SQL condition: {0} is a loopback address."""
 POOL = "hash('pool', net, cgroup_id, comm, {0})"
-"""SQL of what short processes are judged by together: the same program in the same container with
-one peer {0}. A loop around a tool makes a process for each connect or lookup, and none of them
-ever fails twice."""
+"""SQL key that groups short-lived processes: same program, container and peer {0}.
+
+A loop around a tool starts a process for each connection or lookup, and none of them fails twice.
+"""
 
 
 def number(what: str, value: float | None, against: float | None = None, unit: str = "") -> Number:
-    """A number that was compared, with four digits behind the point at most."""
+    """A number that was compared, rounded to four decimal places."""
     return Number(
         what=cut(what, NAME_CHARS),
         value=_tidy(value or 0),
@@ -28,43 +29,43 @@ def number(what: str, value: float | None, against: float | None = None, unit: s
 
 
 def share(part: float, whole: float) -> float:
-    """part / whole, 0 where there is nothing."""
+    """part / whole, or 0 if the whole is 0."""
     return part / whole if whole > 0 else 0.0
 
 
 def who(row: Row) -> str:
-    """The process of a line in words: `curl (4711)`."""
-    comm, tgid = row.get("comm"), row.get("tgid")
+    """The process in a sentence: `curl (4711)`, or `curl (12 processes)` by column `processes`."""
+    comm, tgid, processes = row.get("comm"), row.get("tgid"), row.get("processes", 1)
     if comm is None and tgid is None:
-        return "a process that is not known"
+        return "an unknown process"
+    if processes > 1:
+        return f"{comm or 'process'} ({processes} processes)"
     return f"{comm or 'process'} ({tgid})" if tgid is not None else str(comm)
 
 
-def names(row: Row) -> str:
-    """The process in words, with how many others share its fate (column `processes`)."""
-    others = row["processes"] - 1
-    if others <= 0:
-        return who(row)
-    return f"{who(row)} and {others} other{'s' if others > 1 else ''}"
-
-
-def verb(row: Row, one: str, several: str) -> str:
-    """The form of a verb that goes with names()."""
-    return several if row["processes"] > 1 else one
+def by(row: Row) -> str:
+    """The same within parentheses: `curl, pid 4711`, or `curl, 12 processes`."""
+    comm, tgid, processes = row.get("comm"), row.get("tgid"), row.get("processes", 1)
+    if comm is None and tgid is None:
+        return "unknown process"
+    if processes > 1:
+        return f"{comm or 'unknown name'}, {processes} processes"
+    return f"{comm or 'unknown name'}, pid {tgid}" if tgid is not None else str(comm)
 
 
 def literal(value: int | str | None) -> str:
-    """A value as SQL."""
+    """A value as an SQL literal."""
     if value is None:
         return "NULL"
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
 def inside(row: Row, *commands: str) -> str:
-    """These commands, to be typed on the node, in the network namespace of the process.
+    """Wrap commands so that they run in the network namespace of the process.
 
-    Of many processes (names()) none may be left, and sometimes none is known: then any process of
-    the namespace will do. Commands hold no double quotes and no dollar.
+    If there are several processes (column `processes`), they may all have exited, and sometimes
+    no process is known: then any process of the namespace is used. Commands must not contain
+    double quotes or dollar signs.
     """
     tgid, net = row.get("tgid"), row.get("net")
     if net is not None and (tgid is None or row.get("processes", 1) > 1):
@@ -78,7 +79,7 @@ def inside(row: Row, *commands: str) -> str:
 
 
 def grade(limits: Thresholds, failed: int, total: int, *, warn: bool) -> Severity:
-    """Warning where `warn`, critical where nearly all of many failed."""
+    """Warning if `warn`, critical if nearly all of many attempts failed, otherwise info."""
     if not warn:
         return Severity.INFO
     if failed >= limits.critical_count and share(failed, total) >= limits.critical_share:
@@ -91,5 +92,5 @@ def _tidy(value: float) -> float | int:
 
 
 def cut(text: str, limit: int) -> str:
-    """At most so many characters, the last a sign that there were more."""
+    """Shorten a text to `limit` characters; an ellipsis marks the cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

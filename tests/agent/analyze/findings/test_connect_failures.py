@@ -60,7 +60,7 @@ def test_one_way_drop_shows_the_syn_ack():
         made.retransmit(2 + number, state="NEW_SYN_RECV", synack=True, role="server",
                         **ends(SERVER, 443, "10.0.0.1", 40000 + number))  # fmt: skip
     finding = made.finding("TCP_SYN_UNANSWERED")
-    assert "SYN-ACK is lost" in finding.title
+    assert "SYN-ACKs of local server" in finding.title
     assert finding.counts["synack_again"] == 5
     assert finding.points_to == Cause.POLICY
 
@@ -220,7 +220,7 @@ def test_losses_and_sampling_lower_the_confidence():
     finding = more(made, 5, "failed", "ECONNREFUSED").finding("TCP_CONNECT_REFUSED")
     assert finding.confidence == Confidence.LOW
     assert len(finding.coverage) == 4
-    assert "20.0%" in "".join(finding.coverage)
+    assert "20.0 %" in "".join(finding.coverage)
 
 
 def test_thresholds_can_be_changed():

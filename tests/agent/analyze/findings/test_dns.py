@@ -152,7 +152,7 @@ def test_clients_that_give_up_early_leave_closed_ports():
     made = deaf(5).counter("snmp", "Udp.NoPorts", 5)
     finding = made.finding("DNS_NO_REPLY")
     assert finding.severity == Severity.INFO
-    assert "closed its socket" in finding.title
+    assert "too late: socket closed" in finding.title
 
 
 CLOSED, CAME, WENT = "Udp.NoPorts", "Icmp.InDestUnreachs", "Icmp.OutDestUnreachs"
@@ -224,7 +224,7 @@ def test_what_met_no_closed_port_here_takes_nothing_off_late_answers(others: Any
     made = others(deaf(20).counter("snmp", CLOSED, 20))
     late = [one for one in made.analyze().findings if one.subject.tgid == 100]
     assert [one.severity for one in late] == [Severity.INFO]
-    assert "closed its socket" in late[0].title
+    assert "too late: socket closed" in late[0].title
 
 
 def test_pairs_in_flight_on_one_socket_are_ambiguous():

@@ -65,12 +65,12 @@ def drained(*, peak: float = 0, watched: bool = True, **rose: int) -> Captured:
 @pytest.mark.parametrize(
     ("table", "severity", "words"),
     [
-        ({"early_drop": 800, "drop": 5000}, Severity.CRITICAL, "800 entries thrown out"),
-        ({"early_drop": 1}, Severity.CRITICAL, "1 entries thrown out"),
-        ({"early_drop": 1, "watched": False}, Severity.CRITICAL, "1 entries thrown out"),
-        ({"peak": LIMIT}, Severity.WARNING, f"{LIMIT} of {LIMIT} entries"),
-        ({"peak": LIMIT * 0.96, "drop": 9}, Severity.CRITICAL, "251658 of 262144 entries"),
-        ({"peak": LIMIT, "drop": 9, "early_drop": 9}, Severity.CRITICAL, f"{LIMIT} of {LIMIT}"),
+        ({"early_drop": 800, "drop": 5000}, Severity.CRITICAL, "800 entries evicted"),
+        ({"early_drop": 1}, Severity.CRITICAL, "1 entry evicted"),
+        ({"early_drop": 1, "watched": False}, Severity.CRITICAL, "1 entry evicted"),
+        ({"peak": LIMIT}, Severity.WARNING, f"{LIMIT:,} of {LIMIT:,} entries"),
+        ({"peak": LIMIT * 0.96, "drop": 9}, Severity.CRITICAL, "251,658 of 262,144 entries"),
+        ({"peak": LIMIT, "drop": 9, "early_drop": 9}, Severity.CRITICAL, f"{LIMIT:,} of {LIMIT:,}"),
     ],
 )
 def test_a_table_that_was_full_in_between(table: dict[str, Any], severity: Severity, words: str):
@@ -106,7 +106,7 @@ def test_a_namespace_may_have_a_limit_of_its_own():
     made = busy().counter("conntrack/max", "value", 0, netns=None, before=LIMIT)
     made.counter("ctnetlink", "max", 0, before=1000).counter("ctnetlink", "count", 990, before=9)
     assert made.finding("CONNTRACK_FULL").title.startswith(
-        "The connection tracking table is full: 999 of 1000 entries"
+        "Conntrack table full: 999 of 1,000 entries"
     )
 
 
@@ -181,15 +181,15 @@ def test_few_or_rare_drops_are_healthy():
 
 
 def test_drops_are_a_share_of_what_is_known():
-    """A reader that hangs takes nothing; where nobody knows what came there is no share."""
+    """A stuck reader receives nothing. If received datagrams are unknown, there is no share."""
     made = busy().counter("snmp", "Udp.RcvbufErrors", 25)
-    assert "25 datagrams (100.0%) were dropped" in made.finding("UDP_RCVBUF_DROPS").title
+    assert "25 datagrams dropped (100.0 %)" in made.finding("UDP_RCVBUF_DROPS").title
     assert made.serious() == {"UDP_RCVBUF_DROPS"}
     finding = (
         busy(compared=False).counter("snmp", "Udp.RcvbufErrors", 25).finding("UDP_RCVBUF_DROPS")
     )
     assert finding.severity == Severity.INFO
-    assert "25 datagrams were dropped" in finding.title
+    assert finding.title.startswith("UDP receive buffer full: 25 datagrams dropped")
     assert "received" not in finding.counts
     assert [one.unit for one in finding.evidence.numbers] == ["datagrams"]
 
@@ -256,17 +256,19 @@ def test_missing_hooks():
 
 
 def test_missing_hooks_are_no_lost_events():
-    """`complete` speaks of events: what it says must not refute what the finding says."""
+    """`complete` is about events, so it must not contradict the finding."""
     made = busy()
     made.insert("hooks", {"hook": "accept", "chosen": None, "refused": ["exit_accept: no"]})
     finding = made.finding("CAPTURE_INCOMPLETE")
-    assert finding.title == "Facts are missing: no program for accept (no event was lost)"
+    assert finding.title == (
+        "accept was not traced (no eBPF program available); nothing else is missing"
+    )
     assert "hooks_missing" in finding.refuted_by
     assert finding.next == "ktrace doctor"
     both = lost(500)
     both.insert("hooks", {"hook": "accept", "chosen": None, "refused": ["exit_accept: no"]})
     finding = both.finding("CAPTURE_INCOMPLETE")
-    assert finding.title == "The capture is incomplete: 500 events lost, no program for accept"
+    assert finding.title == "Capture incomplete: 500 events lost, accept not traced"
     assert "hooks_missing" in finding.refuted_by
     assert "hooks_missing" not in lost(500).finding("CAPTURE_INCOMPLETE").refuted_by
 

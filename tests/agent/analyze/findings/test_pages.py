@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids, pages, tests and verdict speak of the same findings."""
+"""Ids, pages, tests and verdict cover the same findings."""
 
 import re
 from pathlib import Path
@@ -49,6 +49,6 @@ def test_nothing_explains_itself_or_what_explains_it():
 
 def test_a_verdict_without_findings():
     assert verdict.judge([], 10) == Verdict(
-        verdict=Cause.HEALTHY, why="Nothing above info in 10 rows."
+        verdict=Cause.HEALTHY, why="No problems found in 10 events."
     )
     assert verdict.judge([], 0).verdict == Cause.UNKNOWN

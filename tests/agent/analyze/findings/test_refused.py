@@ -28,7 +28,7 @@ def test_refused_until_the_server_was_up():
     more(made, 5, "established", start=10)
     finding = made.finding("TCP_CONNECT_REFUSED")
     assert finding.severity == Severity.INFO
-    assert "until it worked" in finding.title
+    assert "then recovered" in finding.title
 
 
 def test_refused_from_some_time_on():

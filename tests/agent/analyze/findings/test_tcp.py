@@ -88,7 +88,7 @@ def test_without_a_flow_there_is_no_share():
     made.flow(tx_bytes=10_000_000_000, tx_calls=1_000_000, role=None)
     finding = made.finding("TCP_RETRANSMITS")
     assert finding.severity == Severity.INFO
-    assert finding.title == f"shop (100) sent 12 segments to {SERVER}:443 again"
+    assert finding.title == f"12 segments from shop (100) to {SERVER}:443 were retransmitted"
     assert "segments_sent" not in finding.counts
     assert made.analyze().verdict.verdict == Cause.HEALTHY
 
@@ -107,7 +107,7 @@ def test_without_a_share_a_stall_is_one():
         made.retransmit(second, sock=5)
     finding = made.finding("TCP_RETRANSMITS")
     assert finding.severity == Severity.WARNING
-    assert finding.title.endswith("again; 1 connections get nothing acknowledged")
+    assert finding.title.startswith("1 connection from shop (100) to")
 
 
 # Resets
@@ -268,7 +268,7 @@ def test_resets_by_counters_that_cannot_be_held_against_aborts():
     finding = made.finding("TCP_RESETS")
     assert (finding.severity, finding.confidence) == (Severity.INFO, Confidence.LOW)
     assert finding.coverage == (
-        "Its namespace's counters could not be compared (TcpExt.TCPAbortOnClose, ...).",
+        "Counters of its network namespace are missing (TcpExt.TCPAbortOnClose, ...).",
     )
 
 
