@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an analysis concludes: findings with their evidence, one verdict, the summary of DNS.
+"""The result of an analysis: findings with their evidence, one verdict, the DNS summary.
 
-Every text and every list is bounded, so that what is said of a run of any size has a size.
+Every text and every list has a maximum size, so that the result of a run of any size is bounded.
 """
 
 from datetime import datetime
@@ -14,7 +14,7 @@ from ktrace_api.model import Count, MaybeCount, Model
 from ktrace_api.names import UNKNOWN
 
 MAX_FINDINGS = 20
-"""Findings of one capture at most; the worst are kept."""
+"""Maximum findings of one capture; the worst are kept."""
 MAX_ROWS = 10
 MAX_NUMBERS = 8
 MAX_COVERAGE = 4
@@ -32,7 +32,7 @@ KubernetesName = Annotated[str, Field(max_length=UID_CHARS)]
 
 
 class FindingId(StrEnum):
-    """Everything that ktrace can find; docs/findings/<ID>.md explains each."""
+    """Everything that ktrace can find. docs/findings/<ID>.md explains each."""
 
     DNS_NO_REPLY = "DNS_NO_REPLY"
     DNS_SLOW = "DNS_SLOW"
@@ -58,18 +58,18 @@ class FindingId(StrEnum):
 
 
 class Severity(StrEnum):
-    """How much a finding matters; worst first."""
+    """How much a finding matters, worst first."""
 
     CRITICAL = "critical"
-    """Almost everything of its kind fails."""
+    """Nearly all attempts fail."""
     WARNING = "warning"
-    """Something is wrong that somebody should look at."""
+    """Something is wrong and needs attention."""
     INFO = "info"
-    """True, and usual in healthy traffic."""
+    """True, and normal in healthy traffic."""
 
 
 class Confidence(StrEnum):
-    """How sure the evidence makes us."""
+    """How strong the evidence is."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -77,25 +77,25 @@ class Confidence(StrEnum):
 
 
 class Cause(StrEnum):
-    """Where the trouble is."""
+    """Where the problem is."""
 
     DNS = "dns"
     POLICY = "policy"
-    """Something drops or refuses on purpose: firewall, network policy, seccomp, cgroup program."""
+    """Traffic is blocked on purpose: firewall, network policy, seccomp, cgroup program."""
     ROUTING = "routing"
-    """The path: no route, unreachable, loss, delay, a peer that went silent."""
+    """The network path: no route, unreachable, loss, delay, a peer that disappeared."""
     NAT = "nat"
-    """Address translation and connection tracking, and the backends that they lead to."""
+    """Address translation and connection tracking, and the backends behind them."""
     APPLICATION = "application"
-    """A process that does not listen, accept, read or close."""
+    """A process does not listen, accept, read or close."""
     HOST = "host"
-    """This node: CPU, memory, queues, ports."""
+    """This node: CPU, memory, queues, local ports."""
     HEALTHY = "healthy"
     UNKNOWN = "unknown"
 
 
 class Subject(Model):
-    """Whom a finding is about; "-" is not known or not one."""
+    """The process, pod and peer of a finding; "-" if unknown or not unique."""
 
     tgid: MaybeCount = "-"
     """Process id."""
@@ -104,64 +104,64 @@ class Subject(Model):
     namespace: KubernetesName = UNKNOWN
     """Kubernetes namespace."""
     peer: Name = UNKNOWN
-    """Remote `address:port`, or the address alone where ports differ."""
+    """Remote `address:port`, or only the address if ports differ."""
     netns: MaybeCount = "-"
     """Inode of the network namespace."""
 
 
 class Number(Model):
-    """A number that was compared."""
+    """A number that was compared with a limit."""
 
     what: Name
     value: FiniteFloat | int
     against: FiniteFloat | int | None = None
-    """The limit, where there is one."""
+    """The limit, if there is one."""
     unit: Name = ""
 
 
 class Evidence(Model):
-    """What a finding rests on."""
+    """The evidence of a finding."""
 
     rows: Annotated[tuple[Count, ...], Field(max_length=MAX_ROWS)] = ()
-    """Numbers of rows that show it: line n + 1 of events.jsonl."""
+    """Numbers of rows that show it. Row n is line n + 1 of events.jsonl."""
     numbers: Annotated[tuple[Number, ...], Field(max_length=MAX_NUMBERS)] = ()
 
 
 class Finding(Model):
-    """One conclusion, with all that is needed to doubt it."""
+    """One conclusion, with everything that is needed to verify it."""
 
     id: FindingId
     severity: Severity
     title: Title
-    """One sentence for people: who, what, how often."""
+    """One sentence for people: what is broken, who noticed it, how often."""
     subject: Subject
     counts: Annotated[dict[Name, Count], Field(max_length=MAX_NUMBERS)] = Field(
         default_factory=dict
     )
-    """What was counted; `subjects_left_out`: further subjects of this id that are not listed."""
+    """Counts by name. `subjects_left_out`: subjects of this id that are not listed."""
     evidence: Evidence = Evidence()
     points_to: Cause
-    """The verdict that it speaks for."""
+    """The cause that it points to."""
     refuted_by: Sentence
     """What would prove it wrong."""
     next: Sentence
-    """The command that looks closer."""
+    """The command to run next."""
     confidence: Confidence
     coverage: Annotated[tuple[Sentence, ...], Field(max_length=MAX_COVERAGE)] = ()
-    """What was not seen and could change it: missing hooks, losses, sampling, filters."""
+    """Missing data that could change it: hooks, lost events, sampling, filters."""
 
 
 class Verdict(Model):
-    """Whether it is DNS, policy, routing, NAT, the application or the host."""
+    """The likely cause: DNS, policy, routing, NAT, the application or the host."""
 
     verdict: Cause
     findings: Annotated[tuple[FindingId, ...], Field(max_length=len(FindingId))] = ()
-    """Those that carry it."""
+    """Findings that support it, the most important first."""
     why: Sentence
 
 
 class RoundTrip(Model):
-    """Times from a DNS query to its answer, in microseconds."""
+    """Time from a DNS query to its answer, in microseconds."""
 
     count: Count
     min: Count
@@ -172,22 +172,22 @@ class RoundTrip(Model):
 
 
 class Resolver(Model):
-    """One DNS server as its clients on this node met it, over UDP."""
+    """One DNS server as used by clients on this node, over UDP."""
 
     peer: Name
     clients: Count
-    """Processes that asked it."""
+    """Processes that sent queries to it."""
     queries: Count
     answers: Count
     unanswered: Count
     ambiguous: Count
-    """Answers of which nobody can tell which of several queries they belong to."""
+    """Answers that may belong to any of several queries."""
     rtt_us: RoundTrip | None
-    """Of the answers that are not ambiguous; of all where there are no others."""
+    """Of the answers that are not ambiguous; of all answers if all are ambiguous."""
 
 
 class DnsSuspect(Model):
-    """A process that asked and got no answer."""
+    """A process that sent DNS queries and received no answer."""
 
     tgid: MaybeCount
     comm: Name
@@ -199,36 +199,36 @@ class DnsSuspect(Model):
     answers: Count
     unanswered: Count
     retries: Count
-    """Queries that were asked again on the same socket without an answer in between."""
+    """Queries that were repeated on the same socket without an answer in between."""
     since: datetime | None
-    """The first query without an answer."""
+    """Time of the first unanswered query."""
     ct_state: Name
-    """What connection tracking says of it; UNREPLIED: no packet came back."""
+    """State of the conntrack entry. UNREPLIED: no packet came back."""
     answered_by: Name
-    """Another address that answered instead."""
+    """Another address that answered instead of the DNS server."""
     answers_sent: Count
-    """Answers that the resolver, on this node too, sent and that did not arrive."""
+    """Answers that a DNS server on this node sent and that did not arrive."""
     errors: Annotated[dict[Name, Count], Field(max_length=MAX_NUMBERS)] = Field(
         default_factory=dict
     )
-    """Errors of its sends and receives, by name of errno."""
+    """Errors of its send and receive calls, by name of errno."""
 
 
 class DnsSummary(Model):
-    """Name resolution on this node. Times are a heuristic: no payload is looked at."""
+    """DNS on this node. Times are estimated, because no payload is read."""
 
     heuristic: Literal[True] = True
-    """Queries and answers are joined by socket, peer and order."""
+    """Queries and answers are matched by socket, peer and order."""
     queries: Count = 0
     answers: Count = 0
     unanswered: Count = 0
     ambiguous: Count = 0
     retries: Count = 0
     tcp_connects: Count = 0
-    """Connects to port 53 over TCP."""
+    """TCP connection attempts to port 53."""
     tcp_failed: Count = 0
     resolvers: Annotated[tuple[Resolver, ...], Field(max_length=MAX_RESOLVERS)] = ()
-    """Those with most unanswered queries, then most queries, first."""
+    """Sorted by unanswered queries, then by queries, largest first."""
     resolvers_left_out: Count = 0
     suspects: Annotated[tuple[DnsSuspect, ...], Field(max_length=MAX_SUSPECTS)] = ()
     suspects_left_out: Count = 0

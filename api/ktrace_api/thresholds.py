@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where healthy ends: every limit that a finding compares with, and why it is there."""
+"""Limits between healthy and unhealthy: every value that findings compare with, and why."""
 
 from typing import Annotated
 
@@ -12,117 +12,126 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Thresholds(Model):
-    """Limits of the findings; a capture's config may name others (docs/thresholds.md)."""
+    """Limits of the findings. The config of a capture may override them (docs/thresholds.md)."""
 
     min_count: Count = 2
-    """What happens once happens in healthy traffic too: a restart, a single lost packet."""
+    """A single failure happens in healthy traffic too: a restart, one lost packet."""
 
     critical_share: Share = 0.9
-    """Nearly all attempts fail: the service is gone for this client."""
+    """Nearly all attempts fail: the service is down for this client."""
     critical_count: Count = 10
-    """So many of them that it is no single slip."""
+    """With this many failures it is not an accident."""
 
     dns_grace_s: Seconds = 1.0
-    """A query this near to the end may still be answered; twice the slowest answer, if longer."""
+    """A query this close to the end may still be answered. Twice the slowest answer is used if that
+    is longer."""
     dns_grace_max_s: Seconds = 5.0
-    """The usual time-out of a stub resolver (resolv.conf(5)): nobody waits longer."""
+    """The usual timeout of a stub resolver (resolv.conf(5)); no client waits longer."""
     dns_retry_s: Seconds = 0.35
-    """A query after such a silence is a new try: the shortest retry of usual resolvers (unbound)
-    is 376 ms, pairs of A and AAAA are sent within microseconds."""
+    """A query after this pause is a retry: the shortest retry of common resolvers (unbound) is 376
+    ms, while A and AAAA queries are microseconds apart."""
     dns_race_s: Seconds = 0.1
-    """Queries to several servers from one socket this close are a race (musl, dnsmasq): who
-    loses it is not silent."""
+    """Queries from one socket to several servers this close together are a race (musl, dnsmasq). A
+    server that loses the race is not silent."""
     dns_no_reply_share: Share = 0.1
-    """UDP loses packets; 10 % of lookups that wait for a time-out are felt by every user."""
+    """UDP loses packets. If 10 % of the lookups wait for a timeout, every user notices."""
     dns_slow_p50_us: Count = 150_000
-    """Half of the answers later than a round trip around the planet: no cache answers so."""
+    """Half of the answers take longer than a round trip around the planet: no cache is that
+    slow."""
     dns_slow_p90_us: Count = 1_000_000
-    """The objective of cluster DNS (99 % within 1 s, Kubernetes SIG scalability), missed by far."""
+    """Far above the objective of cluster DNS (99 % within 1 s, Kubernetes SIG Scalability)."""
     dns_slow_min_answers: Count = 4
-    """Fewer answers have no quantiles worth the name."""
+    """Quantiles of fewer answers are meaningless."""
 
     syn_wait_s: Seconds = 0.9
-    """The kernel sends the second SYN after 1 s (RFC 6298): an open connect this old lost one.
-    The margin is for clients that give up after exactly 1 s."""
+    """The kernel sends the second SYN after 1 s (RFC 6298), so an open attempt this old has lost
+    one. The margin is for clients that give up after exactly 1 s."""
     syn_long_wait_s: Seconds = 3.0
-    """Two SYNs went unanswered: one alone could be a lost packet."""
+    """Two SYNs were not answered; a single one could be a lost packet."""
     refused_count: Count = 3
     """A client that starts before its server is refused once or twice."""
     pooled_share: Share = 0.05
-    """Below it single failures of many short processes are restarts and lost packets."""
+    """Below this share, single failures of many short-lived processes are restarts and lost
+    packets."""
     refused_share: Share = 0.05
-    """Refusals between successes: below it a restart of one of many backends explains them."""
+    """Share of refusals among successes. Below it, the restart of one of many backends explains
+    them."""
     refused_episodes: Count = 3
-    """One or two episodes of refusals that end are restarts; from the third on it recurs."""
+    """One or two periods of refusals are restarts; from the third one on, the problem recurs."""
     scan_ports: Count = 8
-    """Refused by so many ports of one address: a scan, not a client of them."""
+    """A client that is refused by this many ports of one address is a port scan."""
     scan_tries: Count = 4
-    """A scan knows after a few tries; who is refused more often wants that port."""
+    """A scan needs few tries per port; a client that is refused more often needs that port."""
     connect_slow_p50_us: Count = 300_000
-    """The longest terrestrial round trip; half of all handshakes took longer."""
+    """The longest terrestrial round trip: half of all handshakes take longer."""
     connect_slow_share: Share = 0.02
-    """Handshakes of 1 s and more lost a SYN or its answer: 2 % of them are loss, not luck."""
+    """Handshakes of 1 s and more lost a SYN or its answer. 2 % of them are loss, not chance."""
     connect_slow_count: Count = 3
-    """Fewer of them are single lost packets."""
+    """Fewer slow handshakes are single lost packets."""
 
     close_wait_growth: Count = 10
-    """Sockets that the peer closed and the process did not; a few belong to any connection pool."""
+    """Sockets that the peer closed and the process did not. Every connection pool has a few."""
     close_wait_age_s: Seconds = 1.0
-    """A process that reads sees the end of the stream within milliseconds."""
+    """A process that reads notices the end of the stream within milliseconds."""
     close_wait_spread_s: Seconds = 0.3
-    """A leak goes on; what fills in one instant is a peer that restarted."""
+    """A leak continues over time. If all sockets appear in one instant, a peer restarted."""
 
     retransmit_share: Share = 0.01
-    """TCP's throughput falls with the root of the loss: 1 % already costs most of a fast path."""
+    """TCP throughput falls with the square root of the loss: 1 % already costs most of a fast
+    path."""
     retransmit_critical_share: Share = 0.05
-    """At 5 % a connection moves a few packets a round trip, whatever the line."""
+    """At 5 % a connection moves a few packets per round trip, whatever the bandwidth."""
     retransmit_count: Count = 10
-    """Single probes of the tail (TLP) and reordering resend a few segments anywhere."""
+    """Tail loss probes (TLP) and reordering retransmit a few segments on any path."""
     retransmit_needless_share: Share = 0.8
-    """The receiver reported (DSACK) that it had most of them already: late, not lost."""
+    """The receiver reported (DSACK) that it already had most of the segments: they were late, not
+    lost."""
     stall_retransmits: Count = 4
-    """Resends of one connection with growing pauses between them: nothing is acknowledged."""
+    """Retransmits of one connection with growing pauses: no data is acknowledged."""
     stall_gap_s: Seconds = 0.7
-    """The pause has doubled from the minimum of 200 ms twice."""
+    """The pause has doubled twice from the minimum of 200 ms."""
     reset_count: Count = 3
     """A peer that restarts resets one or two connections of a client."""
     reset_share: Share = 0.1
-    """Clients that are reset in mid-stream, of the connections that they opened to the peer."""
+    """Share of the connections opened to the peer that were reset while established."""
 
     listen_overflow: Count = 3
-    """SYNs or handshakes that a full accept queue cost; a burst at start-up costs one or two."""
+    """SYNs or handshakes dropped because the accept queue was full. A burst at startup drops one or
+    two."""
 
     conntrack_full_share: Share = 0.95
-    """Above it the kernel is already dropping early or about to refuse."""
+    """Above this share the kernel already evicts entries or is about to drop packets."""
     conntrack_insert_failed: Count = 3
     """Single races of two packets of one flow are harmless."""
     unreplied_count: Count = 3
-    """Datagrams of one flow to a service that answers others, none answered."""
+    """Unanswered datagrams of one flow to a service that answers others."""
 
     ephemeral_failures: Count = 2
-    """EADDRNOTAVAIL needs no repetition, but a wrong bind() fails once, too."""
+    """One EADDRNOTAVAIL would be enough, but a wrong bind() also fails once."""
 
     udp_drops: Count = 20
-    """Fewer are a burst at start-up."""
+    """Fewer drops are a burst at startup."""
     udp_drop_share: Share = 0.001
-    """A burst may overflow a buffer once; one datagram in a thousand is a reader too slow."""
+    """A burst may overflow a buffer once. If one datagram in a thousand is dropped, the reader is
+    too slow."""
     softnet_drops: Count = 50
-    """A backlog queue that overflowed once holds more packets than that."""
+    """Fewer drops are few compared with the length of a backlog queue."""
     softnet_drop_share: Share = 0.0001
-    """One packet in ten thousand: TCP begins to feel it."""
+    """One packet in ten thousand: TCP begins to slow down."""
 
     cpu_some_share: Share = 0.9
-    """Time in which some task waited for a CPU. A busy node with few CPUs waits half of the time
-    and serves well; nine tenths are a run queue that never empties."""
+    """Share of time in which some task waited for a CPU. A busy node with few CPUs waits half of
+    the time and works well; at nine tenths the run queue is never empty."""
     cpu_min_window_s: Seconds = 5.0
-    """Any start of a program fills a second."""
+    """Starting any program keeps the CPUs busy for a second."""
     memory_some_share: Share = 0.1
-    """Time in which some task waited for memory."""
+    """Share of time in which some task waited for memory."""
     memory_full_share: Share = 0.03
-    """Time in which no task ran because all waited for memory: reclaim is what the node does."""
+    """Share of time in which all tasks waited for memory: the node does little but reclaim."""
 
     lost_share: Share = 0.01
-    """Events that a finding may rest on: with more of them lost, silence is no evidence."""
+    """Share of lost events that a finding tolerates. With more losses, missing events are no
+    evidence."""
     unseen_count: Count = 10
-    """A kernel that exempts tasks of its own from tracing hides what softirq does upon them: a few
-    events of any capture."""
+    """A kernel that exempts some tasks from tracing hides the softirq work done in their context: a
+    few events of any capture."""

@@ -3,10 +3,12 @@
 
 import re
 from pathlib import Path
+from string import Formatter
 
 import pytest
 
 from ktrace_agent.analyze import verdict
+from ktrace_agent.analyze.titles import TITLES
 from ktrace_api.finding import Cause, FindingId, Verdict
 
 ROOT = Path(__file__).parents[4]
@@ -25,6 +27,23 @@ def test_page(name: FindingId):
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     causes = {match for match in re.findall(r"`(\w+)`", text) if match in set(Cause)}
     assert causes, "the page says what it points to"
+
+
+def pattern(template: str) -> str:
+    """A regular expression for the titles that a template can give."""
+    return "".join(
+        re.escape(text) + (".+?" if field else "")
+        for text, field, _, _ in Formatter().parse(template)
+    )
+
+
+@pytest.mark.parametrize("name", FindingId)
+def test_the_examples_of_a_page_are_titles_of_its_finding(name: FindingId):
+    examples = re.findall(r"^`([^`]+)`$", (PAGES / f"{name}.md").read_text(), re.MULTILINE)
+    assert examples
+    patterns = [pattern(template) for template in TITLES[name].values()]
+    for example in examples:
+        assert any(re.fullmatch(one, example) for one in patterns), example
 
 
 @pytest.mark.parametrize("name", FindingId)
