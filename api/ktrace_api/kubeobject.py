@@ -92,11 +92,11 @@ ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 
 def distinct(value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     """Check a list of type `set`; raises ValueError for the first duplicate."""
-    seen = set()
+    earlier = set()
     for one in value or ():
-        if one in seen:
+        if one in earlier:
             raise ValueError(f"duplicate value: {one}")
-        seen.add(one)
+        earlier.add(one)
     return value
 
 
