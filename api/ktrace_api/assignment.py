@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator gives one agent: the capture, whose it is, and where its bundle goes.
+"""Assignment: the work of one agent, from the operator.
 
-It travels as JSON in the environment variable KTRACE_CAPTURE of the agent's pod. Secrets never
-do: credentials reach the agent as environment variables from a Secret (AWS_ACCESS_KEY_ID, ...).
+It is passed as JSON in the environment variable KTRACE_CAPTURE of the agent's pod. It holds no
+secrets: credentials are environment variables from a Secret (AWS_ACCESS_KEY_ID, ...).
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from ktrace_api.snapshot import PvcOutput, S3Output
 
 
 def uid8(uid: str) -> str:
-    """First eight characters of an object's UID, for names and paths."""
+    """The first eight characters of a UID, for names and paths."""
     return uid[:8]
 
 
 def node_hash(node: str) -> str:
-    """Ten characters that stand for a node's name in names and labels."""
+    """A hash of a node name with ten characters, for names and labels."""
     return hashlib.sha256(node.encode()).hexdigest()[:10]
 
 
 def snapshot_folder(namespace: str, name: str, uid: str) -> str:
-    """Folder of one snapshot below an output's prefix; two snapshots never share it."""
+    """Folder of a snapshot below the prefix of an output, unique for each snapshot."""
     return f"{namespace}/{name}-{uid8(uid)}"
 
 
 def node_folder(node: str) -> str:
-    """Folder of one node in a snapshot's, as Hive partitions are named."""
+    """Folder of a node below the snapshot's folder, named as a Hive partition."""
     return f"node={node}"
 
 
 class SnapshotRef(Model):
-    """The snapshot that an agent works for."""
+    """Reference to the snapshot of an agent."""
 
     namespace: Annotated[str, Field(max_length=63)]
     name: Annotated[str, Field(max_length=253)]
@@ -45,7 +45,7 @@ class SnapshotRef(Model):
 
 
 class S3Target(Model):
-    """A bucket, and the folder of this node in it."""
+    """A bucket and the folder of this node in it."""
 
     kind: Literal["s3"] = "s3"
     output: S3Output
@@ -54,28 +54,28 @@ class S3Target(Model):
 
 
 class VolumeTarget(Model):
-    """A mounted volume, and the folder of this node in it."""
+    """A mounted volume and the folder of this node in it."""
 
     kind: Literal["volume"] = "volume"
     output: PvcOutput
     mount: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.-]+$", max_length=128)]
-    """Where the volume (its sub_path) is mounted in the agent."""
+    """Mount point of the volume (of its sub_path) in the agent."""
     folder: Folder
-    """Below the mount: namespace/name-uid8/node=NAME."""
+    """Folder below the mount point: namespace/name-uid8/node=NAME."""
 
 
 Target = Annotated[S3Target | VolumeTarget, Field(discriminator="kind")]
 
 
 class Assignment(Model):
-    """One agent's work."""
+    """The work of one agent."""
 
     version: Literal[1] = 1
     snapshot: SnapshotRef
     capture: CaptureConfig
-    """`capture.node` is the node's name in the cluster."""
+    """`capture.node` is the name of the Kubernetes node."""
     pods: Annotated[tuple[PodUid, ...], Field(max_length=MAX_PODS)] = ()
-    """Keep only events of these pods; empty: of all processes."""
+    """Record only events of these pods; empty: of all processes."""
     target: Target
     upload_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
-    """Seconds that delivery may take, with all tries, after the bundle is sealed."""
+    """Maximum seconds for the delivery of the sealed bundle, including retries."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CaptureConfig: everything that one agent is asked to record.
+"""CaptureConfig: the options of one capture on one node.
 
 A capture option is declared here and nowhere else: its type, bounds, default, description and flag.
 options.py derives the accepted values and the CRD field from it; the agent's cli/options.py derives
@@ -96,7 +96,7 @@ class Flag:
     noun: str = ""
     """One value in an error message; empty: follows from the type."""
     form: str = ""
-    """What the value consists of, for a text whose pattern says more than a sentence can."""
+    """Characters of a text value, because its pattern is not readable in a message."""
     example: str = ""
     """Accepted texts for messages, such as `30s or 2m`."""
     name: str = ""

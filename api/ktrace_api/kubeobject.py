@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What objects in the API server are made of: bounded types, their form in a CRD, metadata."""
+"""Building blocks of Kubernetes objects: bounded types, their form in a CRD, metadata."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -28,12 +28,12 @@ _KEY_PATH = r"^$|^[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*$"
 PORT_OF_URL = (
     r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
-"""Nothing, or `:` and a port from 1 to 65535."""
+"""Empty, or `:` and a port from 1 to 65535."""
 ENDPOINT = rf"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?{PORT_OF_URL}$"
 
 
 def rules(*rules: tuple[str, str]) -> dict[str, Any]:
-    """CEL rules of the CRD: (expression, message)."""
+    """CEL rules for the CRD from pairs (expression, message)."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": text} for rule, text in rules]}
 
 
@@ -42,7 +42,7 @@ def _rfc3339(value: datetime) -> str:
 
 
 def _duration_text(value: object) -> object:
-    """Only what the CRD's pattern admits; numbers would be ambiguous in YAML."""
+    """Accept only texts that match the CRD's pattern; numbers have no unit in YAML."""
     if isinstance(value, timedelta):
         return value
     if not isinstance(value, str) or not re.fullmatch(_DURATION, value):
@@ -51,7 +51,7 @@ def _duration_text(value: object) -> object:
 
 
 def _size_text(value: object) -> object:
-    """Only what the CRD's pattern admits of the forms that a command line may have."""
+    """Accept only texts that match the CRD's pattern; the command line accepts more forms."""
     if isinstance(value, str) and not re.fullmatch(_SIZE, value):
         raise ValueError("expected a size such as 256Mi, 10M or 1000000")
     return parse_size(value)
@@ -91,28 +91,28 @@ ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 
 
 def distinct(value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """What a list of type `set` may hold; raises ValueError at the first repetition."""
-    seen = set()
+    """Check a list of type `set`; raises ValueError for the first duplicate."""
+    earlier = set()
     for one in value or ():
-        if one in seen:
-            raise ValueError(f"{one} is there twice")
-        seen.add(one)
+        if one in earlier:
+            raise ValueError(f"duplicate value: {one}")
+        earlier.add(one)
     return value
 
 
 def _no_parent(value: str) -> str:
     if any(part in (".", "..") for part in value.split("/")):
-        raise ValueError("must not contain . or .. as a part of the path")
+        raise ValueError("path must not contain the components . or ..")
     return value
 
 
 KeyPath = Annotated[str, Field(max_length=256, pattern=_KEY_PATH), AfterValidator(_no_parent)]
 Folder = Annotated[str, Field(max_length=672, pattern=_KEY_PATH), AfterValidator(_no_parent)]
-"""Parts separated by `/`, none of them hidden; never absolute, so it stays below its root."""
+"""A relative path without hidden components; it cannot leave its root."""
 
 
 class KubeModel(BaseModel):
-    """Base of what lies in the API server: camelCase there, snake_case here."""
+    """Base class of Kubernetes objects: camelCase in the API server, snake_case in Python."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -123,12 +123,12 @@ class KubeModel(BaseModel):
     )
 
     def to_json(self) -> dict[str, Any]:
-        """As the API server keeps it: camelCase, fields without a value left out."""
+        """The object as the API server stores it: camelCase, without empty fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class ObjectMeta(KubeModel):
-    """What the operator reads of an object's metadata."""
+    """The metadata of an object that the operator reads."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed lists of names that appear in rows, bundles and conditions."""
+"""Enumerations and constants that appear in rows, bundles and conditions."""
 
 from enum import StrEnum
 
@@ -9,29 +9,29 @@ KIND = "TraceSnapshot"
 PLURAL = "tracesnapshots"
 
 FINALIZER = "ktrace.io/collect"
-"""On agent pods: kept until the pod's result is stored in the snapshot's status."""
+"""Finalizer of agent pods; removed when the pod's result is stored in the snapshot's status."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "ktrace-operator"
 LABEL_APP = "app.kubernetes.io/name"
 AGENT_APP = "ktrace-agent"
 LABEL_SNAPSHOT = "ktrace.io/snapshot"
-"""Name of the snapshot that an agent pod works for."""
+"""Label of an agent pod: the name of its snapshot."""
 LABEL_SNAPSHOT_UID = "ktrace.io/snapshot-uid"
 LABEL_NODE = "ktrace.io/node-hash"
-"""node_hash() of the node: names of nodes may be longer than a label's value."""
+"""Label with node_hash() of the node, because a node name can be too long for a label value."""
 LABEL_CREDENTIALS = "ktrace.io/credentials"
-"""`true` on a Secret: its owner lets snapshots of its namespace use it."""
+"""Label of a Secret; `true` allows snapshots of the same namespace to use it."""
 AGENT_CONTAINER = "agent"
 CAPTURE_VARIABLE = "KTRACE_CAPTURE"
-"""Environment variable of an agent pod that holds its Assignment as JSON."""
+"""Environment variable with the Assignment of an agent pod as JSON."""
 MAX_NAME = 63
-"""Characters of a snapshot's name: it is a label's value on the agents' pods."""
+"""Maximum length of a snapshot's name, because it is a label value of the agents' pods."""
 UNKNOWN = "-"
-"""How a fact that is not known is written, whatever its type otherwise."""
+"""Placeholder for an unknown value in text fields."""
 
 
 class EventKind(StrEnum):
-    """What a capture may be asked to record."""
+    """Event types that a capture can record."""
 
     TCP = "tcp"
     UDP = "udp"
@@ -40,7 +40,7 @@ class EventKind(StrEnum):
 
 
 class RowType(StrEnum):
-    """`type` of a row; also the name of the hook in the accounting."""
+    """Type of a row; also the name of the hook in the accounting."""
 
     TCP_STATE = "tcp_state"
     UDP_SEND = "udp_send"
@@ -50,7 +50,7 @@ class RowType(StrEnum):
 
 
 class OwnerSource(StrEnum):
-    """Why the process of a row is said to own its socket (docs/bundle-format.md)."""
+    """How the owner of a row's socket was determined (docs/bundle-format.md)."""
 
     NONE = "none"
     PROCESS = "process"
@@ -60,7 +60,7 @@ class OwnerSource(StrEnum):
 
 
 class PeerSource(StrEnum):
-    """Where the remote address of a row comes from."""
+    """Source of a row's remote address."""
 
     NONE = "none"
     SOCKET = "socket"
@@ -70,7 +70,7 @@ class PeerSource(StrEnum):
 
 
 class Role(StrEnum):
-    """Which end of the conversation the row's process is."""
+    """Role of the row's process in the connection."""
 
     UNKNOWN = UNKNOWN
     CLIENT = "client"
@@ -78,7 +78,7 @@ class Role(StrEnum):
 
 
 class ConnectResult(StrEnum):
-    """How a connect() ended."""
+    """Result of a connect()."""
 
     ESTABLISHED = "established"
     FAILED = "failed"
@@ -89,7 +89,7 @@ class ConnectResult(StrEnum):
 
 
 class TcpState(StrEnum):
-    """TCP states in the order of the kernel's numbers, 1 to 13 (include/net/tcp_states.h)."""
+    """TCP states in the order of the kernel's numbers 1 to 13 (include/net/tcp_states.h)."""
 
     ESTABLISHED = "ESTABLISHED"
     SYN_SENT = "SYN_SENT"
@@ -107,7 +107,7 @@ class TcpState(StrEnum):
 
 
 class NodeReason(StrEnum):
-    """Why a node's capture ended as it did; the only reasons that a condition may carry."""
+    """Reasons for the result of a node. The list is closed."""
 
     COMPLETED = "Completed"
     UPLOAD_FAILED = "UploadFailed"
@@ -129,7 +129,7 @@ class NodeReason(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How it stands with one node of a snapshot; the last three are final."""
+    """State of one node of a snapshot; the last three are final."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -139,7 +139,7 @@ class Outcome(StrEnum):
 
 
 class Phase(StrEnum):
-    """A snapshot in one word, for people; derived from its conditions."""
+    """Overall phase of a snapshot, for humans; derived from the conditions."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -150,34 +150,34 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """Conditions of a snapshot, readable by kstatus."""
+    """Condition types of a snapshot, compatible with kstatus."""
 
     ACCEPTED = "Accepted"
-    """The spec is valid, allowed, and its nodes are known."""
+    """True if the spec is valid and allowed, and its nodes are resolved."""
     SUCCEEDED = "Succeeded"
-    """Unknown until the end; True: every node that was asked delivered its bundle."""
+    """True if every traced node delivered its bundle; Unknown until the snapshot has finished."""
     FINISHED = "Finished"
-    """True at any end, good or bad."""
+    """True if the snapshot has finished, with or without success."""
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
-    """True: it ended badly and will not go on by itself."""
+    """True if the snapshot failed and cannot continue."""
     READY = "Ready"
-    """True: it ended well."""
+    """True if the snapshot completed."""
 
 
 class ConditionReason(StrEnum):
-    """Why a condition of a snapshot stands as it does; the whole list."""
+    """Reasons of a snapshot's conditions. The list is closed."""
 
     ACCEPTED = "Accepted"
     RESOLVING = "Resolving"
-    """What the spec names (a Secret, a claim) is not there yet; it is looked at again."""
+    """A Secret or claim that the spec names does not exist yet; the operator retries."""
     INVALID_SPEC = "InvalidSpec"
     POLICY_DENIED = "PolicyDenied"
-    """The chart's settings do not allow what the spec asks for."""
+    """The settings of the chart do not allow the spec."""
     NO_NODES_MATCHED = "NoNodesMatched"
     TOO_MANY_NODES = "TooManyNodes"
     NO_OUTPUT = "NoOutput"
-    """Neither the spec nor the chart says where bundles go."""
+    """Neither the spec nor the chart sets an output."""
     CREDENTIALS_UNUSABLE = "CredentialsUnusable"
     CLAIM_UNUSABLE = "ClaimUnusable"
     RUNNING = "Running"

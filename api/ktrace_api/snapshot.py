@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TraceSnapshot: what a user asks for (the CRD is rendered from this).
+"""TraceSnapshot: the spec that a user writes. The CRD is rendered from these models.
 
-Every field is bounded, so that any object that the API server admits is small. Rules that span
-fields are CEL (`x-kubernetes-validations`) and hold in the API server; the same rules are
-validators here, since an object may also come from an older schema.
+Every field is bounded, so every object that the API server accepts is small. Rules that span
+fields are CEL (`x-kubernetes-validations`), evaluated by the API server. The same rules are
+validators here, because an object may have been created under an older schema.
 """
 
 from datetime import timedelta
@@ -41,44 +41,46 @@ class SelectorRequirement(KubeModel):
     """One requirement on a label."""
 
     key: LabelKey
-    """Label that the requirement looks at."""
+    """Label key that the requirement applies to."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How the label's value is compared with `values`."""
+    """Relation of the label's value to `values`."""
     values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = Field(
         default=(), json_schema_extra=ATOMIC_LIST
     )
-    """Values for In and NotIn; empty for Exists and DoesNotExist."""
+    """Values for In and NotIn; must be empty for Exists and DoesNotExist."""
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
         if (self.operator in ("In", "NotIn")) != bool(self.values):
-            raise ValueError("values go with In and NotIn, and only with them")
+            raise ValueError(
+                "values must be set for In and NotIn, and empty for Exists and DoesNotExist"
+            )
         return self
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
                 "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-                "values go with In and NotIn, and only with them",
+                "values must be set for In and NotIn, and empty for Exists and DoesNotExist",
             )
         )
     )
 
 
 class LabelSelector(KubeModel):
-    """A label selector as elsewhere in Kubernetes; an empty one selects everything."""
+    """A Kubernetes label selector; an empty selector matches everything."""
 
     match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(
         default_factory=dict
     )
-    """Labels and the values that they must have; at most 16."""
+    """Required labels and their values; maximum 16."""
     match_expressions: Annotated[tuple[SelectorRequirement, ...], Field(max_length=16)] = Field(
         default=(), json_schema_extra=ATOMIC_LIST
     )
-    """Requirements that must all hold; at most 16."""
+    """Requirements that must all be met; maximum 16."""
 
     def matches(self, labels: dict[str, str]) -> bool:
-        """Whether an object with these labels is selected (apimachinery labels.Requirement)."""
+        """Whether the selector matches these labels (apimachinery labels.Requirement)."""
         if any(labels.get(key) != value for key, value in self.match_labels.items()):
             return False
         return all(_holds(one, labels) for one in self.match_expressions)
@@ -98,36 +100,36 @@ def _holds(requirement: SelectorRequirement, labels: dict[str, str]) -> bool:
 
 
 class PodTarget(KubeModel):
-    """Pods whose nodes are traced; only the events of these pods are kept."""
+    """Pods whose nodes are traced; only events of these pods are recorded."""
 
     namespace: Annotated[str, Field(max_length=63, pattern=DNS_LABEL)] | None = None
-    """Namespace of the pods; the snapshot's own where it is not given."""
+    """Namespace of the pods; defaults to the namespace of the snapshot."""
     selector: LabelSelector
-    """Labels of the pods."""
+    """Selects pods by their labels."""
 
 
 class NodeTarget(KubeModel):
-    """Which nodes are traced: exactly one of names, selector and pods."""
+    """Nodes to trace: exactly one of names, selector and pods."""
 
     names: Annotated[
         Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_NODES)] | None,
         AfterValidator(distinct),
     ] = Field(default=None, json_schema_extra=SET_LIST)
-    """Names of nodes; at most 1000."""
+    """Node names; maximum 1000."""
     selector: LabelSelector | None = None
-    """Labels of nodes; an empty selector means all nodes."""
+    """Selects nodes by their labels; an empty selector matches all nodes."""
     pods: PodTarget | None = None
-    """The nodes that host these pods."""
+    """Selects the nodes that run these pods; only events of these pods are recorded."""
     max: int = Field(default=100, ge=1, le=MAX_NODES)
-    """If more nodes than this match, the snapshot is refused and nothing is started; 1 to 1000."""
+    """Fail if more nodes than this match: 1 to 1000."""
     parallelism: int = Field(default=0, ge=0, le=MAX_NODES)
-    """Agents that run at once; 0 means all."""
+    """Maximum agents running at the same time; 0 means no limit."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
                 "[has(self.names), has(self.selector), has(self.pods)].exists_one(x, x)",
-                "exactly one of names, selector and pods must be given",
+                "exactly one of names, selector and pods must be set",
             )
         )
     )
@@ -136,12 +138,12 @@ class NodeTarget(KubeModel):
     def _one_form(self) -> Self:
         given = [one for one in (self.names, self.selector, self.pods) if one is not None]
         if len(given) != 1:
-            raise ValueError("exactly one of names, selector and pods must be given")
+            raise ValueError("exactly one of names, selector and pods must be set")
         return self
 
 
 class CaptureSpec(KubeModel):
-    """What each agent records: options of CaptureConfig, with its bounds and defaults."""
+    """Options of the recording on each node."""
 
     events: Annotated[tuple[EventKind, ...], AfterValidator(distinct)] = capture_option(
         "events", **SET_LIST
@@ -172,86 +174,89 @@ _CRI = {"Auto": "auto", "Enabled": "true", "Disabled": "false"}
 
 
 class S3Output(KubeModel):
-    """A bucket of S3 or of a server that speaks it."""
+    """A bucket of S3 or of an S3-compatible server."""
 
     bucket: Annotated[str, Field(min_length=3, max_length=63, pattern=BUCKET)]
-    """Name of the bucket; it must exist."""
+    """Name of the bucket, which must exist."""
     prefix: KeyPath = ""
-    """Prefix of all keys, without a slash at either end."""
+    """Prefix of all keys, without leading or trailing slash."""
     region: Annotated[str, Field(max_length=32, pattern=r"^$|^[a-z0-9-]+$")] = ""
-    """Region of the bucket; empty: the agent's environment decides."""
+    """Region of the bucket; empty: taken from the agent's environment."""
     endpoint: Annotated[str, Field(max_length=253, pattern=rf"^$|{ENDPOINT}")] = ""
-    """URL of the server, `https://host:port`, for what is not AWS; it must be in the chart's
-    list of allowed endpoints."""
+    """URL of an S3-compatible server, `https://host:port`; empty for AWS. It must be in the list of
+    allowed endpoints of the chart."""
     path_style: bool = False
-    """Put the bucket into the path instead of the host name."""
+    """Put the bucket name into the path of URLs instead of the host name."""
     kms_key_id: Annotated[str, Field(max_length=256, pattern=r"^$|^[A-Za-z0-9:/_-]+$")] = ""
-    """KMS key that the server encrypts with; empty: the bucket's own setting."""
+    """KMS key for server-side encryption; empty: the setting of the bucket."""
     credentials_secret: Annotated[str, Field(max_length=253, pattern=rf"^$|{DNS_SUBDOMAIN}")] = ""
-    """Secret in the snapshot's namespace, labelled ktrace.io/credentials=true, with the keys
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_SESSION_TOKEN. Empty: the
-    identity of the node or of the agent's service account."""
+    """Secret in the namespace of the snapshot, labelled ktrace.io/credentials=true, with the keys
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN. Empty: the identity
+    of the node or of the agent's service account is used."""
 
 
 class PvcOutput(KubeModel):
-    """A PersistentVolumeClaim in the snapshot's namespace."""
+    """A PersistentVolumeClaim in the namespace of the snapshot."""
 
     claim_name: Name
-    """Name of the claim; ReadWriteMany where more than one node is traced."""
+    """Name of the claim. It must be ReadWriteMany if more than one node is traced."""
     sub_path: KeyPath = ""
-    """Folder in the volume, without a slash at either end."""
+    """Folder in the volume, without leading or trailing slash."""
 
 
 class Output(KubeModel):
-    """Where bundles go: at most one of s3 and pvc."""
+    """Destination of the bundles: exactly one of s3 and pvc."""
 
     s3: S3Output | None = None
-    """A bucket."""
+    """Store bundles in an S3 bucket."""
     pvc: PvcOutput | None = None
-    """A volume."""
+    """Store bundles in a PersistentVolumeClaim."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("[has(self.s3), has(self.pvc)].exists_one(x, x)", "give one of s3 and pvc")
+            (
+                "[has(self.s3), has(self.pvc)].exists_one(x, x)",
+                "exactly one of s3 and pvc must be set",
+            )
         )
     )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if (self.s3 is None) == (self.pvc is None):
-            raise ValueError("give one of s3 and pvc")
+            raise ValueError("exactly one of s3 and pvc must be set")
         return self
 
 
-_IMMUTABLE = "spec cannot be changed, except stop; make a new TraceSnapshot"
+_IMMUTABLE = "spec is immutable except spec.stop; create a new TraceSnapshot"
 
 
 class SnapshotSpec(KubeModel):
-    """What to trace, for how long, and where the bundles go. Immutable, except `stop`."""
+    """Nodes to trace, options of the recording, and destination. Immutable except `stop`."""
 
     nodes: NodeTarget
-    """Which nodes are traced."""
+    """Nodes to trace: exactly one of names, selector and pods."""
     duration: SnapshotDuration = capture_option("duration", note="The chart may lower the maximum.")
     capture: CaptureSpec = CaptureSpec()
-    """What each agent records."""
+    """Options of the recording on each node."""
     output: Output | None = None
-    """Where the bundles go; the chart's default output where it is not given."""
+    """Destination of the bundles; defaults to the default output of the chart."""
     ttl_after_finished: (
         Annotated[SnapshotDuration, Field(ge=timedelta(0), le=timedelta(days=7))] | None
     ) = Field(
         default=None,
         json_schema_extra=rules(
-            ("duration(self) <= duration('168h')", "must be at most 168h, as seconds or minutes")
+            ("duration(self) <= duration('168h')", "must be 168h or less, in seconds or minutes")
         ),
     )
-    """The snapshot deletes itself this long after its end, such as 3600s: at most 168h in
-    seconds or minutes. Not given: it stays. Ignored where a GitOps tool owns it, since the tool
-    would make it again."""
+    """Delete the snapshot this long after it finished, for example 3600s; maximum 168h, in seconds
+    or minutes. If not set, the snapshot is kept. Ignored if a GitOps tool manages the snapshot,
+    because the tool would create it again."""
     stop: bool = Field(
         default=False,
-        json_schema_extra=rules(("self || !oldSelf", "stop cannot be taken back")),
+        json_schema_extra=rules(("self || !oldSelf", "spec.stop cannot be reset to false")),
     )
-    """True ends the capture now; what was recorded until then is kept."""
+    """Set to true to stop recording now and keep the events recorded so far."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -278,7 +283,7 @@ class SnapshotSpec(KubeModel):
 
 
 class TraceSnapshot(KubeModel):
-    """Traces what the sockets of some nodes do, for a while, as metadata only."""
+    """Records socket activity on some nodes for a limited time, as metadata only."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import pytest
+
 from ktrace_agent import errors
-from ktrace_agent.errors import KtraceError
+from ktrace_agent.errors import KtraceError, SinkFailed, failure
 from ktrace_api.names import NodeReason
 
 
@@ -22,3 +24,24 @@ def test_every_error_has_a_reason_and_a_status():
         "NodeBusy": (7, NodeReason.NODE_BUSY),
         "AgentError": (1, NodeReason.AGENT_ERROR),
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (SinkFailed("disk full"), (NodeReason.UPLOAD_FAILED, "disk full", 5)),
+        (KeyboardInterrupt(), (NodeReason.CANCELED, "aborted", 130)),
+        (KeyboardInterrupt("upload aborted"), (NodeReason.CANCELED, "upload aborted", 130)),
+        (ValueError("a bug"), (NodeReason.AGENT_ERROR, "ValueError: a bug", 1)),
+    ],
+)
+def test_any_error_has_a_reason_a_message_and_a_status(
+    error: BaseException, expected: tuple[NodeReason, str, int]
+):
+    assert failure(error, "aborted") == expected
+
+
+def test_without_memory_the_message_names_the_limits():
+    found = failure(MemoryError(), "aborted")
+    assert found.exit_status == 1
+    assert "memory limit" in found.message

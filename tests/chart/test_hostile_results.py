@@ -59,12 +59,12 @@ def test_the_operator_writes_results(api: Api, mine: Thing):
     ids=str,
 )
 def test_what_was_asked_stays(api: Api, mine: Thing, change: dict[str, Any]):
-    refused(api.patch(path_of(mine), {"spec": change}, user=ROOT), "stop")
+    refused(api.patch(path_of(mine), {"spec": change}, user=ROOT), "spec is immutable")
 
 
 def test_a_stop_is_for_good(api: Api, mine: Thing):
     assert api.patch(path_of(mine), {"spec": {"stop": True}}, user=TESS).ok
-    refused(api.patch(path_of(mine), {"spec": {"stop": False}}, user=TESS), "stop")
+    refused(api.patch(path_of(mine), {"spec": {"stop": False}}, user=TESS), "cannot be reset")
 
 
 def test_labels_of_ktrace_are_not_added_later(api: Api, mine: Thing):

@@ -112,9 +112,9 @@ def _capture(environ: Mapping[str, str], outcome: _Outcome, stop: signals.Stop) 
         with progress.observer(config) as observer:
             outcome.sealed = session.run(config, folder, observer, stop, host_root)
         outcome.delivered = deliver.deliver(
-            outcome.sealed, assignment.target, assignment.upload_seconds, say
+            outcome.sealed, assignment.target, assignment.upload_seconds, log
         )
-        say(f"delivered to {deliver.place(assignment.target)}")
+        log(f"delivered to {deliver.place(assignment.target)}")
 
 
 def parse(text: str) -> Assignment:
@@ -141,7 +141,7 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a line of progress to `kubectl logs`."""
     sys.stderr.write(f"ktrace: {text}\n")
     sys.stderr.flush()
@@ -149,7 +149,7 @@ def say(text: str) -> None:
 
 def _report(environ: Mapping[str, str], result: AgentResult, status: int) -> int:
     """Write the termination message; if that fails, the run has failed."""
-    say(": ".join(filter(None, (str(result.reason), result.message))))
+    log(": ".join(filter(None, (str(result.reason), result.message))))
     path = environ.get("KTRACE_TERMINATION_LOG", TERMINATION_LOG)
     create = os.O_CREAT if path != TERMINATION_LOG else 0  # created by the container runtime
     try:
@@ -159,6 +159,6 @@ def _report(environ: Mapping[str, str], result: AgentResult, status: int) -> int
         finally:
             os.close(fd)
     except OSError as error:
-        say(f"cannot write the result to {path}: {error.strerror}")
+        log(f"cannot write the result to {path}: {error.strerror}")
         return status or AgentError.exit_status
     return status

@@ -110,7 +110,7 @@ THRESHOLD_FILE = Option(
     "FILE",
     "Read thresholds from a TOML or JSON file; --threshold overrides it.",
     "threshold file",
-    "a TOML or JSON file of at most 64 KiB",
+    "a TOML or JSON file of up to 64 KiB",
 )
 OUT_DIR = Option(
     "--out-dir",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds by flag, by file and by variable, and what is said of wrong ones."""
+"""Thresholds by flag, file and variable, and the errors for wrong ones."""
 
 import json
 import re
@@ -53,29 +53,29 @@ def test_a_wrong_value_is_answered_with_what_is_accepted(pair: str, accepts: str
 
 
 @pytest.mark.parametrize("text", ["min_count", "", "min_count=3,", "5"])
-def test_what_is_no_pair_is_refused(text: str):
+def test_what_is_not_a_pair_is_refused(text: str):
     assert "use NAME=VALUE" in refused(text)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "text"),
     [
         ("min_count 3", "neither TOML nor JSON"),
         ('{"min_count": 3', "neither TOML nor JSON"),
         ("\udc80", "neither TOML nor JSON"),
-        ("# " + "x" * 70_000, "is too large: use a TOML or JSON file of at most 64 KiB"),
+        ("# " + "x" * 70_000, "is too large: use a TOML or JSON file of up to 64 KiB"),
         ("[min_count]\na = 1", "a whole number"),
         ('{"nonsense": 3}', "one of these names"),
         ("lost_share = 2", "from 0 to 1"),
         ("min_count = true", "a whole number"),
     ],
 )
-def test_a_wrong_file_is_named(content: str, told: str, tmp_path: Path):
+def test_a_wrong_file_is_named(content: str, text: str, tmp_path: Path):
     file = tmp_path / "limits"
     file.write_bytes(content.encode(errors="surrogateescape"))
     message = refused(file=file)
     assert message.startswith("--threshold-file: ")
-    assert told in message
+    assert text in message
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):

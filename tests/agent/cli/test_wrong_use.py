@@ -20,7 +20,7 @@ def test_a_host_root_that_is_not_there_is_wrong_use(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "status", "said"),
+    ("variable", "value", "status", "expected"),
     [
         ("KTRACE_JSON", "perhaps", 2, '--json (from KTRACE_JSON): invalid boolean "perhaps"'),
         ("KTRACE_OUT_DIR", "file", 5, "--out-dir (from KTRACE_OUT_DIR): cannot write to file"),
@@ -40,16 +40,16 @@ def test_a_wrong_variable_is_named(
     variable: str,
     value: str,
     status: int,
-    said: str,
+    expected: str,
 ):
     Path("file").write_text("mine")
     monkeypatch.setenv(variable, value)
     assert main.main([]) == status
-    assert capsys.readouterr().err.startswith(f"ktrace: {said}")
+    assert capsys.readouterr().err.startswith(f"ktrace: {expected}")
     assert ran.configs == []
 
 
-def test_blanks_around_a_variable_are_no_part_of_it(
+def test_blanks_around_a_variable_are_ignored(
     ran: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("KTRACE_JSON", " true")
@@ -64,7 +64,7 @@ def test_blanks_around_a_variable_are_no_part_of_it(
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "file/a/b", "dangling", "dangling/x"])
-def test_a_folder_that_cannot_be_one_is_told_so(
+def test_a_folder_that_cannot_be_one_is_refused(
     ran: Session, capsys: pytest.CaptureFixture[str], folder: str
 ):
     Path("file").write_text("mine")
@@ -79,7 +79,7 @@ EMPTY = tuple(option.flag for option in OPTIONS if option is not JSON)
 
 @pytest.mark.parametrize("value", ["", " ", "\t\n"])
 @pytest.mark.parametrize("flag", EMPTY)
-def test_an_empty_value_is_no_wish(
+def test_an_empty_value_is_an_error(
     ran: Session, capsys: pytest.CaptureFixture[str], flag: str, value: str
 ):
     """Such as --ports="$PORTS" of a script that never set it: it would record everything."""
@@ -93,7 +93,7 @@ def test_an_empty_value_is_no_wish(
 
 
 @pytest.mark.parametrize("flag", EMPTY)
-def test_an_empty_variable_is_none_and_blanks_are_no_wish(
+def test_an_empty_variable_is_ignored_and_a_blank_one_is_an_error(
     ran: Session,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +123,7 @@ def test_an_empty_name_of_a_bundle_is_not_this_folder(
 @pytest.mark.parametrize(
     ("how", "name", "value"),
     [("flag", name, value) for name, value in WRONG]
-    + [("variable", name, value) for name, value in WRONG if value],  # an empty one is none
+    + [("variable", name, value) for name, value in WRONG if value],  # an empty one is ignored
 )
 def test_a_wrong_value_ends_with_2_and_writes_nothing(
     ran: Session,
@@ -151,7 +151,7 @@ def test_a_wrong_value_ends_with_2_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (["--prots=80"], "unknown flag: --prots. Did you mean --ports?"),
         (["--quite"], "unknown flag: --quite. See 'ktrace --help'."),
@@ -169,13 +169,13 @@ def test_a_wrong_value_ends_with_2_and_writes_nothing(
         (["doctor", "--dns-only=-1"], "unknown flag: --dns-only"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
-    ran: Session, capsys: pytest.CaptureFixture[str], args: list[str], said: str
+def test_wrong_use_is_reported_in_one_line(
+    ran: Session, capsys: pytest.CaptureFixture[str], args: list[str], expected: str
 ):
     assert main.main(args) == 2
     out, err = capsys.readouterr()
     message = json.loads(out)["error"]["message"] if out else err
-    assert said in message
+    assert expected in message
     assert ran.configs == []
     assert list(Path().iterdir()) == []
 
@@ -207,7 +207,7 @@ def test_an_unusable_out_dir_is_found_before_the_session(
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
-def test_a_wrong_sink_is_told_before_anything_is_recorded(
+def test_a_wrong_sink_is_reported_before_anything_is_recorded(
     ran: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("KTRACE_SINK", "s3://Not-A-Bucket")
