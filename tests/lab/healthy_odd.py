@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Healthy TCP that looks odd: far, uneven, restarted, left early, translated."""
+"""Unusual but healthy TCP: distant, uneven, restarted, closed early, translated."""
 
 import errno
 import random

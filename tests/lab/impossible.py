@@ -3,4 +3,4 @@
 
 
 class Impossible(Exception):
-    """This host cannot make the scene; the text says why."""
+    """Raised if this host cannot play the scene; the text is the reason."""

@@ -51,7 +51,7 @@ class Connects(Linked):
         self.check(capture)
 
     def check(self, capture: Capture) -> None:
-        """What is particular to the scene."""
+        """The part that differs by scene."""
 
     def connects(self, capture: Capture) -> list[Row]:
         return capture.of("connect", tgid=self.subject.tgid)

@@ -12,7 +12,7 @@ from tests.lab.topology import Routed, on_input
 
 
 class _Dns(Linked):
-    """A client that looks up names, twelve if nothing else is said."""
+    """A client that resolves names, twelve by default."""
 
     comm = "named"
     count = 12
@@ -111,7 +111,7 @@ class DnsSlowOneEach(_OneEach):
         self.serve(jobs.resolver(self.host, delay_s=0.7))
 
     def point_out(self, last: int) -> None:
-        """Whoever of them waited longest."""
+        """The process that waited longest."""
         self.subject = Subject(peer=jobs.shown(self.host, 53), netns=self.link.client.inode)
 
     def prove(self, capture: Capture) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects that fail in ways that look like something else: in loops, beside UDP, by ICMP."""
+"""Failed connection attempts with misleading symptoms: in loops, beside UDP, by ICMP."""
 
 from tests.bpf.captures import Capture, Row
 from tests.bpf.workers import Job

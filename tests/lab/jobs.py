@@ -78,7 +78,7 @@ def resolver(
 def lookup(
     resolvers: Sequence[str], number: int, *, timeout_s: float, connected: bool, tries: int = 1
 ) -> str:
-    """One name, as a stub resolver asks for it: the resolvers in turn; which one answered."""
+    """Resolve one name like a stub resolver, server by server; return which one answered."""
     for host in list(resolvers) * tries:
         with socket.socket(family(host), socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout_s)
@@ -104,7 +104,7 @@ def lookup(
 def pace(
     action: Callable[[int], str], *, rate: float, seconds: float | None = None, parallel: int = 16
 ) -> Job:
-    """`action(number)` `rate` times a second, for so long or until told; counts what it returns."""
+    """Run `action(number)` `rate` times per second until stopped or timed out; count results."""
 
     def job(line: Line) -> Tally:
         tally: Tally = Counter()
@@ -135,7 +135,7 @@ def pace(
 def one_process_each(
     action: Callable[[int], str], *, pause_s: float, times: int | None = None
 ) -> Job:
-    """`action(number)` in a child, `times` times or until told, a pause after each one."""
+    """Run `action(number)` in a child, `times` times or until stopped, with pauses."""
 
     def child(number: int) -> int:
         try:
@@ -166,7 +166,7 @@ def one_process_each(
 def stub(
     *resolvers: str, rate: float, seconds: float | None, timeout_s: float = 1.0, **how: Any
 ) -> Job:
-    """A process that looks up names."""
+    """A process that resolves names."""
     how = {"connected": True, **how}
     return pace(
         lambda number: lookup(resolvers, number, timeout_s=timeout_s, **how),
@@ -212,7 +212,7 @@ def echo(reply: int = 200, delay_s: float = 0.0) -> Callable[[socket.socket], No
 
 
 def sink(connection: socket.socket) -> None:
-    """Takes everything, then says that it has it."""
+    """Receive everything, then confirm it."""
     while connection.recv(1 << 17):
         pass
     connection.sendall(b"done")
@@ -246,7 +246,7 @@ def ask(sock: socket.socket, reply: int = 200) -> str:
 
 
 def upload(host: str, port: int, size: int, timeout_s: float = 30.0) -> str:
-    """Send `size` bytes, and wait until the server says that it has them."""
+    """Send `size` bytes and wait until the server confirms them."""
     with connect(host, port, timeout_s) as sock:
         block = b"x" * 65536
         while size > 0:

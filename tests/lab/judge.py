@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ktrace said of a scene, against what is true of it."""
+"""Compares what ktrace reported about a scene with what is true."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def loud(summary: dict[str, Any]) -> list[Said]:
 
 
 def names(said: Said, wanted: Subject) -> bool:
-    """The finding names the subject, and nobody else."""
+    """True if the finding names the subject and no other one."""
     subject = said["subject"]
     if wanted.tgid is not None and subject["tgid"] != wanted.tgid:
         return False

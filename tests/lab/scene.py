@@ -29,14 +29,14 @@ KERNEL = Path("/sys/kernel/btf/vmlinux")
 
 @dataclass(frozen=True)
 class Expected:
-    """What ktrace must say of a scene."""
+    """What ktrace must report about a scene."""
 
     findings: frozenset[str]
     """Ids, all of them, at warning or above, with the scene's subject."""
     verdicts: frozenset[str]
-    """More than one only where metadata of this node cannot tell them apart."""
+    """More than one only if the metadata of this node cannot distinguish them."""
     also: frozenset[str] = frozenset()
-    """Ids that are true of the scene too: neither asked for nor false."""
+    """Other ids that are true: neither required nor false."""
 
 
 def expect(findings: str, verdicts: str, also: str = "") -> Expected:
@@ -49,27 +49,27 @@ HEALTHY = expect("", "healthy unknown")
 
 @dataclass
 class Subject:
-    """Whom the expected findings must name: every field that is set, exactly."""
+    """The subject that the expected findings must name; every field that is set must match."""
 
     tgid: int | None = None
     peer: str = ""
-    """`address:port`; the address alone is as good."""
+    """`address:port`; the address alone is accepted."""
     netns: int | None = None
     perhaps: int | None = None
-    """The process where one is named; nobody can know it for sure."""
+    """The process, if one is named; ktrace cannot determine it with certainty."""
     blameless: tuple[str, ...] = ()
     """Addresses that no finding may name."""
 
 
 class Scene(ABC):
-    """One scene; made anew for each time it is played."""
+    """One scene; a new instance for each time it is played."""
 
     about: ClassVar[str]
     expected: ClassVar[Expected] = HEALTHY
     seconds: ClassVar[float] = 2.5
-    """The capture lasts so long at least."""
+    """Minimum duration of the capture."""
     alone: ClassVar[bool] = True
-    """Not with other scenes in one capture (the background is no scene)."""
+    """Not together with other scenes in one capture (the background is not a scene)."""
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
@@ -97,7 +97,7 @@ class Scene(ABC):
     def prove(self, capture: Capture) -> None: ...
 
     def matched(self, namespace: Namespace) -> int:
-        """Packets that the nftables counters of a namespace had seen in the end."""
+        """Packets that the nftables counters of a namespace counted until the end."""
         return self.counted[namespace.inode]
 
     def enter(self) -> Sequence[str]:
@@ -113,7 +113,7 @@ class Scene(ABC):
         return [one for network in networks for one in network.namespaces]
 
     def ready(self, worker: Worker) -> Worker:
-        """A server that has said that it is ready."""
+        """A server that reported that it is ready."""
         assert worker.hear() == "ready"
         return worker
 
@@ -148,10 +148,10 @@ class Healthy(Scene):
 
 
 class Linked(Scene):
-    """A client and a server with a cable between them; arrange() says what they run."""
+    """A client and a server on one cable; arrange() decides what they run."""
 
     comm: ClassVar[str] = "web"
-    """Of the server's processes, where nothing else is said."""
+    """Name of the server's processes, unless a scene overrides it."""
 
     def build(self) -> None:
         self.link = Link(self.crew)

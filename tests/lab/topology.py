@@ -53,7 +53,7 @@ class Link(Pair):
 
 
 def matched(namespace: Namespace) -> int:
-    """Packets that the nftables counters of a namespace have seen."""
+    """Packets that the nftables counters of a namespace counted."""
     listed = json.loads(namespace.run("nft", "-j", "list", "ruleset"))["nftables"]
     rules = [item["rule"] for item in listed if "rule" in item]
     return sum(
@@ -65,7 +65,7 @@ def matched(namespace: Namespace) -> int:
 
 
 def on_input(rule: str) -> str:
-    """A ruleset that looks at what comes in; `rule` holds a counter."""
+    """A ruleset for received packets; `rule` contains a counter."""
     return f"""table inet lab {{
         chain input {{
             type filter hook input priority 0
@@ -141,7 +141,7 @@ class Wire:
 
 
 def tcp_flags(packet: bytes) -> int:
-    """Of an IPv4 packet; 0 where it is no TCP."""
+    """TCP flags of an IPv4 packet; 0 if it is not TCP."""
     if packet[0] >> 4 != 4 or packet[9] != 6:
         return 0
     return packet[(packet[0] & 15) * 4 + 13]

@@ -25,7 +25,7 @@ def show(path: Path, *, as_document: bool) -> None:
             sys.stdout.write(bundle.summary.to_bytes().decode())
             return
         whereabouts = findings.whereabouts(bundle.summary, bundle.path) if bundle.node else ()
-        console.tell(report.report(bundle.summary), *whereabouts)
+        console.write(report.report(bundle.summary), *whereabouts)
 
 
 def _one_of(path: Path) -> Path:
@@ -59,7 +59,7 @@ def answer(path: Path, question: str, form: str | None) -> None:
         rows = [row for batch in islice(found.batches, 1) for row in batch]
         more = len(rows) > SHOWN_ROWS
         width = shutil.get_terminal_size().columns
-        console.tell(table_or_blocks(found.names, rows[:SHOWN_ROWS], width))
+        console.write(table_or_blocks(found.names, rows[:SHOWN_ROWS], width))
         if more:
             sys.stderr.write(
                 f"ktrace: showing the first {SHOWN_ROWS:,} rows; use --format=csv for all rows\n"

@@ -74,9 +74,9 @@ def document(found: Examination) -> dict[str, Any]:
 
 def show(found: Examination) -> None:
     """Print the examination to standard output."""
-    from ktrace_agent.view.console import tell
+    from ktrace_agent.view import console
 
-    tell(render(found))
+    console.write(render(found))
 
 
 def render(found: Examination) -> "Group":

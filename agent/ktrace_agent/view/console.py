@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _WIDTH_OF_A_FILE = 100
 
 
-def tell(*parts: "RenderableType") -> None:
+def write(*parts: "RenderableType") -> None:
     """Write to standard output, with colors on a terminal unless NO_COLOR is set.
 
     Without a terminal, lines are 100 columns wide and have no trailing blanks.
@@ -40,4 +40,4 @@ def show(sealed: "Sealed", sent_to: str = "") -> None:
     from ktrace_agent.view import findings, report
 
     whereabouts = findings.whereabouts(sealed.summary, sealed.bundle, sent_to)
-    tell(report.report(sealed.summary), *whereabouts)
+    write(report.report(sealed.summary), *whereabouts)

@@ -130,7 +130,7 @@ class Captured:
         return self
 
     def lose_one(self) -> Self:
-        """One event of 100,000 is lost, so the flows are asked."""
+        """Lose one event of 100,000, so that the flows are used."""
         self.insert("accounting", {"type": "udp_recv", "seen": 100_000, "lost_ring": 1,
                                    "lost_map": 0})  # fmt: skip
         return self
@@ -155,7 +155,7 @@ class Captured:
         return analyze(self.con, thresholds or Thresholds())
 
     def _stand_still(self) -> None:
-        """What others are held against is told in every namespace, also where it did not change."""
+        """Report the reference counters of every namespace, even if they did not change."""
         for file, names in HELD_AGAINST.items():
             for name in names:
                 self.con.execute(

@@ -80,7 +80,7 @@ def test_colours_of_the_result(monkeypatch: pytest.MonkeyPatch, *, no_color: boo
         monkeypatch.setenv("NO_COLOR", "1")
     from rich.text import Text
 
-    console.tell(Text("bad", "red"))
+    console.write(Text("bad", "red"))
     assert ("\x1b[31m" in out.getvalue()) is not no_color
 
 

@@ -129,12 +129,12 @@ class Case:
     def __post_init__(self) -> None:
         self._counters = {
             (row["netns"], row["file"], row["name"]): Counter(*numbers)
-            for row in self.ask("SELECT * FROM counters WHERE file || name IS NOT NULL")
+            for row in self.query("SELECT * FROM counters WHERE file || name IS NOT NULL")
             if all(map(math.isfinite, numbers := tuple(row[n] or 0 for n in _COUNTER)))
         }
         self.coverage = _coverage(self)
 
-    def ask(self, sql: str) -> list[Row]:
+    def query(self, sql: str) -> list[Row]:
         """The rows of a query result, by column."""
         return records(self.con, sql)
 
@@ -260,10 +260,10 @@ def _subject(row: Row) -> Subject:
 
 def _coverage(case: Case) -> Coverage:
     """Never raises: with empty tables, everything is unknown."""
-    found = case.ask("SELECT * FROM capture LIMIT 1")
+    found = case.query("SELECT * FROM capture LIMIT 1")
     capture = found[0] if found else {}
-    (seen,) = case.ask("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")
-    accounts = case.ask(
+    (seen,) = case.query("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")
+    accounts = case.query(
         """SELECT type, seen + unseen AS seen, lost + unseen AS lost, unseen
            FROM (SELECT type, greatest(coalesce(max(seen), 0), 0)::HUGEINT AS seen,
                    greatest(coalesce(max(lost_ring), 0), 0)::HUGEINT
@@ -284,7 +284,7 @@ def _coverage(case: Case) -> Coverage:
         filters.append("DNS")
     if pods := capture.get("pods"):
         filters.append("one pod" if len(pods) == 1 else f"{len(pods)} pods")
-    missing = case.ask("SELECT hook FROM hooks WHERE chosen IS NULL AND len(refused) > 0")
+    missing = case.query("SELECT hook FROM hooks WHERE chosen IS NULL AND len(refused) > 0")
     return Coverage(
         rows=seen["rows"],
         end=end,

@@ -66,7 +66,7 @@ def _unanswered(case: Case, row: Row) -> Finding:
     often = failed >= limits.min_count and connect_tables.many(case, row, failed)
     warn = often or longest_s >= limits.syn_long_wait_s
     reason = connect_reasons.behind_nat(case, row, "unanswered", Cause.POLICY)
-    answered = case.ask(
+    answered = case.query(
         "SELECT count(*) AS segs, min(n, 2) AS shown FROM f_retransmits WHERE synack"
         f" AND local = {literal(row['remote'])}"
     )[0]
@@ -202,7 +202,7 @@ def _refusal_refuted_by(icmp: connect_reasons.Icmp, *, rejected: bool, doubtful:
 def _unreachable(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["unreachable"], row["connects"]
-    (facts,) = case.ask(
+    (facts,) = case.query(
         "SELECT median(us) AS us, mode(error) AS error FROM f_watched"
         f" WHERE outcome = 'unreachable' AND client = {row['client']}"
     )
@@ -245,7 +245,7 @@ def _unreachable(case: Case, row: Row) -> Finding:
 def _denied(case: Case, row: Row) -> Finding:
     limits = case.limits
     failed, total = row["denied"], row["connects"]
-    (facts,) = case.ask(
+    (facts,) = case.query(
         "SELECT mode(error) FILTER (WHERE error <> '-') AS error FROM f_watched"
         f" WHERE outcome = 'denied' AND client = {row['client']}"
     )
@@ -280,13 +280,13 @@ def _no_port(case: Case, row: Row) -> Finding:
     """EADDRNOTAVAIL can also mean that no source address exists: then nothing ever succeeded."""
     limits = case.limits
     failed, total = row["no_port"], row["connects"]
-    held = case.ask(
+    held = case.query(
         f"SELECT count(*) AS count FROM sockets WHERE moment = 'end' AND"
         f" remote = {literal(row['remote'])} AND net IS NOT DISTINCT FROM {literal(row['net'])}"
     )[0]["count"]
     waiting = case.counter(row["net"], "sockstat", "TCP.tw")
     worked = row["established"] > 0 or held > 0 or (waiting is not None and waiting.after >= 1000)
-    ranges = case.ask(
+    ranges = case.query(
         "SELECT max(value) AS value FROM sysctls WHERE name = 'net.ipv4.ip_local_port_range'"
     )
     warn = failed >= limits.ephemeral_failures and worked

@@ -41,7 +41,7 @@ class Reason:
 
 def _backends(case: Case, row: Row, outcome: str) -> tuple[list[str], int]:
     """Backends of the translated address that mostly fail, and how many are known."""
-    found = case.ask(
+    found = case.query(
         f"SELECT backend, count(*) FILTER (WHERE outcome = '{outcome}') AS failed,"
         " count(*) FILTER (WHERE outcome = 'established') AS good FROM f_watched"
         f" WHERE backend IS NOT NULL AND client = {row['client']} GROUP BY backend"
@@ -108,7 +108,7 @@ def icmp(case: Case, row: Row) -> Icmp:
 
 def _udp_unseen(case: Case) -> bool:
     """True if UDP flows of the namespace may be missing: filtered, not traced, map full."""
-    (found,) = case.ask(
+    (found,) = case.query(
         "SELECT count(*) AS count FROM capture WHERE len(ports) > 0 OR dns_only"
         " OR (len(events) > 0 AND NOT list_contains(events, 'udp'))"
     )
@@ -118,7 +118,7 @@ def _udp_unseen(case: Case) -> bool:
 
 def _udp_unanswered(case: Case, row: Row) -> int:
     """Datagrams that ICMP may have answered: unanswered queries, and replies of servers."""
-    (found,) = case.ask(
+    (found,) = case.query(
         f"""SELECT coalesce(sum(greatest(sent - if(role = 'server', 0, got), 0)), 0) AS datagrams
             FROM (SELECT role, greatest(coalesce(tx_calls, 0), 0)::HUGEINT AS sent,
                     greatest(coalesce(rx_calls, 0), 0)::HUGEINT AS got
@@ -131,7 +131,7 @@ def _udp_unanswered(case: Case, row: Row) -> int:
 
 def _failed_beside(case: Case, row: Row) -> int:
     """Failed attempts of other clients in the namespace that a rejection may explain."""
-    (found,) = case.ask(
+    (found,) = case.query(
         f"""SELECT coalesce(sum(refused + unreachable), 0) AS count FROM f_clients
             WHERE client <> {row["client"]} AND net IS NOT DISTINCT FROM {literal(row["net"])}
               AND family IS NOT DISTINCT FROM {literal(row["family"])}
@@ -188,7 +188,7 @@ def second_choice(case: Case, row: Row, outcome: str, limit: int) -> bool:
     exact = case.coverage.lost_share((RowType.CONNECT,)) <= case.limits.lost_share
     if case.coverage.sample > 1 or not exact:
         return _as_many(case, row, row[outcome])
-    (found,) = case.ask(
+    (found,) = case.query(
         _SECOND_CHOICES.format(
             client=row["client"],
             outcome=outcome,
@@ -203,7 +203,7 @@ def second_choice(case: Case, row: Row, outcome: str, limit: int) -> bool:
 
 def _as_many(case: Case, row: Row, failed: int) -> bool:
     """Compares totals: an incomplete capture cannot pair failures with successes."""
-    (found,) = case.ask(
+    (found,) = case.query(
         f"""SELECT count(*) AS count FROM f_connects WHERE outcome = 'established'
               AND remote_port = {row["remote_port"]} AND family <> {literal(row["family"])}
               AND net IS NOT DISTINCT FROM {literal(row["net"])}
@@ -221,7 +221,7 @@ def scanned(case: Case) -> set[int]:
     per try. A port that was refused more often is a service that the client needs.
     """
     tries = case.limits.scan_tries
-    found = case.ask(
+    found = case.query(
         f"""WITH ports AS (
               SELECT client, any_value(net) AS net, any_value(remote_ip) AS ip,
                 any_value(remote_port) AS port, arg_min(tgid, n) AS tgid,

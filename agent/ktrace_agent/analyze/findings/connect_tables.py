@@ -118,7 +118,7 @@ def _apart(limits: Thresholds, wait_us: int) -> str:
 def slow(case: Case) -> list[Row]:
     """Clients with slow handshakes and their latencies."""
     wait_us = round(case.limits.syn_wait_s * _SECOND_US)
-    return case.ask(_SLOW.format(wait_us=wait_us, p50=case.limits.connect_slow_p50_us))
+    return case.query(_SLOW.format(wait_us=wait_us, p50=case.limits.connect_slow_p50_us))
 
 
 def worst(case: Case, outcome: str) -> list[Row]:
@@ -126,7 +126,7 @@ def worst(case: Case, outcome: str) -> list[Row]:
 
     A client consists of `pooled` processes; `processes` of them had the outcome.
     """
-    return case.ask(_SUBJECTS.format(outcome))
+    return case.query(_SUBJECTS.format(outcome))
 
 
 def many(case: Case, row: Row, failed: int) -> bool:
@@ -136,7 +136,7 @@ def many(case: Case, row: Row, failed: int) -> bool:
 
 def events(case: Case, row: Row, outcome: str) -> list[int]:
     """The first rows of a client with this outcome."""
-    found = case.ask(
+    found = case.query(
         f"SELECT n FROM f_watched WHERE outcome = '{outcome}' AND client = {row['client']}"
         " ORDER BY n LIMIT 10"
     )
@@ -150,7 +150,7 @@ def refusals_ended(case: Case, row: Row) -> bool:
     """
     if row["last_good"] is None:
         return False
-    (since,) = case.ask(
+    (since,) = case.query(
         "SELECT count(*) AS refused FROM f_watched WHERE outcome = 'refused'"
         f" AND client = {row['client']} AND n > {row['last_good']}"
     )
@@ -160,7 +160,7 @@ def refusals_ended(case: Case, row: Row) -> bool:
 
 def episodes(case: Case, row: Row) -> int:
     """Runs of refusals, each ended by a success or by the end of the capture."""
-    (found,) = case.ask(
+    (found,) = case.query(
         f"""SELECT count(*) FILTER (WHERE outcome = 'refused' AND before IS DISTINCT FROM 'refused')
               AS episodes
             FROM (SELECT outcome, lag(outcome) OVER (ORDER BY n) AS before FROM f_watched

@@ -48,7 +48,7 @@ def find(case: Case) -> Iterator[Finding]:
     yield from _full(case)
     for netns, failed in case.risen(_FILE, "insert_failed").items():
         yield _insert_failed(case, netns, failed)
-    for row in case.ask(_UNREPLIED):
+    for row in case.query(_UNREPLIED):
         if not _broadcast(case, row):
             yield _unreplied(case, row)
 
@@ -56,7 +56,7 @@ def find(case: Case) -> Iterator[Finding]:
 def _full(case: Case) -> Iterator[Finding]:
     """Each network namespace has its own table."""
     limits = case.limits
-    tables = case.ask(
+    tables = case.query(
         f"SELECT DISTINCT netns FROM counters WHERE file IN ('{_FILE}', '{_NETLINK}')"
     )
     for netns in sorted((row["netns"] for row in tables), key=lambda inode: inode or 0):
@@ -164,7 +164,7 @@ def _broadcast(case: Case, row: Row) -> bool:
     host = (last ^ (last + 1)) >> 1  # its trailing one bits
     if host < 2**_BROADCAST_BITS - 1 or row["nat"] in _TRANSLATED:
         return False
-    own = case.ask(
+    own = case.query(
         "SELECT DISTINCT local_ip FROM flows WHERE family = 'ipv4'"
         f" AND net IS NOT DISTINCT FROM {literal(row['net'])} AND local_ip <> '0.0.0.0'"
     )
@@ -176,7 +176,7 @@ def _unreplied(case: Case, row: Row) -> Finding:
     sent = int(row["sent"])
     warn = bool(row["answers_expected"]) and sent >= limits.unreplied_count
     translated = row["nat"] in _TRANSLATED
-    shown = case.ask(
+    shown = case.query(
         "SELECT min(n, 10) AS shown FROM rows WHERE type = 'udp_send'"
         f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
         f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])}"

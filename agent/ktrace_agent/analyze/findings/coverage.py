@@ -76,7 +76,7 @@ def silence(case: Case) -> str:
     carries: the bytes are in the flows.
     """
     coverage = case.coverage
-    (counts,) = case.ask(
+    (counts,) = case.query(
         """SELECT (SELECT count(*) FROM flows
                    WHERE greatest(tx_bytes, rx_bytes, tx_calls, rx_calls) > 0) AS flows,
              (SELECT coalesce(sum(greatest(seen::HUGEINT - coalesce(filtered, 0), 0)), 0)

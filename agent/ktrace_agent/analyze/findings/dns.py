@@ -32,7 +32,7 @@ _POLICY_ERRORS = frozenset({"EPERM", "EACCES"})
 _ROUTING_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"})
 
 _SUMS = ("queries", "answers", "unanswered", "errored", "retries", "strange_answers",
-         "answers_sent", "failed", "asked")  # fmt: skip
+         "answers_sent", "failed", "total")  # fmt: skip
 _EVENTS = ("open_rows", "error_rows", "sent_rows")
 
 # Processes below the limits are pooled, also those that got all their answers: of many queries
@@ -42,8 +42,8 @@ WITH counted AS (
   SELECT c.*, map_keys(e.errors) AS kinds,
     coalesce(list_has_any(kinds, {sorted(_POLICY_ERRORS | _ROUTING_ERRORS)}), false) AS unsendable,
     greatest(unanswered, if(unsendable, errored, 0)) AS failed,
-    greatest(queries + unsent, failed) AS asked,
-    failed >= {{min_count}} AND failed / greatest(asked, 1) >= {{no_reply_share}} AS apart
+    greatest(queries + unsent, failed) AS total,
+    failed >= {{min_count}} AND failed / greatest(total, 1) >= {{no_reply_share}} AS apart
   FROM dns_clients c LEFT JOIN dns_errors e USING (client)),
 pools AS (
   SELECT *, if(apart, client, {POOL.format("remote_ip")}) AS pool FROM counted)
@@ -80,8 +80,10 @@ ORDER BY answers DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 def find(case: Case) -> Iterator[Finding]:
     """DNS_NO_REPLY and DNS_SLOW. Needs the tables of dns_clients.prepare()."""
     limits = case.limits
-    ask = _NO_REPLY.format(min_count=limits.min_count, no_reply_share=limits.dns_no_reply_share)
-    if unanswered := case.ask(ask):
+    unanswered_sql = _NO_REPLY.format(
+        min_count=limits.min_count, no_reply_share=limits.dns_no_reply_share
+    )
+    if unanswered := case.query(unanswered_sql):
         late = spaces(case)
         for row in unanswered:
             yield _no_reply(case, row, gave_up=_gave_up(row, late))
@@ -91,7 +93,7 @@ def find(case: Case) -> Iterator[Finding]:
             p90=limits.dns_slow_p90_us,
             enough=limits.dns_slow_min_answers,
         )
-        for row in case.ask(slow):
+        for row in case.query(slow):
             yield _slow(case, row)
 
 
@@ -128,10 +130,10 @@ def _reason(row: Row, errors: frozenset[str]) -> tuple[Cause, Variant]:
 def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     limits = case.limits
     errors = frozenset(row["errors"] or ())
-    failed, asked = row["failed"], row["asked"]
+    failed, total = row["failed"], row["total"]
     warn = (
         failed >= limits.min_count
-        and share(failed, asked) >= limits.dns_no_reply_share
+        and share(failed, total) >= limits.dns_no_reply_share
         and not gave_up
     )
     cause, variant = _reason(row, errors)
@@ -142,14 +144,14 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
     sure = row["ct_state"] == "UNREPLIED" or bool(row["answered_by"]) or bool(errors)
     return case.find(
         FindingId.DNS_NO_REPLY,
-        grade(limits, failed, asked, warn=warn),
+        grade(limits, failed, total, warn=warn),
         Texts(
             title=title(
                 FindingId.DNS_NO_REPLY,
                 variant,
                 peer=peer,
                 failed=failed,
-                total=asked,
+                total=total,
                 by=by(row),
                 **other,
             ),
@@ -171,7 +173,7 @@ def _no_reply(case: Case, row: Row, *, gave_up: bool) -> Finding:
             },
             numbers=[
                 number("unanswered queries", failed, limits.min_count, "queries"),
-                number("of all queries", share(failed, asked), limits.dns_no_reply_share, "share"),
+                number("of all queries", share(failed, total), limits.dns_no_reply_share, "share"),
             ],
             rows=[*(row["open_rows"] or row["error_rows"]), *row["sent_rows"]],
         ),

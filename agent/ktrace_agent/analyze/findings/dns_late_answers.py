@@ -52,9 +52,9 @@ FROM met ANTI JOIN heard USING (net, port) GROUP BY ALL
 
 def spaces(case: Case) -> set[Space]:
     """Namespaces where late answers explain every unanswered query. Needs table dns_clients."""
-    silent = {_space(row): (int(row["own"]), int(row["foreign"])) for row in case.ask(_SILENT)}
+    silent = {_space(row): (int(row["own"]), int(row["foreign"])) for row in case.query(_SILENT)}
     believed = set()
-    for row in case.ask(_OPEN):
+    for row in case.query(_OPEN):
         space = _space(row)
         late = _late(case, space, *silent.get(space, (0, 0)))
         unread = row["unanswered"] + row["raced"]  # the losers of a race may be late as well

@@ -30,7 +30,7 @@ def find(case: Case) -> Iterator[Finding]:
 def _reader(case: Case, netns: int | None) -> tuple[Row, bool]:
     """The process that received most datagrams in a namespace; True if it was the only one."""
     same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
-    found = case.ask(
+    found = case.query(
         f"""SELECT tgid, max(comm) AS comm, max(pod) AS pod, max(namespace) AS namespace,
               count(*) AS calls, min(n, 10) AS shown
             FROM rows WHERE type = 'udp_recv' AND {same_net} AND remote_port IS DISTINCT FROM 53

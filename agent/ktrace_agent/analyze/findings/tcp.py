@@ -92,10 +92,10 @@ def prepare(case: Case) -> None:
 
 def find(case: Case) -> Iterator[Finding]:
     """TCP_RETRANSMITS, CLOSE_WAIT_GROWING, LISTEN_OVERFLOW. Needs the tables of prepare()."""
-    for row in case.ask(_LOSS.format(sample=case.coverage.sample)):
+    for row in case.query(_LOSS.format(sample=case.coverage.sample)):
         yield _loss(case, row)
     age_us = round(case.limits.close_wait_age_s * 1e6)
-    for row in case.ask(_CLOSE_WAIT.format(age_us=age_us)):
+    for row in case.query(_CLOSE_WAIT.format(age_us=age_us)):
         yield _close_wait(case, row)
     for netns, drops in case.risen(
         "netstat", "TcpExt.ListenOverflows", "TcpExt.TCPReqQFullDrop"
@@ -192,7 +192,7 @@ def _close_wait(case: Case, row: Row) -> Finding:
         and growth >= limits.close_wait_growth
         and spread_s >= limits.close_wait_spread_s
     )
-    shown = case.ask(
+    shown = case.query(
         "SELECT min(n, 10) AS shown FROM rows WHERE type = 'tcp_state' AND new_state = 'CLOSE_WAIT'"
         f" AND net IS NOT DISTINCT FROM {literal(row['net'])}"
         f" AND tgid IS NOT DISTINCT FROM {literal(row['tgid'])}"
@@ -231,7 +231,7 @@ def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
     """The counter is per namespace. The listener is the one with connections not accepted."""
     limits = case.limits
     same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
-    found = case.ask(
+    found = case.query(
         f"""WITH unaccepted AS (
               SELECT local_port, count(*) AS waiting, min(n, 10) AS shown FROM rows
               WHERE type = 'tcp_state' AND owner_source = 'listener' AND {same_net}

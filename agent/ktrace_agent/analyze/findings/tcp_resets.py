@@ -48,7 +48,7 @@ ORDER BY cut DESC, tgid, peer, p.net LIMIT {_CONSIDERED}
 
 def find(case: Case) -> Iterator[Finding]:
     """TCP_RESETS."""
-    for row in case.ask(_RESETS):
+    for row in case.query(_RESETS):
         if reset := _by_peer(case, row):
             yield _reset(case, row, reset)
 
@@ -78,7 +78,7 @@ def _opened(case: Case, row: Row) -> int | None:
     If more were cut than the process opened, it uses connections of another process (its parent):
     then all connections of the namespace count.
     """
-    (flows,) = case.ask(
+    (flows,) = case.query(
         f"""SELECT coalesce(sum(opened), 0) AS every_process, coalesce(sum(opened) FILTER (
               WHERE tgid IS NOT DISTINCT FROM {literal(row["tgid"])}), 0) AS own
             FROM flows WHERE proto = 'tcp' AND opened > 0

@@ -159,7 +159,7 @@ CLOSED, CAME, WENT = "Udp.NoPorts", "Icmp.InDestUnreachs", "Icmp.OutDestUnreachs
 
 
 def statsd(made: Captured, to: str, count: int = 20, **facts: Any) -> Captured:
-    """Datagrams to a port where nobody listens."""
+    """Datagrams to a port without a listener."""
     made.counter("snmp", CLOSED, count)
     return made.flow("udp", to=to, port=8125, tx_calls=count, tgid=7, comm="app", **facts)
 
@@ -325,7 +325,7 @@ def test_conntrack_makes_it_sure():
 
 
 def test_sampled_captures_count_by_flows():
-    """One row in ten: most answers are no rows, but the flows know them."""
+    """One row in ten: most answers are not rows, but the flows count them."""
     made = Captured(sample=10)
     for number in range(20):
         made.query(number, None, sock=number + 1, local_port=41000 + number)

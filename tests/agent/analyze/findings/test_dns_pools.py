@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process for each lookup: none of them asks often, all of them together do."""
+"""A process for each lookup: each sends few queries, all together send many."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def curls(
     rtts: Sequence[float | None], made: Captured | None = None, first: int = 1000,
     start: float = 0.0, **facts: Any,
 ) -> Captured:  # fmt: skip
-    """A process each second that asks for A and waits so long."""
+    """One process per second that queries A and waits this long."""
     made = made or Captured()
     usual = {"comm": "curl", "cgroup_id": 7, **facts}
     for number, rtt in enumerate(rtts):
@@ -25,7 +25,7 @@ def curls(
 
 
 def lookups(rtts: list[float]) -> Captured:
-    """As curls(), but each asks for A and AAAA at once."""
+    """Like curls(), but each process queries A and AAAA at once."""
     return curls(rtts, curls(rtts), start=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_processes_that_gave_up_before_the_answer_came():
 
 
 def test_few_lost_answers_among_those_of_many_processes_are_healthy():
-    """Whoever got an answer counts too: 5 of 58 are no 10 %."""
+    """Processes with answers count too: 5 of 58 are less than 10 %."""
     rtts = [None if number % 12 == 0 else 0.005 for number in range(58)]
     found = curls(rtts).analyze()
     assert serious(found) == set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families nat, host and capture: what counters and the capture itself tell."""
+"""Findings from counters and from the capture itself: conntrack, host, coverage."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ LIMIT, HELD = 262144, 120_000
 
 
 def drained(*, peak: float = 0, watched: bool = True, **rose: int) -> Captured:
-    """A table that has room at both ends of the capture."""
+    """A table that is not full at the start and at the end of the capture."""
     made = busy().counter("conntrack/max", "value", 0, netns=None, before=LIMIT)
     made.counter(CONNTRACK, "entries", 0, before=HELD)
     for name, count in rose.items():

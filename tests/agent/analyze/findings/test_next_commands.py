@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command of a finding looks where the finding is: in the network namespace of its subject."""
+"""The next command of a finding runs in the network namespace of its subject."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def refused_maybe_by_a_firewall() -> Captured:
 
 
 def refused_by_turns() -> Captured:
-    """A loop around a tool: many processes, none of them is left."""
+    """A loop around a tool: many processes, and all have exited."""
     made = Captured()
     for number in range(12):
         made.connect(number, "failed", "ECONNREFUSED", tgid=300 + number, cgroup_id=7,

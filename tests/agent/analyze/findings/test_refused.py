@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refused connects: by whom, and what is none of their business."""
+"""Refused connections: who refuses, and which counters are unrelated."""
 
 from typing import Any
 

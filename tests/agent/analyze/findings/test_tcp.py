@@ -202,7 +202,7 @@ def test_behind_a_filter_resets_are_found_as_well():
 
 
 def test_a_reset_is_one_of_one_peer():
-    """Six of 60 cuts were received: no peer can have sent six, and each of ten sent one at most."""
+    """Six of 60 aborts were received. They are shared by ten peers, so each sent at most one."""
     made = Captured()
     for port in range(8000, 8010):
         add_aborts(made, port, 6)
@@ -221,7 +221,7 @@ def test_resets_of_several_peers_by_the_counters():
 
 
 def test_resets_that_are_known_are_taken_off_the_rest():
-    """Five by a peer whose end was seen first; what it aborted itself elsewhere is no reset."""
+    """Five resets by a peer that closed first; aborts of the client itself do not count."""
     made = cut(5, first=False, both=True)
     add_aborts(made, 80, 30)
     findings = counted(made, 40, 35).analyze().findings
@@ -243,7 +243,7 @@ def test_a_server_that_aborts_by_itself_took_no_reset_of_a_client():
 
 
 def test_who_did_not_open_them_is_measured_by_who_did():
-    """A child that talks on connections of its parent: 4 of 2,000, not all."""
+    """A child that uses connections of its parent: 4 of 2,000, not all."""
     made = Captured().flow(opened=2000)
     add_cuts(made, 443, 4, tgid=200)
     finding = counted(made, 4, 0).finding("TCP_RESETS")
@@ -262,7 +262,7 @@ def test_two_resets_are_no_finding_above_info():
     assert serious(cut(2, first=False, both=True).analyze()) == set()
 
 
-def test_resets_by_counters_that_cannot_be_held_against_aborts():
+def test_resets_by_counters_that_cannot_be_compared_with_aborts():
     """The clients may have done it themselves."""
     made = cut(50, compared=False).counter("snmp", "Tcp.EstabResets", 50)
     finding = made.finding("TCP_RESETS")
@@ -278,8 +278,8 @@ def test_resets_that_both_ends_show_need_no_counters():
     assert finding.coverage == ()
 
 
-def test_loss_that_cannot_be_held_against_duplicates_is_less_certain():
-    """The receiver may have had all of it: the rows themselves are seen all the same."""
+def test_loss_that_cannot_be_compared_with_duplicates_is_less_certain():
+    """The receiver may already have had all segments, but the rows exist."""
     for compared, confidence in ((True, Confidence.HIGH), (False, Confidence.MEDIUM)):
         made = Captured(compared=compared).flow(tx_bytes=1_000_000, opened=1)
         for number in range(60):
