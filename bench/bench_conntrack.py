@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "api"), str(ROOT / "agent"), str(ROOT)]
 
+from ktrace_agent.enrich.conntrack.connection import Endpoint  # noqa: E402
 from ktrace_agent.enrich.conntrack.watch import Watch  # noqa: E402
 from tests.nat.fill import many, put  # noqa: E402
 
@@ -72,17 +73,18 @@ def main() -> None:
     )
     timed("first dump", watch.start, options.entries)
     for _ in range(options.dumps - 2):
-        timed("next dump", watch._look, options.entries)  # noqa: SLF001  # called by its thread
+        timed("next dump", watch.poll, options.entries)
     seen = timed("last dump", watch.stop, options.entries)
     if len(seen) != options.entries:
         raise SystemExit(f"{len(seen)} of {options.entries} entries were dumped")
 
     entries = list(seen.entries())[:: max(1, options.entries // LOOKUPS)]
-    timed("index", lambda: seen.lookup(0, "tcp", *entries[0].original), options.entries)
+    timed("index", lambda: seen.lookup(Endpoint(0, "tcp", *entries[0].original)), options.entries)
 
     def ask() -> None:
         for entry in entries:
-            seen.lookup(entry.netns, entry.proto, *entry.reply, 0, 2**62)
+            src, dst = entry.reply
+            seen.lookup(Endpoint(entry.netns, entry.proto, src, dst, 0, 2**62))
 
     timed("lookups", ask, len(entries))
     by_pyroute2(options.entries)

@@ -111,20 +111,20 @@ def connections(keys: bytes) -> Any:
     tables: dict[int, Table] = {}
     for number, flow in enumerate(made):
         table = tables.setdefault(int(flow["ns_net"]), Table())
-        table.room = MAX_ENTRIES
+        table.capacity = MAX_ENTRIES
         local, remote = flow["local_addr"].tobytes()[12:], flow["remote_addr"].tobytes()[12:]
         ports = int(flow["local_port"]), int(flow["remote_port"])
         backend = struct.pack(">I", 0x0A000000 + number % 3) if number % 2 else remote
         original = pack_tuple(6, local, ports[0], remote, ports[1])
         reply = pack_tuple(6, backend, ports[1], local, ports[0])
-        table.see(pack_key(0, number, original, reply), 3, SEEN_REPLY)
+        table.add(pack_key(0, number, original, reply), 3, SEEN_REPLY)
     for number in range(MAX_ENTRIES - len(made)):
         table = tables[4026531836 + number % 60]
         other, here = struct.pack(">I", 0x0B000000 + number), bytes((10, 0, 0, 1))
         ends = pack_tuple(6, other, 40000, here, 80), pack_tuple(6, here, 80, other, 40000)
-        table.see(pack_key(0, number, *ends), 3, SEEN_REPLY)
+        table.add(pack_key(0, number, *ends), 3, SEEN_REPLY)
     for table in tables.values():
-        table.looked(0, 2**62, whole=True)
+        table.finish_dump(0, 2**62, complete=True)
     return Conntrack(host=0, tables=tables)
 
 

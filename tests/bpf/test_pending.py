@@ -9,8 +9,9 @@ import socket
 import numpy as np
 import pytest
 
+from ktrace_agent.host.inet import address_text
 from ktrace_agent.kernel.collector import Collector
-from ktrace_agent.tables.records import EVENT, address_text
+from ktrace_agent.tables.records import EVENT
 from ktrace_api.capture import CaptureConfig
 from tests.bpf import syscalls
 from tests.bpf.conftest import Begin

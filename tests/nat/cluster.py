@@ -15,8 +15,8 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from ktrace_agent.enrich.conntrack.entries import End, Proto
-from ktrace_agent.enrich.conntrack.netlink import MAPPED
+from ktrace_agent.enrich.conntrack.connection import SocketAddress
+from ktrace_agent.host.inet import MAPPED, Protocol
 from tests.bpf.namespaces import Namespace
 from tests.bpf.workers import Crew, Line, Worker, wait_until
 
@@ -24,7 +24,7 @@ VIPS = {4: ("10.78.96.1", "10.78.96.2"), 6: ("fd78:96::1", "fd78:96::2")}
 VIP_PORT, PORT, MASQUERADED_PORT = 80, 8080, 9000
 CLIENT = {4: "10.78.1.2", 6: "fd78:1::2"}
 BACKENDS = {4: [f"10.78.2.1{n}" for n in (1, 2, 3)], 6: [f"fd78:2::1{n}" for n in (1, 2, 3)]}
-PROTOS: dict[Proto, int] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+PROTOS: dict[Protocol, int] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 Address = tuple[str, int]
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
     """A flow from the client's point of view."""
 
     token: int
-    proto: Proto
+    proto: Protocol
     local: Address
     remote: Address
 
@@ -43,16 +43,16 @@ class Answered(NamedTuple):
     """A flow from the backend's point of view."""
 
     token: int
-    proto: Proto
+    proto: Protocol
     local: Address
     remote: Address
 
 
-def packed(address: Address) -> End:
-    """An address as lookup() wants it."""
+def packed(address: Address) -> SocketAddress:
+    """An address as lookup() takes it."""
     host, port = address
     binary = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    return End(binary if len(binary) == 16 else MAPPED + binary, port)
+    return SocketAddress(binary if len(binary) == 16 else MAPPED + binary, port)
 
 
 def _rules(version: int) -> str:
@@ -144,7 +144,7 @@ def serve(line: Line, hosts: dict[int, str]) -> list[Answered]:
     """Answer every token on both ports; who asked."""
     answered: list[Answered] = []
     with ExitStack() as stack:
-        sockets: dict[socket.socket, Proto] = {}
+        sockets: dict[socket.socket, Protocol] = {}
         listening = set()
         for version, host in hosts.items():
             for proto, kind in PROTOS.items():
@@ -173,7 +173,7 @@ def serve(line: Line, hosts: dict[int, str]) -> list[Answered]:
     return answered
 
 
-def _receive(sock: socket.socket, proto: Proto) -> tuple[bytes, Address]:
+def _receive(sock: socket.socket, proto: Protocol) -> tuple[bytes, Address]:
     try:
         if proto == "udp":
             return sock.recvfrom(64)
@@ -190,7 +190,7 @@ def _bound(sock: socket.socket, host: str, port: int) -> bool:
     return True
 
 
-def ask(line: Line, targets: list[tuple[int, Proto, Address]]) -> list[Asked]:
+def ask(line: Line, targets: list[tuple[int, Protocol, Address]]) -> list[Asked]:
     """One flow to each target (token, proto, address), kept open until the line speaks."""
     asked: list[Asked] = []
     with ExitStack() as stack:
@@ -235,8 +235,8 @@ def talk(cluster: Cluster, while_open: Callable[[], None]) -> list[Flow]:
     """Flows of every kind, also from a backend to itself, all open at once."""
     tokens, kinds = count(), dict[int, str]()
 
-    def targets(places: dict[str, Address]) -> list[tuple[int, Proto, Address]]:
-        made: list[tuple[int, Proto, Address]] = []
+    def targets(places: dict[str, Address]) -> list[tuple[int, Protocol, Address]]:
+        made: list[tuple[int, Protocol, Address]] = []
         for kind, place in places.items():
             for proto in PROTOS:
                 for _ in range(FLOWS):

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import pytest
 
+from ktrace_agent.enrich.conntrack.connection import Endpoint, SocketAddress
 from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY
 from ktrace_agent.enrich.conntrack.lookup import Conntrack
-from ktrace_agent.enrich.conntrack.netlink import MAPPED
 from ktrace_agent.enrich.conntrack.watch import Watch
+from ktrace_agent.host.inet import MAPPED
 from tests.nat.cluster import (
     BACKENDS,
+    Answered,
+    Asked,
     Cluster,
     Flow,
     packed,
@@ -38,6 +41,10 @@ def run(cluster: Cluster) -> Run:
     return Run(flows, watch.stop(), listed[0])
 
 
+def endpoint(netns: int, one: Asked | Answered) -> Endpoint:
+    return Endpoint(netns, one.proto, packed(one.local), packed(one.remote))
+
+
 def list_all(cluster: Cluster) -> str:
     families = ("ipv4", "ipv6")
     return "".join(cluster.router.run("conntrack", "-L", "-f", one) for one in families)
@@ -58,7 +65,7 @@ def test_every_kind_of_translation_happened(run: Run):
 def test_each_clients_socket_finds_its_vip_backend_and_reply(run: Run, cluster: Cluster):
     for flow in run.flows:
         local, remote = packed(flow.asked.local), packed(flow.asked.remote)
-        entry = run.seen.lookup(flow.client_netns, flow.asked.proto, local, remote)
+        entry = run.seen.lookup(Endpoint(flow.client_netns, flow.asked.proto, local, remote))
         assert entry is not None, flow
         assert entry.original == (local, remote)
         assert entry.reply.src == packed(flow.answered.local)
@@ -70,13 +77,8 @@ def test_each_clients_socket_finds_its_vip_backend_and_reply(run: Run, cluster: 
 
 def test_each_servers_socket_finds_the_same_entry(run: Run):
     for flow in run.flows:
-        ours = run.seen.lookup(
-            flow.server_netns, flow.answered.proto, packed(flow.answered.local),
-            packed(flow.answered.remote),
-        )  # fmt: skip
-        theirs = run.seen.lookup(
-            flow.client_netns, flow.asked.proto, packed(flow.asked.local), packed(flow.asked.remote)
-        )
+        ours = run.seen.lookup(endpoint(flow.server_netns, flow.answered))
+        theirs = run.seen.lookup(endpoint(flow.client_netns, flow.asked))
         assert ours == theirs is not None, flow
 
 
@@ -87,9 +89,11 @@ def test_a_socket_that_is_bound_to_a_wildcard_finds_its_entry_too(run: Run):
             (flow.client_netns, flow.asked.local, flow.asked.remote),
             (flow.server_netns, flow.answered.local, flow.answered.remote),
         ):
-            exact = run.seen.lookup(netns, flow.asked.proto, packed(mine), packed(peer))
-            guess = run.seen.lookup(netns, flow.asked.proto, (wildcard, mine[1]), packed(peer))
-            assert guess == exact is not None, flow
+            exact, unbound = (
+                run.seen.lookup(Endpoint(netns, flow.asked.proto, local, packed(peer)))
+                for local in (packed(mine), SocketAddress(wildcard, mine[1]))
+            )
+            assert unbound == exact is not None, flow
 
 
 def test_hairpin_is_translated_at_both_ends(run: Run):
@@ -101,9 +105,7 @@ def test_hairpin_is_translated_at_both_ends(run: Run):
 
 def test_connections_end_in_the_states_of_conntrack(run: Run):
     for flow in run.flows:
-        entry = run.seen.lookup(
-            flow.client_netns, flow.asked.proto, packed(flow.asked.local), packed(flow.asked.remote)
-        )
+        entry = run.seen.lookup(endpoint(flow.client_netns, flow.asked))
         assert entry is not None
         if flow.asked.proto == "tcp":
             assert entry.state in ("TIME_WAIT", "CLOSE"), entry

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tuple, reused for other backends faster than Watch dumps: nothing is guessed."""
+"""One tuple, used again and again for other backends, faster than Watch dumps: no guess."""
 
 import socket
 import struct
@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ktrace_agent.enrich.conntrack.entries import Tuple
+from ktrace_agent.enrich.conntrack.connection import Connection, Endpoint, Tuple
 from ktrace_agent.enrich.conntrack.lookup import Conntrack
 from ktrace_agent.enrich.conntrack.watch import Watch
-from ktrace_agent.tables.endpoints import END, Flows, Track, look
+from ktrace_agent.tables.endpoints import ENDPOINT, Flows, resolve
 from ktrace_agent.tables.records import ROW, Dictionary
 from tests.bpf.workers import Line
 from tests.nat.cluster import CLIENT, VIP_PORT, VIPS, Address, Answered, Asked, Cluster, packed
@@ -50,8 +50,8 @@ def churn(line: Line, target: Address) -> list[Dated]:
     return made
 
 
-def tracks(made: list[Dated], netns: int, seen: Conntrack) -> list[Track]:
-    """The conntrack facts in the rows of these sockets."""
+def connections(made: list[Dated], netns: int, seen: Conntrack) -> list[Connection]:
+    """The connection of each socket's row."""
     rows, addresses = np.zeros(len(made), ROW), Dictionary(16)
     for number, (asked, begun) in enumerate(made):
         row, near, far = rows[number], packed(asked.local), packed(asked.remote)
@@ -59,9 +59,9 @@ def tracks(made: list[Dated], netns: int, seen: Conntrack) -> list[Track]:
         row["local"], row["remote"] = map(addresses.number, (near.address, far.address))
         row["local_port"], row["remote_port"] = near.port, far.port
     none = np.empty(0, np.int64)
-    flows = Flows(np.empty(0, END), none, none, none)
-    found = look(rows, np.arange(len(made), dtype=np.uint32), flows, addresses, seen)
-    return [found.tracks[number] for number in found.track[found.of_row].tolist()]
+    flows = Flows(np.empty(0, ENDPOINT), none, none, none)
+    found = resolve(rows, np.arange(len(made), dtype=np.uint32), flows, addresses, seen)
+    return [found.connections[number] for number in found.connection[found.of_row].tolist()]
 
 
 def test_a_tuple_that_is_used_again_is_unknown_and_others_are_right(cluster: Cluster):
@@ -81,16 +81,18 @@ def test_a_tuple_that_is_used_again_is_unknown_and_others_are_right(cluster: Clu
     ]
     guesses = [
         seen.lookup(
-            cluster.client.inode, "tcp", packed(asked.local), packed(asked.remote), begun, begun
+            Endpoint(
+                cluster.client.inode, "tcp", packed(asked.local), packed(asked.remote), begun, begun
+            )
         )
         for asked, begun in made
     ]
     pairs = zip(guesses, replies, strict=True)
     assert any(guess and guess.reply != reply for guess, reply in pairs), (
-        "the tuples were not reused between two dumps"
+        "the tuples were not used again between two dumps"
     )
-    said = [track.reply for track in tracks(made, cluster.client.inode, seen)]
+    said = [one.reply for one in connections(made, cluster.client.inode, seen)]
     known = [number for number, reply in enumerate(said) if reply is not None]
     assert [said[number] for number in known] == [str(replies[number]) for number in known]
     assert min(known) >= AGAIN
-    assert len(known) > ONCE // 2  # what begins and ends during a dump is not
+    assert len(known) > ONCE // 2  # one that begins and ends during a dump is not

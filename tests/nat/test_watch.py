@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch on real namespaces: entries kept, limits, and what is reported without access."""
+"""Watch on real namespaces: the entries that it keeps, its limits, and what it reports."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from ktrace_agent.enrich.conntrack import ctnetlink
-from ktrace_agent.enrich.conntrack.ctnetlink import TCP, UDP
-from ktrace_agent.enrich.conntrack.entries import End, Entry
-from ktrace_agent.enrich.conntrack.netlink import MAPPED, Lack, NetlinkFailed
+from ktrace_agent.enrich.conntrack.connection import Endpoint, Entry, SocketAddress
+from ktrace_agent.enrich.conntrack.netlink import Lack, NetlinkFailed
 from ktrace_agent.enrich.conntrack.watch import Watch
+from ktrace_agent.host.inet import MAPPED, TCP, UDP
 from ktrace_agent.host.netns import run_in_netns
 from tests.bpf.namespaces import Namespace
 from tests.bpf.workers import Crew, Line, wait_until
@@ -49,11 +49,11 @@ def fill(place: Namespace, *messages: bytes) -> None:
     run_in_netns(place.pid, place.inode, lambda: put(iter(messages)))
 
 
-def mapped(address: bytes, port: int) -> End:
-    return End(MAPPED + address, port)
+def mapped(address: bytes, port: int) -> SocketAddress:
+    return SocketAddress(MAPPED + address, port)
 
 
-def test_entries_that_end_between_looks_are_kept_with_their_time(place: Namespace):
+def test_entries_that_end_between_dumps_are_kept_with_their_time(place: Namespace):
     short = message(UDP, (CLIENT, 4000), (VIP, 53), (BACKEND, 53), timeout_s=1)
     long = message(TCP, (CLIENT, 4000), (VIP, 80), (BACKEND, 80))
     one = watch(place, period_s=0.1)
@@ -65,18 +65,18 @@ def test_entries_that_end_between_looks_are_kept_with_their_time(place: Namespac
     late = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     time.sleep(0.3)
     seen = one.stop()
-    udp = seen.lookup(place.inode, "udp", mapped(CLIENT, 4000), mapped(VIP, 53))
-    tcp = seen.lookup(place.inode, "tcp", mapped(CLIENT, 4000), mapped(VIP, 80))
+    udp = seen.lookup(Endpoint(place.inode, "udp", mapped(CLIENT, 4000), mapped(VIP, 53)))
+    tcp = seen.lookup(Endpoint(place.inode, "tcp", mapped(CLIENT, 4000), mapped(VIP, 80)))
     assert udp is not None
     assert tcp is not None
-    assert udp.born_after_ns is not None
-    assert udp.gone_before_ns is not None
-    assert udp.born_after_ns <= late
-    assert begun < udp.gone_before_ns
-    assert tcp.gone_before_ns is None
+    assert udp.created_after_ns is not None
+    assert udp.ended_before_ns is not None
+    assert udp.created_after_ns <= late
+    assert begun < udp.ended_before_ns
+    assert tcp.ended_before_ns is None
     assert (udp.nat, udp.state, tcp.state) == ("dnat", "UNREPLIED", "ESTABLISHED")
     after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    assert seen.lookup(place.inode, "udp", *udp.original, after, after) is None
+    assert seen.lookup(Endpoint(place.inode, "udp", *udp.original, after, after)) is None
     assert seen.problems == ()
 
 
@@ -104,14 +104,14 @@ def test_states_follow_real_connections(place: Namespace):
     assert worker.hear() == "open"
     time.sleep(0.2)
     worker.say("close")
-    client, server, silent = (End(MAPPED + bytes((127, 0, 0, 1)), p) for _, p in worker.result())
+    client, server, silent = (mapped(bytes((127, 0, 0, 1)), port) for _, port in worker.result())
     seen = one.stop()
-    forth = seen.lookup(place.inode, "tcp", client, server)
-    back = seen.lookup(place.inode, "tcp", server, client)
+    forth = seen.lookup(Endpoint(place.inode, "tcp", client, server))
+    back = seen.lookup(Endpoint(place.inode, "tcp", server, client))
     assert forth is not None
     assert forth == back
     assert (forth.state, forth.nat) == ("TIME_WAIT", "none")
-    lost = seen.lookup(place.inode, "udp", silent, mapped(bytes((127, 0, 0, 1)), 9))
+    lost = seen.lookup(Endpoint(place.inode, "udp", silent, mapped(bytes((127, 0, 0, 1)), 9)))
     assert lost is not None
     assert (lost.state, lost.replied) == ("UNREPLIED", False)
 
@@ -150,7 +150,7 @@ def test_zones_of_a_real_table(place: Namespace, *, agree: bool):
     one.start()
     seen = one.stop()
     assert sorted(entry.zone for entry in seen.entries()) == [1, 2]
-    found = seen.lookup(place.inode, "tcp", mapped(CLIENT, 4000), mapped(VIP, 80))
+    found = seen.lookup(Endpoint(place.inode, "tcp", mapped(CLIENT, 4000), mapped(VIP, 80)))
     assert (found is not None) == agree
 
 
@@ -165,7 +165,7 @@ def test_a_table_of_thousands_is_read_whole_and_found(place: Namespace):
     every: list[Entry] = list(seen.entries())[::97]
     for entry in every:
         for near, far in (entry.original, entry.reply):
-            assert seen.lookup(place.inode, entry.proto, near, far) == entry
+            assert seen.lookup(Endpoint(place.inode, entry.proto, near, far)) == entry
     figures = seen.figures[place.inode]
     assert figures.after["count"] == figures.peak == 20_000
     assert figures.after["max"] == int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
@@ -179,7 +179,7 @@ def test_more_entries_than_are_kept_are_counted(place: Namespace):
     seen = one.stop(first=[place.inode])
     assert (len(seen), seen.left_out) == (1_000, 2_500)
     assert [(one.netns, one.lack) for one in seen.problems] == [(place.inode, Lack.TOO_MANY)]
-    assert all(one.born_after_ns is None for one in seen.entries())
+    assert all(one.created_after_ns is None for one in seen.entries())
 
 
 def test_a_huge_table_leaves_room_for_others(place: Namespace, crew: Crew):
@@ -193,7 +193,7 @@ def test_a_huge_table_leaves_room_for_others(place: Namespace, crew: Crew):
     assert kept == {place.inode: 500, other.inode: 400}
 
 
-def test_a_look_ends_in_time(place: Namespace):
+def test_a_poll_ends_in_time(place: Namespace):
     fill(place, *many(20_000))
     one = watch(place, max_seconds=0.02)
     begun = time.monotonic()

@@ -22,7 +22,7 @@ from ktrace_agent.files import DiskFull, NameTaken, Written, create, disk_errors
 from ktrace_agent.kernel.recording import Recording
 from ktrace_agent.tables import missed_events
 from ktrace_agent.tables.dns_pairs import time_answers
-from ktrace_agent.tables.load import Names, Tables
+from ktrace_agent.tables.load import Names, Tables, load
 from ktrace_agent.tables.memory import give_back, no_collections
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import CaptureConfig
@@ -84,7 +84,7 @@ def seal(
         out_dir.mkdir(parents=True, exist_ok=True)
     with no_collections(), ExitStack() as stack:
         progress("decoding the records")
-        tables = stack.enter_context(closing(Tables(recording, config.node, names)))
+        tables = stack.enter_context(closing(load(recording, config.node, names)))
         recording.forget()
         missed = missed_events.count(tables.con, recording, config)
         if config.sample == 1:

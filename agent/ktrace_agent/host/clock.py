@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ktrace_agent.errors import AgentError
 from ktrace_agent.host.netns import PROC, inode_of
+from ktrace_agent.host.small_file import text_or_empty
 
 _INITIAL_TIME_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO, include/linux/proc_ns.h
 _BOOTTIME = ("boottime", str(time.CLOCK_BOOTTIME))
@@ -55,11 +56,7 @@ def _own_shift_ns() -> int:
 
 def _boottime(path: Path) -> int | None:
     """The line `boottime SECONDS NANOSECONDS`; only the seconds are ever negative."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    for line in lines:
+    for line in text_or_empty(path).splitlines():
         match line.split():
             case [clock, seconds, nanoseconds] if clock in _BOOTTIME:
                 try:

@@ -9,14 +9,13 @@ here raises.
 """
 
 import errno
-import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ktrace_agent.host import procfs
+from ktrace_agent.host import procfs, small_file
 from ktrace_agent.host.clock import boot_ns
 from ktrace_agent.host.netns import PROC, find_netns, inode_of
 
@@ -80,20 +79,9 @@ def _why(problem: OSError) -> Missing:
 def read_file(path: Path | str) -> Raw:
     """A small file of /proc as it is, at most 256 KiB of it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return small_file.read_bytes(path, _FILE_BYTES)
     except OSError as problem:
         return _why(problem)
-    try:
-        parts: list[bytes] = []
-        left = _FILE_BYTES
-        while left > 0 and (part := os.read(fd, min(left, 1 << 16))):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-    except OSError as problem:
-        return _why(problem)
-    finally:
-        os.close(fd)
 
 
 def _read_netns(proc: Path, inode: int, witnesses: Iterable[str]) -> Files | Missing:

@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from ktrace_agent.host.small_file import text_or_empty
+
 MAX_INTERFACES = 64
 
 _SIOCGIFCONF = 0x8912
@@ -74,11 +76,10 @@ def _ask(sock: socket.socket, request: int, name: str, form: str) -> int:
 
 def _state(sock: socket.socket, name: str, index: int, sys: Path) -> str:
     folder = sys / "class/net" / name
-    try:
-        if int((folder / "ifindex").read_text()) == index:
-            return (folder / "operstate").read_text().strip()
-    except (OSError, ValueError):
-        pass
+    if text_or_empty(folder / "ifindex").strip() == str(index) and (
+        state := text_or_empty(folder / "operstate").strip()
+    ):
+        return state
     flags = _ask(sock, _SIOCGIFFLAGS, name, "H")
     return "up" if flags & _IFF_UP and flags & _IFF_RUNNING else "down"
 
@@ -110,12 +111,8 @@ def _ipv4(sock: socket.socket) -> dict[str, list[str]]:
 
 def _ipv6(path: Path) -> list[tuple[str, str]]:
     """Interface and address of each line of if_inet6: address index length scope flags name."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
     found = []
-    for line in lines:
+    for line in text_or_empty(path).splitlines():
         match line.split():
             case [digits, _, length, _, _, name]:
                 try:

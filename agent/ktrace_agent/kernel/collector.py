@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ktrace_agent.errors import AgentError, UnsupportedKernel
+from ktrace_agent.host import cgroups
 from ktrace_agent.host.libc import libc
 from ktrace_agent.kernel import load_errors
 from ktrace_agent.kernel.libbpf import (
@@ -63,7 +64,6 @@ _MISSES_OF = {
     "tcp_retransmit": RowType.TCP_RETRANSMIT,
     "tcp_retransmit_synack": RowType.TCP_RETRANSMIT,
 }
-_CGROUP_LEVELS, _CGROUP_NAME_LEN = 4, 96
 _IN_PODS_YES = 2
 POD_UID_LEN = 36
 
@@ -72,7 +72,7 @@ class CgroupNames(ctypes.Structure):
     """struct kt_cgroup."""
 
     _fields_ = (
-        ("name", (c_char * _CGROUP_NAME_LEN) * _CGROUP_LEVELS),
+        ("name", (c_char * cgroups.NAME_LEN) * cgroups.LEVELS),
         ("in_pods", c_uint32),
     )
 

@@ -18,6 +18,7 @@ from typing import Literal
 from ktrace_agent.errors import AgentError, KtraceError, PermissionDenied, UnsupportedKernel
 from ktrace_agent.host import clock
 from ktrace_agent.host.netns import inode_of
+from ktrace_agent.host.small_file import text_or_empty
 from ktrace_agent.kernel import load_errors
 
 PROC = Path("/proc")
@@ -129,9 +130,9 @@ def require(found: Platform) -> Platform:
 def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) -> Platform:
     """Everything that a capture depends on, without changing anything."""
     uname = platform.uname()
-    capabilities = _effective(_read(proc / "self/status"))
-    cgroup = parse_cgroups(_read(proc / "self/mountinfo"))
-    mode = parse_lockdown(_read(lockdown))
+    capabilities = _effective(text_or_empty(proc / "self/status"))
+    cgroup = parse_cgroups(text_or_empty(proc / "self/mountinfo"))
+    mode = parse_lockdown(text_or_empty(lockdown))
     libbpf, libbpf_why = _libbpf()
     tracefs, tracefs_why = _tracefs()
     btf_why = _btf_problem(btf)
@@ -156,7 +157,7 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
         btf=not btf_why,
         lockdown=mode,
         unprivileged_bpf=_UNPRIVILEGED.get(
-            _read(proc / "sys/kernel/unprivileged_bpf_disabled").strip(), "-"
+            text_or_empty(proc / "sys/kernel/unprivileged_bpf_disabled").strip(), "-"
         ),
         cgroup=cgroup,
         tracefs=tracefs,
@@ -172,15 +173,6 @@ _TRACEFS_HELP = (
 )
 _CGROUP_HELP = "mount /sys/fs/cgroup into the container; without it rows have no cgroup name"
 _UNPRIVILEGED = {"0": "allowed", "1": "locked", "2": "disabled"}
-
-
-def _read(path: Path) -> str:
-    """The text of a small file, empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(1 << 20).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def parse_capabilities(status: str) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts that a later record of the same socket states about an earlier one.
+"""Completes records with facts from later records of the same socket.
 
-Two facts come late in the life of a TCP socket: the kernel picks the local port
-after it announces SYN_SENT (and fills the peer in after the first SYN_RECV of a
-child), and nobody owns a child before accept() returns it. The same socket
-(cookie) is proof enough to carry both back; nothing is carried to another socket.
+Two facts of a TCP socket are known late. The kernel chooses the local port after it reports
+SYN_SENT, and sets the peer of a child socket after the child's first SYN_RECV. A child socket
+has no owner before accept() returns it. Both facts are copied to earlier records with the same
+socket cookie, and never to another socket.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace_agent.tables.records import OWNER, STATE, TYPE
+from ktrace_agent.tables.records import OWNER, STATE, TYPE, UDP_TYPES
 from ktrace_api.names import OwnerSource, RowType, TcpState
 
 Array = npt.NDArray[Any]
 
 _OPENING = (STATE[TcpState.SYN_SENT], STATE[TcpState.SYN_RECV])
-_NEW_LIFE = (*_OPENING, STATE[TcpState.LISTEN])
+_RESTARTS = (*_OPENING, STATE[TcpState.LISTEN])
 _TUPLE = ("local", "local_port", "remote", "remote_port", "family")
-_UDP = (TYPE[RowType.UDP_SEND], TYPE[RowType.UDP_RECV])
 
 
 def backfill(rows: Array, wildcards: Sequence[int], accepted: Mapping[int, int]) -> None:
-    """Fill tuples and owners of records.ROW in place; the rows may be in any order.
+    """Completes the tuples and owners of `rows` (records.ROW, any order) in place.
 
-    `wildcards` are the numbers of the addresses that mean "any": 0.0.0.0 and ::.
-    `accepted` gives the owner number of each socket (by cookie) that the inventory at
-    the end found accepted.
+    `wildcards` are the numbers of the addresses 0.0.0.0 and ::. `accepted` maps the cookie of
+    each socket that was accepted according to the final inventory to the number of its owner.
     """
-    index = np.flatnonzero((rows["sock"] != 0) & ~np.isin(rows["type"], _UDP))
+    index = np.flatnonzero((rows["sock"] != 0) & ~np.isin(rows["type"], UDP_TYPES))
     index = index[np.lexsort((rows["ts"][index], rows["sock"][index]))]
     if len(index):
         _tuples(rows, index, wildcards)
@@ -39,27 +37,27 @@ def backfill(rows: Array, wildcards: Sequence[int], accepted: Mapping[int, int])
 
 
 def _next(candidate: Array) -> npt.NDArray[np.int64]:
-    """Position of the first candidate at or after each position; len(candidate) = none."""
+    """Returns the position of the first candidate at or after each; len(candidate) = none."""
     positions = np.where(candidate, np.arange(len(candidate)), len(candidate))
     return np.minimum.accumulate(positions[::-1])[::-1]
 
 
 def _tuples(rows: Array, index: Array, wildcards: Sequence[int]) -> None:
-    """A row that opens a connection takes the tuple of the next row of that connection.
+    """Copies to a row that opens a connection the tuple of the connection's next row.
 
-    Only where what it has agrees: a child still shows the address that its listener is
-    bound to, often a wildcard. The search ends where the socket opens or listens again.
+    The known part of its own tuple must agree; a child socket has the address that its listener
+    is bound to, often a wildcard. The search ends where the socket connects or listens again.
     """
     row = {name: rows[name][index] for name in ("sock", "net", "new_state", *_TUPLE)}
     changed = rows["type"][index] == TYPE[RowType.TCP_STATE]
-    life = np.cumsum(changed & np.isin(row["new_state"], _NEW_LIFE))
-    whole = (row["local_port"] > 0) & (row["remote_port"] > 0)
-    after = _next(whole)
+    connection = np.cumsum(changed & np.isin(row["new_state"], _RESTARTS))
+    complete = (row["local_port"] > 0) & (row["remote_port"] > 0)
+    after = _next(complete)
     found = after < len(index)
     after[~found] = 0
 
-    fill = changed & np.isin(row["new_state"], _OPENING) & ~whole & found
-    for value in (row["sock"], row["net"], life):
+    fill = changed & np.isin(row["new_state"], _OPENING) & ~complete & found
+    for value in (row["sock"], row["net"], connection):
         fill &= value[after] == value
     for address, port in (("local", "local_port"), ("remote", "remote_port")):
         fill &= (row[address][after] == row[address]) | np.isin(row[address], wildcards)
@@ -73,7 +71,7 @@ def _tuples(rows: Array, index: Array, wildcards: Sequence[int]) -> None:
 
 
 def _owners(rows: Array, index: Array, accepted: Mapping[int, int]) -> None:
-    """A row without an owner takes the process that accepts the socket later."""
+    """Copies to a row without an owner the process that accepts the socket later."""
     sock, source = rows["sock"][index], rows["owner_source"][index]
     owner = rows["owner"][index]
     missing = np.isin(source, (OWNER[OwnerSource.NONE], OWNER[OwnerSource.LISTENER]))
@@ -82,7 +80,7 @@ def _owners(rows: Array, index: Array, accepted: Mapping[int, int]) -> None:
     found = after < len(index)
     after[~found] = 0
     found &= sock[after] == sock
-    for name in ("net", "local_port", "remote_port"):  # the cookie alone is a kernel's word
+    for name in ("net", "local_port", "remote_port"):  # in case two sockets have one cookie
         value = rows[name][index]
         found &= (value[after] == value) | (value == 0)
     fill = missing & found

@@ -1,30 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SQL may ask of a capture: the same tables while it is sealed and in `ktrace query`.
+"""The tables that SQL can query: the same while a capture is sealed and in `ktrace query`.
 
-NULL is a fact that is not known. Numbers are signed, times are UTC, sizes bytes.
+NULL is an unknown value. Integers are signed. Times are UTC, sizes are bytes, and `*_us` are
+microseconds.
 
-rows        one line an event, n = 0, 1, ... in the order of time and of events.jsonl
-            measure: state_us, bytes, duration_us or segs, as the type has it
-            new_state: of a tcp_retransmit the state; errno: 0 where a call succeeded
-            local, remote: `a:p`, IPv6 in brackets; *_ip without brackets; net: the socket's netns
-            dns_rtt_us: from the query to this answer from port 53; dns_rtt_source: heuristic, or
-            ambiguous where another query may be meant
-            ct_state, ct_reply, nat: what connection tracking says of the tuple
-            backend: whom a client really talks to where that is not `remote`
-            flow: the conversation; both of its ends have the same, NULL where that is not certain
-flows       traffic of a process by tuple, exact also when rows were sampled or capped
-            opened: connections established or accepted; failed: connects that did not establish
-            role: the socket's, also where another process than the one that opened it talks
-sockets     TCP sockets that existed when the capture began (moment 'start') and ended ('end')
-            age_us: how long the socket is in its state
-counters    changed counters of the host (netns NULL) and of namespaces, of a bundle those that
-            node.json has room for; unchanged ones are absent, but for what findings subtract
-            file ctnetlink: what connection tracking said; peak: the highest count of all looks
-sysctls     what the node is set to
-accounting  where the events of a hook went: seen is the sum of the others but bytes and unseen
-capture     one line: what was asked for and what became of it
-hooks       which programs served which fact; refused: `program: reason`, chosen NULL: none
-findings    what the analysis concluded, rank 1 is the worst; rows: the n of rows that show it
+Columns of several tables
+    local, remote         `address:port`, IPv6 in brackets; local_ip, remote_ip have no brackets
+    remote*               NULL if the peer is unknown
+    family, role          ipv4 or ipv6; client or server
+    net, netns            inode of the network namespace
+    tgid, comm, uid       process id, name and user id of the process
+    cgroup_id             cgroup of the process
+    pod_uid ... container_id  pod and container of that cgroup
+    sock                  socket cookie, as in `ss -e`
+    owner_source          how the process was found: process, accept, listener, inventory, none
+    ct_state              state of the socket's conntrack entry; UDP: UNREPLIED, REPLIED, ASSURED
+    ct_reply              its reply tuple, `address:port -> address:port`
+    nat                   what it translates: dnat, snat, both, none
+    backend               address that a client is connected to, if NAT changed `remote` to it
+    flow                  number of the conversation: equal at both endpoints, NULL if ambiguous
+
+rows: one line per event
+    n                     0, 1, ... in time order; line n + 1 of events.jsonl
+    type                  tcp_state, udp_send, udp_recv, connect, tcp_retransmit
+    pid, ppid, gid        thread id, parent process id, group id
+    old_state, new_state  TCP states; of a tcp_retransmit, new_state is the current state
+    measure               by type: state_us, bytes (udp_*), duration_us or segments
+    flags                 MSG_ flags of a udp_send or udp_recv
+    errno, error          number and name; errno is 0 if the call succeeded
+    result                of a connect: established, failed, abandoned, interrupted, pending, denied
+    synack                a tcp_retransmit of a SYN-ACK
+    dns_rtt_us            of an answer from port 53: time since its query
+    dns_rtt_source        heuristic; ambiguous if the answer fits more than one query
+    ns_mnt, ns_pid, ns_user  inodes of the process's other namespaces
+    seccomp_mode, caps_eff   seccomp mode (0 to 2) and effective capabilities (bit set)
+    peer_source           where `remote` comes from: socket, call, cork, packet, none
+
+flows: traffic of one process over one tuple; exact even if rows were sampled or capped
+    proto                 tcp or udp
+    role                  that of the socket, even if another process opened it
+    tx_bytes, rx_bytes    payload bytes sent and received, in tx_calls and rx_calls system calls
+    first_ts, last_ts     first and last use
+    opened, failed        connections established or accepted; connection attempts that failed
+    retrans_segs          retransmitted segments
+
+sockets: TCP sockets that existed when the capture began and when it ended
+    moment                start or end
+    state, age_us         TCP state, and time in that state
+
+counters: changed counters of the host and of network namespaces. A bundle has those that fit into
+node.json. Unchanged counters are absent, except those that findings subtract from others.
+    netns                 NULL for the host
+    file                  counter file such as netstat or pressure/cpu, or ctnetlink
+    name                  counter in that file; `peak` of ctnetlink is the maximum `count`
+    before, after, delta  at the start and at the end, and the difference
+
+sysctls: settings of the node that affect networking
+
+accounting: the events of each type; seen = written + filtered + sampled + capped + lost_ring
++ lost_map
+    written               rows in the bundle
+    filtered, sampled     excluded by a filter; excluded by --sample
+    capped                excluded by --max-events or --max-bytes
+    lost_ring             lost because the ring buffer or the disk was full
+    lost_map              lost because a BPF map was full, or the kernel skipped the program
+    bytes                 payload bytes of all events that passed the filters
+    unseen                minimum number of events for which no BPF program ran; not part of seen
+
+capture: one line, with the options of the capture and its result
+    ended_by              duration, signal or error
+    window_s              seconds that the BPF programs were attached
+    sample                one event in `sample` was kept
+    complete              false if an event was capped, lost or unseen
+    rows, lost, capped    number of rows, of lost and unseen events, and of capped events
+    overflow              facts that were dropped because a BPF map was full
+
+hooks: the BPF programs for each kind of fact
+    chosen                program in use; NULL if none can be used
+    refused               `program: reason` of each program that cannot be used
+
+findings: conclusions of the analysis
+    rank                  1 is the most severe
+    rows                  values of rows.n that are evidence
+    points_to             cause that the finding supports
+    refuted_by, next      observation that would refute it; command for the next step
 """
 
 from collections.abc import Mapping
@@ -181,19 +240,19 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "next": "VARCHAR",
     },
 }
-"""Table -> column -> type, in order."""
+"""Table -> column -> DuckDB type, in column order."""
 
 
 def create(table: str) -> str:
-    """DDL of an empty table of the contract."""
+    """Returns the DDL of an empty table of the contract."""
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS[table].items())
     return f"CREATE TABLE {table} ({columns})"
 
 
 def select(table: str, expressions: Mapping[str, str]) -> str:
-    """The select list of a table of the contract: an expression for each column, cast to its type.
+    """Returns the select list of a table: the expression of each column, cast to its type.
 
-    A column without an expression has one of its own name.
+    A column without an expression is selected by its own name.
     """
     return ", ".join(
         f"TRY_CAST({expressions.get(name, name)} AS {kind}) AS {name}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ends talk to each other: one number for both, in any two network namespaces.
+"""Numbers conversations: both endpoints of one get the same number, in any two namespaces.
 
-An end is a socket with a tuple. What names a conversation is its tuple as the answering end has
-it, after all translation: the answering end's own one, and that of the asking end with the
-translations of connection tracking applied. The two are each other's reverse. Where more than
-one socket could be meant on either side, nobody is joined and there is no number.
+A conversation is named by its tuple at the endpoint that did not send first, after all
+translations. For that endpoint this is its own tuple; for the other one, the tuple with the
+translations of connection tracking applied. Each is the reverse of the other. If more than one
+socket fits on either side, the conversation has no number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,92 +13,98 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ktrace_agent.host.inet import are_ipv4, are_local_to_netns
+
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.uint64]
 Truth = npt.NDArray[np.bool_]
 
-NOBODY = 0
-"""Number of the conversation of an end that nothing certain is known of."""
+NO_CONVERSATION = 0
+"""Number of an endpoint whose conversation is unknown."""
 
-WIRE = np.dtype(
+PACKET = np.dtype(
     [
-        ("near", "V16"),
-        ("far", "V16"),
+        ("src", "V16"),
+        ("dst", "V16"),
         ("net", "<u4"),
-        ("near_port", "<u2"),
-        ("far_port", "<u2"),
+        ("sport", "<u2"),
+        ("dport", "<u2"),
         ("proto", "u1"),
         ("pad", "V7"),
     ]
 )
-"""What an end sends, as its peer sees it; `net` is where it sends from."""
+"""Tuple of an endpoint's packets as its peer receives them; `net` is the sender's namespace."""
 
-_MAX_GUESSES = 1_000_000
-"""Sockets bound to a wildcard times the addresses that they may have sent from."""
-_MAPPED = np.frombuffer(b"\0" * 10 + b"\xff\xff", np.uint8)
-_LOOPBACK = np.frombuffer(b"\0" * 15 + b"\1", np.uint8)
+_MAX_EXPANDED = 1_000_000
+"""Maximum number of sockets bound to a wildcard, times the addresses of their namespace."""
 _LARGEST = np.uint64(2**63 - 1)
 
 
-class Joined(NamedTuple):
-    """Conversations of ends: `key` names it, `side` says which of its two ends one is."""
+class Keys(NamedTuple):
+    """The conversation of each endpoint, and which of its two sides the endpoint is."""
 
     key: Numbers
     side: Truth
 
 
-def converse(
-    wires: Array,
+def conversation_numbers(
+    packets: Array,
     sock: Numbers,
     *,
-    whole: Truth,
-    wild: Truth,
-    again: Truth,
-    own: Mapping[int, frozenset[bytes]],
+    complete: Truth,
+    wildcard: Truth,
+    reused: Truth,
+    addresses: Mapping[int, frozenset[bytes]],
 ) -> Numbers:
-    """The number of each end's conversation, 63 bits; NOBODY where it is not certain.
+    """Returns the number of each endpoint's conversation (63 bits), or NO_CONVERSATION.
 
-    `wires` (WIRE) and `sock` (cookie, 0 = not known) of each end. `whole`: its tuple is known;
-    `wild`: but for the local address, it is bound to a wildcard; `again`: several connections are
-    known to have used it. `own` has the addresses of each namespace: who is bound to a wildcard
-    sends from one of them, from which one its peer tells.
+    packets: PACKET of each endpoint. sock: its cookie, 0 = unknown. complete: the tuple is known
+    up to a wildcard as local address, which `wildcard` marks. reused: more than one connection
+    had the tuple. addresses: those of each namespace; a socket that is bound to a wildcard sends
+    from one of them, and its peer's tuple has that one.
     """
-    found = _join(wires, wild)
-    found.key[~whole] = NOBODY
-    guessed = np.flatnonzero(wild & whole)
-    if len(guessed):
-        _resolve(found, wires, guessed, own)
-    several = _several(found, wires["net"].astype(np.uint64)), _several(found, sock)
-    unclear = np.concatenate((*several, found.key[again]))
-    found.key[np.isin(found.key, unclear)] = NOBODY
+    found = _keys_of(packets, wildcard)
+    found.key[~complete] = NO_CONVERSATION
+    unbound = np.flatnonzero(wildcard & complete)
+    if len(unbound):
+        _resolve_wildcards(found, packets, unbound, addresses)
+    ambiguous = (
+        _ambiguous(found, packets["net"].astype(np.uint64)),
+        _ambiguous(found, sock),
+        found.key[reused],
+    )
+    found.key[np.isin(found.key, np.concatenate(ambiguous))] = NO_CONVERSATION
     return found.key
 
 
-def _join(wires: Array, wild: Truth) -> Joined:
-    """The same key for a tuple and its reverse, and which of the two it is.
+def _keys_of(packets: Array, wildcard: Truth) -> Keys:
+    """Computes the same key for a tuple and its reverse, and which of the two it is.
 
-    Addresses that mean others in each namespace make a key of that namespace.
+    If an address is valid only inside a network namespace, the key includes the namespace.
     """
-    near, far = _words(wires["near"]), _words(wires["far"])
-    near_port, far_port = (wires[name].astype(np.uint64) for name in ("near_port", "far_port"))
-    side = near_port > far_port
-    for part in (1, 0):  # the last comparison that tells them apart counts
-        differ = near[:, part] != far[:, part]
-        side = np.where(differ, near[:, part] > far[:, part], side)
-    confined = wild | _confined(wires["near"]) | _confined(wires["far"])
-    place = np.where(confined, wires["net"], 0).astype(np.uint64) << np.uint64(8)
+    src, dst = _words(packets["src"]), _words(packets["dst"])
+    sport, dport = (packets[name].astype(np.uint64) for name in ("sport", "dport"))
+    side = sport > dport
+    for part in (1, 0):  # the last comparison that differs decides
+        differ = src[:, part] != dst[:, part]
+        side = np.where(differ, src[:, part] > dst[:, part], side)
+    local = (
+        wildcard
+        | are_local_to_netns(_octets(packets["src"]))
+        | are_local_to_netns(_octets(packets["dst"]))
+    )
+    place = np.where(local, packets["net"], 0).astype(np.uint64) << np.uint64(8)
     flip = side[:, None]
-    first, last = np.where(flip, far, near), np.where(flip, near, far)
-    ports = np.where(side, far_port << np.uint64(16) | near_port,
-                     near_port << np.uint64(16) | far_port)  # fmt: skip
-    key = digest((*first.T, *last.T, ports, place | wires["proto"]))
-    return Joined(np.maximum(key & _LARGEST, np.uint64(1)), side)
+    first, last = np.where(flip, dst, src), np.where(flip, src, dst)
+    ports = np.where(side, dport << np.uint64(16) | sport, sport << np.uint64(16) | dport)
+    key = digest((*first.T, *last.T, ports, place | packets["proto"]))
+    return Keys(np.maximum(key & _LARGEST, np.uint64(1)), side)
 
 
 def digest(columns: Sequence[Array], seed: int = 0) -> Numbers:
-    """64 bits of each line of some columns of 64 bits, the same on every machine.
+    """Hashes each row of several columns of 64 bits to 64 bits; the same on every machine.
 
-    A chain of the finalizer of splitmix64 (Steele, Lea, Flood 2014).
+    Chains the finalizer of splitmix64 (Steele, Lea, Flood 2014).
     """
     value = np.full(len(columns[0]), seed, np.uint64)
     for column in columns:
@@ -109,49 +115,49 @@ def digest(columns: Sequence[Array], seed: int = 0) -> Numbers:
     return value
 
 
-def _resolve(
-    found: Joined, wires: Array, guessed: Array, own: Mapping[int, frozenset[bytes]]
+def _resolve_wildcards(
+    found: Keys, packets: Array, unbound: Array, addresses: Mapping[int, frozenset[bytes]]
 ) -> None:
-    """Give each end that is bound to a wildcard the one key that a peer of it has too.
+    """Gives each endpoint that is bound to a wildcard the key of its peer.
 
-    One that has no peer here keeps its own key, one that could be of two has none.
+    Without a peer in this capture it keeps its own key; if several peers fit, it has none.
     """
-    ends, guesses = _guesses(wires, guessed, own)
-    met = np.concatenate([one.key << np.uint64(1) | one.side for one in (found, guesses)])
-    peers = np.flatnonzero(np.isin(guesses.key << np.uint64(1) | ~guesses.side, met))
+    endpoints, expanded = _expand(packets, unbound, addresses)
+    known = np.concatenate([one.key << np.uint64(1) | one.side for one in (found, expanded)])
+    peers = np.flatnonzero(np.isin(expanded.key << np.uint64(1) | ~expanded.side, known))
     choices: dict[int, list[int]] = {}
-    for guess, end in zip(peers.tolist(), ends[peers].tolist(), strict=True):
-        choices.setdefault(end, []).append(guess)
-    for end, fits in choices.items():
-        sure = len(fits) == 1
-        found.key[end] = guesses.key[fits[0]] if sure else NOBODY
-        found.side[end] = guesses.side[fits[0]]
+    for choice, endpoint in zip(peers.tolist(), endpoints[peers].tolist(), strict=True):
+        choices.setdefault(endpoint, []).append(choice)
+    for endpoint, fits in choices.items():
+        found.key[endpoint] = expanded.key[fits[0]] if len(fits) == 1 else NO_CONVERSATION
+        found.side[endpoint] = expanded.side[fits[0]]
 
 
-def _guesses(
-    wires: Array, guessed: Array, own: Mapping[int, frozenset[bytes]]
-) -> tuple[Array, Joined]:
-    """Ends, and their keys if each sent from one of the addresses of its namespace."""
-    net, ipv4, room = wires["net"][guessed], _ipv4(wires["far"][guessed]), _MAX_GUESSES
-    ends, parts = [np.empty(0, np.int64)], [np.empty(0, WIRE)]
+def _expand(
+    packets: Array, unbound: Array, addresses: Mapping[int, frozenset[bytes]]
+) -> tuple[Array, Keys]:
+    """Returns endpoints, and their keys for each address of their namespace as the source."""
+    net, left = packets["net"][unbound], _MAX_EXPANDED
+    ipv4 = are_ipv4(_octets(packets["dst"][unbound]))
+    endpoints, parts = [np.empty(0, np.int64)], [np.empty(0, PACKET)]
     for inode in np.unique(net).tolist():
-        for address in own.get(inode, ()):
-            place = np.frombuffer(address, "V16")
-            those = guessed[(net == inode) & (ipv4 == _ipv4(place)[0])]
-            if len(those) > room:
+        for address in addresses.get(inode, ()):
+            source = np.frombuffer(address, "V16")
+            those = unbound[(net == inode) & (ipv4 == are_ipv4(_octets(source))[0])]
+            if len(those) > left:
                 break
-            room -= len(those)
-            part = wires[those]
-            part["near"] = place[0]
-            ends.append(those)
+            left -= len(those)
+            part = packets[those]
+            part["src"] = source[0]
+            endpoints.append(those)
             parts.append(part)
     every = np.concatenate(parts)
-    return np.concatenate(ends), _join(every, np.zeros(len(every), np.bool_))
+    return np.concatenate(endpoints), _keys_of(every, np.zeros(len(every), np.bool_))
 
 
-def _several(found: Joined, place: Numbers) -> Numbers:
-    """Keys of which one side is in several places; place 0 is not known and none."""
-    those = np.flatnonzero((found.key != NOBODY) & (place != 0))
+def _ambiguous(found: Keys, place: Numbers) -> Numbers:
+    """Returns the keys of which one side is in several places; place 0 = unknown, ignored."""
+    those = np.flatnonzero((found.key != NO_CONVERSATION) & (place != 0))
     those = those[np.lexsort((place[those], found.side[those], found.key[those]))]
     key, side, place = found.key[those], found.side[those], place[those]
     same = (key[1:] == key[:-1]) & (side[1:] == side[:-1])
@@ -163,19 +169,5 @@ def _words(addresses: Array) -> Numbers:
     return np.ascontiguousarray(addresses).view("<u8").reshape(-1, 2)
 
 
-def _bytes(addresses: Array) -> npt.NDArray[np.uint8]:
+def _octets(addresses: Array) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(addresses).view(np.uint8).reshape(-1, 16)
-
-
-def _ipv4(addresses: Array) -> Truth:
-    found: Truth = (_bytes(addresses)[:, :12] == _MAPPED).all(axis=1)
-    return found
-
-
-def _confined(addresses: Array) -> Truth:
-    """Loopback and IPv6 link-local: the same addresses mean others in each namespace."""
-    octets = _bytes(addresses)
-    local = (octets[:, 0] == 0xFE) & (octets[:, 1] & 0xC0 == 0x80)
-    loopback = _ipv4(addresses) & (octets[:, 12] == 127)
-    found: Truth = local | loopback | (octets == _LOOPBACK).all(axis=1)
-    return found

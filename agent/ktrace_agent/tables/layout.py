@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant
-"""How a recording lies in DuckDB: narrow events, texts in small tables beside them, views on top.
+"""How a recording is stored in DuckDB: narrow events, texts in small tables, views that join them.
 
-events        one line a row of the bundle; its texts are numbers of the tables below
-kinds         what many events share: type, states, role, sources, result, errno
-owners        facts of a process        addresses     message_flags
-pods          names of a cgroup         tracks        what connection tracking says of a tuple
-flow_stats    struct kt_flow with its key             stock     both socket inventories
+events        one line per row of the bundle; its texts are numbers of the tables below
+kinds         fields that many events share: type, states, role, sources, result, errno
+owners        facts of a process
+addresses     text of an address
+message_flags names of the MSG_ flags of a call
+pods          names of a cgroup
+connections   conntrack entry of an endpoint
+flow_stats    struct kt_flow with its key
+stock         both socket inventories
 round_trips   times of DNS answers by n
 lines         view: n and the JSON text of the row
 
-The views rows, flows and sockets join them to what sql.py promises.
+The views rows, flows and sockets have the columns of contract.py.
 """
 
 from ktrace_agent.tables.contract import COLUMNS, create, select
@@ -18,7 +22,7 @@ from ktrace_agent.tables.contract import COLUMNS, create, select
 _STORED = """
 CREATE TABLE events (n UINTEGER, ts TIMESTAMP, sock UBIGINT, measure BIGINT, flags BIGINT,
     kind UINTEGER, owner UINTEGER, local UINTEGER, local_port USMALLINT, remote UINTEGER,
-    remote_port USMALLINT, net UINTEGER, track UINTEGER, flow UBIGINT);
+    remote_port USMALLINT, net UINTEGER, connection UINTEGER, flow UBIGINT);
 CREATE TABLE kinds (kind UINTEGER, type VARCHAR, family VARCHAR, role VARCHAR,
     old_state VARCHAR, new_state VARCHAR, errno INTEGER, error VARCHAR, result VARCHAR,
     synack BOOLEAN, owner_source VARCHAR, peer_source VARCHAR, has_peer BOOLEAN,
@@ -30,14 +34,14 @@ CREATE TABLE addresses (address UINTEGER, text VARCHAR);
 CREATE TABLE message_flags (flags BIGINT, names VARCHAR[], json VARCHAR);
 CREATE TABLE pods (cgroup_id UBIGINT, pod_uid VARCHAR, namespace VARCHAR, pod VARCHAR,
     container VARCHAR, container_id VARCHAR);
-CREATE TABLE tracks (track UINTEGER, state VARCHAR, reply VARCHAR, nat VARCHAR,
-    backend VARCHAR, asked BOOLEAN);
+CREATE TABLE connections (connection UINTEGER, state VARCHAR, reply VARCHAR, nat VARCHAR,
+    backend VARCHAR, is_originator BOOLEAN);
 CREATE TABLE round_trips (n UINTEGER, rtt_us BIGINT, source VARCHAR);
 CREATE TABLE flow_stats (local UINTEGER, local_port USMALLINT, remote UINTEGER,
     remote_port USMALLINT, net UINTEGER, tgid UINTEGER, proto VARCHAR, family VARCHAR,
     role VARCHAR, comm VARCHAR, uid UINTEGER, cgroup_id UBIGINT, tx_bytes UBIGINT,
     rx_bytes UBIGINT, tx_calls UBIGINT, rx_calls UBIGINT, opened UINTEGER, failed UINTEGER,
-    retrans_segs UINTEGER, first_ts TIMESTAMP, last_ts TIMESTAMP, track UINTEGER,
+    retrans_segs UINTEGER, first_ts TIMESTAMP, last_ts TIMESTAMP, connection UINTEGER,
     flow UBIGINT);
 CREATE TABLE stock (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
     owner_source VARCHAR, local UINTEGER, local_port USMALLINT, remote UINTEGER,
@@ -46,19 +50,19 @@ CREATE TABLE stock (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
 
 _PEER = "CASE WHEN {} THEN {} END"
 _POD = {name: f"p.{name}" for name in ("pod_uid", "namespace", "pod", "container", "container_id")}
-_TRACK = {
-    "ct_state": "t.state",
-    "ct_reply": "t.reply",
-    "nat": "t.nat",
-    "backend": "t.backend",
+_CONNECTION = {
+    "ct_state": "c.state",
+    "ct_reply": "c.reply",
+    "nat": "c.nat",
+    "backend": "c.backend",
 }
-# Connection tracking knows who sent the first datagram; of TCP the kernel told who connected.
-_ROLE = """coalesce(f.role, CASE WHEN f.proto <> 'udp' THEN NULL WHEN t.asked THEN 'client'
-    WHEN NOT t.asked THEN 'server' END)"""
+# The role in UDP follows from who sent the first datagram. In TCP the kernel reports it.
+_ROLE = """coalesce(f.role, CASE WHEN f.proto <> 'udp' THEN NULL WHEN c.is_originator THEN 'client'
+    WHEN NOT c.is_originator THEN 'server' END)"""
 
 
 def _tuple(line: str, has_peer: str) -> dict[str, str]:
-    """Expressions for the addresses of alias `line`, joined with addresses l and r."""
+    """Returns expressions for the addresses of alias `line`, joined with addresses l and r."""
     return {
         "local": f"concat(l.text, ':', {line}.local_port)",
         "local_ip": "trim(l.text, '[]')",
@@ -72,7 +76,7 @@ def _tuple(line: str, has_peer: str) -> dict[str, str]:
 _FROM_EVENTS = """
   FROM events e JOIN kinds k USING (kind) JOIN owners o USING (owner)
   JOIN addresses l ON e.local = l.address JOIN addresses r ON e.remote = r.address
-  JOIN message_flags f USING (flags) JOIN tracks t USING (track)
+  JOIN message_flags f USING (flags) JOIN connections c USING (connection)
   LEFT JOIN round_trips d ON e.n = d.n
 """
 _ROWS = select(
@@ -89,10 +93,10 @@ _ROWS = select(
         "sock": "nullif(e.sock, 0)",
         "flow": "nullif(e.flow, 0)",
         **_POD,
-        **_TRACK,
+        **_CONNECTION,
     },
 )
-_FLOWS = select("flows", {**_tuple("f", "f.remote_port > 0"), **_POD, **_TRACK,
+_FLOWS = select("flows", {**_tuple("f", "f.remote_port > 0"), **_POD, **_CONNECTION,
                           "cgroup_id": "f.cgroup_id", "role": _ROLE,
                           "flow": "nullif(f.flow, 0)"})  # fmt: skip
 _SOCKETS = select("sockets", {**_tuple("s", "s.remote_port > 0"), **_POD,
@@ -103,7 +107,7 @@ CREATE VIEW rows AS SELECT {_ROWS} {_FROM_EVENTS} LEFT JOIN pods p ON o.cgroup_i
 
 CREATE VIEW flows AS SELECT {_FLOWS} FROM flow_stats f
   JOIN addresses l ON f.local = l.address JOIN addresses r ON f.remote = r.address
-  JOIN tracks t USING (track) LEFT JOIN pods p ON f.cgroup_id = p.cgroup_id;
+  JOIN connections c USING (connection) LEFT JOIN pods p ON f.cgroup_id = p.cgroup_id;
 
 CREATE VIEW sockets AS SELECT {_SOCKETS} FROM stock s JOIN owners o USING (owner)
   JOIN addresses l ON s.local = l.address JOIN addresses r ON s.remote = r.address
@@ -116,13 +120,13 @@ CREATE VIEW lines AS SELECT e.n, concat('{{"ts":"', strftime(ts, '%Y-%m-%dT%H:%M
     CASE k.type WHEN 'udp_recv' THEN concat(',"dns_rtt_us":', coalesce(d.rtt_us::VARCHAR, '"-"'),
       ',"dns_rtt_source":"', coalesce(d.source, '-'), '"') ELSE '' END,
     ',"ns":{{"net":', CASE WHEN e.net = 0 THEN '"-"' ELSE e.net::VARCHAR END, o.tail,
-    ',"conntrack":{{"state":"', coalesce(t.state, '-'), '","reply":"', coalesce(t.reply, '-'),
-    '","nat":"', coalesce(t.nat, '-'), '","backend":"', coalesce(t.backend, '-'), '"}}',
+    ',"conntrack":{{"state":"', coalesce(c.state, '-'), '","reply":"', coalesce(c.reply, '-'),
+    '","nat":"', coalesce(c.nat, '-'), '","backend":"', coalesce(c.backend, '-'), '"}}',
     k.tail, CASE WHEN e.sock = 0 THEN '-' ELSE '0x' || lower(hex(e.sock)) END, '","flow":"',
     CASE WHEN e.flow = 0 THEN '-' ELSE '0x' || lower(hex(e.flow)) END, '"}}') AS line
   {_FROM_EVENTS};
 """
 
-_FILLED_LATER = [create(name) for name in COLUMNS if name not in ("rows", "flows", "sockets")]
+_FACT_TABLES = [create(name) for name in COLUMNS if name not in ("rows", "flows", "sockets")]
 
-SCHEMA = ";\n".join((_STORED + _VIEWS, *_FILLED_LATER))
+SCHEMA = ";\n".join((_STORED + _VIEWS, *_FACT_TABLES))

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numpy mirror of agent/bpf/events.h, and the dictionaries that make its records small.
+"""The records of agent/bpf/events.h as numpy dtypes, and the dictionaries that make them small.
 
-Loaded only after the programs are detached. tests/agent/tables/test_record_layout.py
+Imported only after the BPF programs are detached. tests/agent/tables/test_record_layout.py
 compares every offset and size with the C structs.
 """
 
 import errno
 import os
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -33,13 +32,10 @@ UNKNOWN_U64 = 2**64 - 1
 KNOWN_PROCESS, KNOWN_SECURITY, KNOWN_CGROUP = 1, 2, 4
 FLAG_CORKED = 1 << 31
 FLAG_SYNACK = 1
-IPPROTO_TCP, IPPROTO_UDP = 6, 17
+CHUNK = 32_768
+"""Records that are processed at a time: bounds the memory of temporary arrays."""
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
-WILDCARDS = (_MAPPED + b"\0" * 4, b"\0" * 16)
-"""0.0.0.0 and ::"""
-
-# Names by the number that the kernel side writes; the order is that of the enums in events.h.
+# Names by the number that the BPF programs write, in the order of the enums in events.h.
 ROW_TYPES = tuple(RowType)
 OWNER_SOURCES = tuple(OwnerSource)
 PEER_SOURCES = tuple(PeerSource)
@@ -48,6 +44,7 @@ RESULTS = (UNKNOWN, *ConnectResult)
 STATES = (UNKNOWN, *TcpState)
 FAMILIES = {4: "ipv4", 6: "ipv6"}
 TYPE = {name: number for number, name in enumerate(ROW_TYPES)}
+UDP_TYPES = (TYPE[RowType.UDP_SEND], TYPE[RowType.UDP_RECV])
 OWNER = {name: number for number, name in enumerate(OWNER_SOURCES)}
 STATE = {name: number for number, name in enumerate(STATES)}
 
@@ -142,7 +139,7 @@ OWNER_KEY = np.dtype(
     ]
     + [("pad", "V6")]
 )
-"""The facts of a record that belong to its process; many records share one."""
+"""The fields of a record that describe its process; many records share one value."""
 
 ROW = np.dtype(
     [
@@ -168,9 +165,11 @@ ROW = np.dtype(
         ("synack", "u1"),
     ]
 )
-"""An event whose process and addresses are numbers of a Dictionary. `measure` is what its
-type measures (microseconds, bytes or segments; -1 = not known); `flags` is -1 where a row
-has none."""
+"""An event whose process and addresses are numbers of a Dictionary.
+
+`measure` is in the unit of the row's type: microseconds, bytes or segments; -1 = unknown.
+`flags` is -1 if the type has none.
+"""
 
 _MSG_FLAGS = {
     0x1: "OOB",
@@ -199,7 +198,7 @@ _MSG_FLAGS = {
     0x40000000: "CMSG_CLOEXEC",
     FLAG_CORKED: "CORKED",
 }
-# Names where errno.errorcode prefers an alias, and what only the kernel itself returns.
+# Names that errno.errorcode replaces by an alias, and errnos that exist only inside the kernel.
 _ERRNO_NAMES = {
     **errno.errorcode,
     11: "EAGAIN",
@@ -213,9 +212,9 @@ _ERRNO_NAMES = {
 
 
 def chunks(fd: int, records: int) -> Iterator[Array]:
-    """The EVENT records of a spool file in order, at most `records` at once.
+    """Yields the EVENT records of a spool file in order, in arrays of up to `records`.
 
-    The array is overwritten by the next one: copy what has to stay.
+    The next array overwrites the memory of the one before.
     """
     buffer = bytearray(records * EVENT.itemsize)
     offset = 0
@@ -225,7 +224,7 @@ def chunks(fd: int, records: int) -> Iterator[Array]:
 
 
 def network_namespaces(recording: Recording) -> list[int]:
-    """Inodes of the network namespaces that events or flows are in, most of them first."""
+    """Returns the inodes of the network namespaces of events and flows, the most frequent first."""
     counts: Counter[int] = Counter()
     flows = np.frombuffer(recording.flow_keys, FLOW_KEY)
     for records in (flows, *chunks(recording.spool_fd, 65_536)):
@@ -235,7 +234,7 @@ def network_namespaces(recording: Recording) -> list[int]:
 
 
 def _fill(fd: int, buffer: bytearray, offset: int) -> int:
-    """Read until the buffer is full or the file ends; the number of bytes."""
+    """Reads until the buffer is full or the file ends; returns the number of bytes."""
     view, got = memoryview(buffer), 0
     while got < len(buffer) and (step := os.preadv(fd, [view[got:]], offset + got)):
         got += step
@@ -243,40 +242,40 @@ def _fill(fd: int, buffer: bytearray, offset: int) -> int:
 
 
 class Dictionary:
-    """Distinct byte strings of one width, numbered in the order of first sight."""
+    """Distinct byte strings of one width, numbered in the order of their first occurrence."""
 
     def __init__(self, width: int) -> None:
         """`width` in bytes, a multiple of 8."""
         self._words = width // 8
         self._numbers: dict[bytes, int] = {}
-        # Fixed odd numbers: the same spool gives the same bundle.
+        # Fixed odd numbers, so that the same spool gives the same bundle.
         self._factors = np.random.default_rng(1).integers(1, 2**63, self._words, np.uint64) * 2 + 1
 
     @property
     def keys(self) -> list[bytes]:
-        """All strings; the index is the number."""
+        """All strings, by number."""
         return list(self._numbers)
 
     def number(self, key: bytes) -> int:
-        """The number of one string."""
+        """Returns the number of one string; adds it if it is new."""
         return self._numbers.setdefault(key, len(self._numbers))
 
     def encode(self, keys: Array) -> npt.NDArray[np.uint32]:
-        """The number of each of the strings (any contiguous array of `width`-byte items)."""
+        """Returns the number of each string; `keys` is a contiguous array of `width`-byte items."""
         words = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, self._words)
         mixed = words * self._factors
         mixed ^= mixed >> np.uint64(29)
         _, first, inverse = np.unique(
             (mixed * self._factors[::-1]).sum(axis=1), return_index=True, return_inverse=True
         )
-        if not np.array_equal(words[first][inverse], words):  # two strings with one sum
+        if not np.array_equal(words[first][inverse], words):  # two strings have the same sum
             _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
         distinct = [self.number(words[index].tobytes()) for index in first.tolist()]
         return np.array(distinct, np.uint32)[inverse.reshape(-1)]
 
 
 def owner_keys(events: Array) -> Array:
-    """OWNER_KEY of each event, with what is not known zeroed so that equal facts are equal."""
+    """Returns the OWNER_KEY of each event, without flags that do not concern the owner."""
     keys = np.zeros(len(events), OWNER_KEY)
     for name in OWNER_KEY.names or ():
         if name != "pad":
@@ -286,24 +285,17 @@ def owner_keys(events: Array) -> Array:
 
 
 def comm_text(comm: bytes) -> str:
-    """The name of a task as text: up to the first NUL, invalid UTF-8 as U+FFFD."""
+    """Decodes the name of a task up to the first NUL; invalid UTF-8 becomes U+FFFD."""
     return comm.split(b"\0", 1)[0].decode("utf-8", "replace") or UNKNOWN
 
 
-def address_text(address: bytes) -> str:
-    """`192.0.2.1` for IPv4-mapped addresses, else `[2001:db8::1]`."""
-    if address[:12] == _MAPPED:
-        return socket.inet_ntop(socket.AF_INET, address[12:])
-    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]"
-
-
 def flag_names(flags: int) -> list[str]:
-    """Names of MSG_ flags without the prefix; bits without a name as one hexadecimal number."""
+    """Returns the names of MSG_ flags without the prefix, and unnamed bits as one hex number."""
     names = [name for bit, name in _MSG_FLAGS.items() if flags & bit]
     rest = flags & ~sum(_MSG_FLAGS)
     return [*names, hex(rest)] if rest else names
 
 
 def errno_name(number: int) -> str:
-    """`ECONNREFUSED`; `-` for 0 and for numbers without a name."""
+    """Returns a name such as `ECONNREFUSED`; `-` for 0 and for unknown numbers."""
     return _ERRNO_NAMES.get(number, UNKNOWN)

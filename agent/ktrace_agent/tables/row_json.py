@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts that many rows share, decoded once and rendered once as the JSON they become.
+"""Facts that many rows share: decoded once, and rendered once as the JSON that rows contain.
 
-A line of events.jsonl is a concatenation of these (view `lines` in tables.py):
+A line of events.jsonl is a concatenation of these texts (view `lines` in layout.py):
 
     {"ts":"T  kind.head  owner.head ,"tuple":"A -> B  kind.middle  MEASURE  flags  kind.rest  DNS
     ,"ns":{"net":N  owner.tail ,"conntrack":{...}  kind.tail  SOCK","flow":"FLOW"}
@@ -52,13 +52,13 @@ KIND_KEY = np.dtype(
     ]
     + [("pad", "V3")]
 )
-"""The small fields of a ROW: few combinations of them occur."""
+"""The small fields of a ROW, of which few combinations occur."""
 
 
 class Kind(NamedTuple):
-    """A line of table `kinds`: what many events share (None = not known, or no part of the type).
+    """A line of table `kinds`; None = unknown, or not a field of the type.
 
-    The last four are its JSON.
+    The last four fields are parts of the row's JSON.
     """
 
     type: str
@@ -80,7 +80,7 @@ class Kind(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """A line of table `owners`: a process (None = not known), and its JSON."""
+    """A line of table `owners`: a process (None = unknown), and two parts of the row's JSON."""
 
     comm: str | None
     pid: int | None
@@ -99,23 +99,23 @@ class Owner(NamedTuple):
 
 
 def members(**values: Any) -> str:
-    """Members of a JSON object without the braces; None becomes "-"."""
+    """Renders members of a JSON object without the braces; None becomes "-"."""
     shown = {name: UNKNOWN if value is None else value for name, value in values.items()}
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:-1]
 
 
 def name_of(names: tuple[str, ...], number: int) -> str:
-    """The name of a number, `-` where there is none."""
+    """Returns the name of a number, or `-`."""
     return str(names[number]) if number < len(names) else UNKNOWN
 
 
 def or_none(text: str) -> str | None:
-    """None for what stands as "-" in a row."""
+    """Returns None for the text "-"."""
     return None if text == UNKNOWN else text
 
 
 def kinds(keys: npt.NDArray[Any], node: str) -> list[Kind]:
-    """One Kind for each KIND_KEY; the name of the node is part of every row."""
+    """Decodes each KIND_KEY; `node` is part of the JSON of every row."""
     names = KIND_KEY.names or ()
     return [_kind(dict(zip(names, key, strict=True)), node) for key in keys.tolist()]
 
@@ -139,17 +139,17 @@ def _kind(key: dict[str, Any], node: str) -> Kind:
             measure, after = "duration_us", errors | {"result": result}
         case RowType.TCP_RETRANSMIT:
             before, measure, after = {"state": new}, "segs", {"synack": synack}
-    has = before | after
+    fields = before | after
     return Kind(
         type=row_type,
         family=or_none(family),
         role=or_none(role),
-        old_state=or_none(has.get("old_state", UNKNOWN)),
-        new_state=or_none(has.get("new_state", has.get("state", UNKNOWN))),
-        errno=has.get("errno"),
-        error=or_none(has.get("error", UNKNOWN)),
-        result=or_none(has.get("result", UNKNOWN)),
-        synack=has.get("synack"),
+        old_state=or_none(fields.get("old_state", UNKNOWN)),
+        new_state=or_none(fields.get("new_state", fields.get("state", UNKNOWN))),
+        errno=fields.get("errno"),
+        error=or_none(fields.get("error", UNKNOWN)),
+        result=or_none(fields.get("result", UNKNOWN)),
+        synack=fields.get("synack"),
         owner_source=owner_source,
         peer_source=peer_source,
         has_peer=peer_source != PeerSource.NONE,
@@ -161,7 +161,7 @@ def _kind(key: dict[str, Any], node: str) -> Kind:
 
 
 def owners(keys: npt.NDArray[Any], pods: Mapping[int, PodIdentity]) -> list[Owner]:
-    """One Owner for each OWNER_KEY; `pods` has the names of cgroups."""
+    """Decodes each OWNER_KEY; `pods` has the names of each cgroup."""
     names = OWNER_KEY.names or ()
     return [_owner(dict(zip(names, key, strict=True)), pods) for key in keys.tolist()]
 
@@ -199,7 +199,7 @@ def _owner(key: dict[str, Any], pods: Mapping[int, PodIdentity]) -> Owner:
 
 
 def message_flags(flags: int) -> tuple[str | None, str]:
-    """Names of the MSG_ flags of a call, joined by commas, and their JSON; -1: the row has none."""
+    """Returns the names of MSG_ flags, joined by commas, and their JSON; -1 = not a field."""
     if flags < 0:
         return None, ""
     names = flag_names(flags)

@@ -7,7 +7,7 @@ import pytest
 
 from ktrace_agent.analyze.summary import summarize
 from ktrace_agent.kernel.recording import Clock, Overflow
-from ktrace_agent.tables.load import Tables
+from ktrace_agent.tables.load import load
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType, TcpState
 from ktrace_api.summary import SUMMARY_MAX_BYTES, Accounting, Summary
@@ -28,7 +28,7 @@ def summary_of(make_recording: Make) -> Any:
         records = events if isinstance(events, np.ndarray) else make_events([*events])
         made_flows = flows if isinstance(flows, tuple) and flows else make_flows([*flows])
         recording = make_recording(records, made_flows, **changes)
-        with closing(Tables(recording, "etcd-1")) as tables:
+        with closing(load(recording, "etcd-1")) as tables:
             return summarize(
                 tables, recording, config or CaptureConfig(node="etcd-1"), accounting or {}, ()
             )

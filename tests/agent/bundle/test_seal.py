@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, get_ident
-from typing import Any, ClassVar
+from typing import Any
 
 import duckdb
 import jsonschema
@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 
 from ktrace_agent.bundle import archive
 from ktrace_agent.bundle.seal import Sealed, seal
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.kernel.recording import HookCounters, Recording
 from ktrace_agent.tables.contract import COLUMNS
-from ktrace_agent.tables.endpoints import Connection
 from ktrace_agent.tables.load import Names
 from ktrace_api.bundle import Manifest
 from ktrace_api.capture import MIB, CaptureConfig
@@ -259,21 +259,12 @@ def test_every_event_is_accounted_for(
     assert summary.complete == (unwanted == 0)
 
 
-class _Table:
-    """Connection tracking that knows nothing."""
-
-    addresses: ClassVar[dict[int, frozenset[bytes]]] = {}
-
-    def trace(self, *_: Any, **__: Any) -> Connection | None:
-        return None
-
-
 def test_what_the_tables_have_is_given_back_before_rows_are_written(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
-    table = _Table()
-    names, known = Names({7: PodIdentity(pod="web-0")}, table), weakref.ref(table)
-    del table
+    conntrack = Conntrack(host=0)
+    names, known = Names({7: PodIdentity(pod="web-0")}, conntrack), weakref.ref(conntrack)
+    del conntrack
     recording = make_recording(many(11), make_flows([{}]))
     said: dict[str, bool] = {}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both ends of a conversation get one number, and nobody gets one by a guess."""
+"""Both endpoints of a conversation get the same number, and an ambiguous one gets none."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -10,16 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY, TCP, UDP, pack_key, pack_tuple
+from ktrace_agent.enrich.conntrack.ctnetlink import SEEN_REPLY, pack_key, pack_tuple
 from ktrace_agent.enrich.conntrack.entries import Table
 from ktrace_agent.enrich.conntrack.lookup import Conntrack
-from ktrace_agent.tables.load import Names, Tables
+from ktrace_agent.host.inet import TCP, UDP
+from ktrace_agent.tables.load import Names, load
 from tests.agent.conftest import BOOT_NS, Make, make_events, make_flows, v4
 
 POD, BACKEND, HOST, OTHER = 11, 22, 33, 44
 TCP_STATE, UDP_SEND, UDP_RECV = 0, 1, 2
 ESTABLISHED = 3
-SEEN_NS = 5 * 10**9
+DUMPED_NS = 5 * 10**9
 
 Place = tuple[str, int]
 CLIENT, VIP, SERVER, GATEWAY = ("10.1.0.5", 40000), ("10.96.0.1", 80), ("10.1.0.9", 8080), (
@@ -46,15 +47,15 @@ def tracking(
     tables = {}
     for netns, keys in entries.items():
         table = tables[netns] = Table()
-        table.room = 100
+        table.capacity = 100
         for key in keys:
-            table.see(key, ESTABLISHED, SEEN_REPLY)
-        table.looked(0, BOOT_NS + SEEN_NS, whole=True)
+            table.add(key, ESTABLISHED, SEEN_REPLY)
+        table.finish_dump(0, BOOT_NS + DUMPED_NS, complete=True)
     addresses = {netns: frozenset(map(v4, every)) for netns, every in (own or {}).items()}
     return Conntrack(host=HOST, tables=tables, addresses=addresses)
 
 
-class End(NamedTuple):
+class Sock(NamedTuple):
     net: int
     local: Place
     remote: Place
@@ -77,40 +78,42 @@ class End(NamedTuple):
         return {**self.fields, "sock": self.sock, "type": self.kind}
 
 
-class Seen(NamedTuple):
+class Found(NamedTuple):
     flow: int | None
     backend: str | None
 
 
-Ask = Callable[..., list[Seen]]
+Ask = Callable[..., list[Found]]
 
 
 @pytest.fixture
 def ask(make_recording: Make) -> Ask:
-    """What rows say of their ends, one row each."""
+    """Returns what the row of each socket reports."""
 
-    def ask(*ends: End, conntrack: Conntrack | None = None, flows: Any = (b"", b"")) -> list[Seen]:
-        events = make_events([end.event for end in ends])
-        with closing(
-            Tables(make_recording(events, flows), "n1", names=Names(lookup=conntrack))
-        ) as made:
+    def ask(
+        *socks: Sock, conntrack: Conntrack | None = None, flows: Any = (b"", b"")
+    ) -> list[Found]:
+        events = make_events([sock.event for sock in socks])
+        with closing(load(make_recording(events, flows), "n1", Names(conntrack=conntrack))) as made:
             found = made.con.execute("SELECT flow, backend FROM rows ORDER BY n").fetchall()
-        return [Seen(*line) for line in found]
+        return [Found(*line) for line in found]
 
     return ask
 
 
 def test_both_ends_have_one_number_in_any_two_namespaces(ask: Ask):
     client, server, other = ask(
-        End(POD, CLIENT, SERVER, 1), End(BACKEND, SERVER, CLIENT, 2), End(POD, CLIENT, VIP, 3)
+        Sock(POD, CLIENT, SERVER, 1),
+        Sock(BACKEND, SERVER, CLIENT, 2),
+        Sock(POD, CLIENT, VIP, 3),
     )
     assert client.flow == server.flow is not None
     assert other.flow not in (client.flow, None)
 
 
 def test_a_number_is_the_same_in_every_capture(ask: Ask):
-    (one,) = ask(End(POD, CLIENT, SERVER, 1))
-    (two,) = ask(End(OTHER, SERVER, CLIENT, 9))
+    (one,) = ask(Sock(POD, CLIENT, SERVER, 1))
+    (two,) = ask(Sock(OTHER, SERVER, CLIENT, 9))
     assert one.flow == two.flow == 0x3E6678E08A210048
 
 
@@ -120,7 +123,7 @@ def test_a_service_is_joined_to_its_backend(ask: Ask, where: int, masqueraded: b
     seen_as = GATEWAY if masqueraded else CLIENT
     conntrack = tracking({where: [entry(CLIENT, VIP, SERVER, seen_as)]})
     client, server = ask(
-        End(POD, CLIENT, VIP, 1), End(BACKEND, SERVER, seen_as, 2), conntrack=conntrack
+        Sock(POD, CLIENT, VIP, 1), Sock(BACKEND, SERVER, seen_as, 2), conntrack=conntrack
     )
     assert client.flow == server.flow is not None
     assert client.backend == "10.1.0.9:8080"
@@ -131,7 +134,7 @@ def test_hairpin_is_joined_within_one_namespace(ask: Ask):
     server = (CLIENT[0], 8080)
     conntrack = tracking({HOST: [entry(CLIENT, VIP, server, GATEWAY)]})
     asking, answering = ask(
-        End(POD, CLIENT, VIP, 1), End(POD, server, GATEWAY, 2), conntrack=conntrack
+        Sock(POD, CLIENT, VIP, 1), Sock(POD, server, GATEWAY, 2), conntrack=conntrack
     )
     assert asking == (answering.flow, "10.1.0.5:8080")
     assert answering.flow is not None
@@ -140,7 +143,7 @@ def test_hairpin_is_joined_within_one_namespace(ask: Ask):
 def test_masquerade_alone_has_no_backend(ask: Ask):
     conntrack = tracking({HOST: [entry(CLIENT, SERVER, SERVER, GATEWAY)]})
     client, server = ask(
-        End(POD, CLIENT, SERVER, 1), End(BACKEND, SERVER, GATEWAY, 2), conntrack=conntrack
+        Sock(POD, CLIENT, SERVER, 1), Sock(BACKEND, SERVER, GATEWAY, 2), conntrack=conntrack
     )
     assert client.flow == server.flow is not None
     assert client.backend is None
@@ -152,7 +155,7 @@ def test_two_translations_one_after_the_other(ask: Ask):
         {POD: [entry(CLIENT, VIP, middle)], HOST: [entry(CLIENT, middle, SERVER, GATEWAY)]}
     )
     client, server = ask(
-        End(POD, CLIENT, VIP, 1), End(BACKEND, SERVER, GATEWAY, 2), conntrack=conntrack
+        Sock(POD, CLIENT, VIP, 1), Sock(BACKEND, SERVER, GATEWAY, 2), conntrack=conntrack
     )
     assert client.flow == server.flow is not None
     assert client.backend == "10.1.0.9:8080"
@@ -167,18 +170,18 @@ def test_a_second_translation_that_is_not_certain_leaves_all_unknown(ask: Ask):
             OTHER: [entry(CLIENT, middle, elsewhere)],
         }
     )
-    (client,) = ask(End(POD, CLIENT, VIP, 1), conntrack=conntrack)
+    (client,) = ask(Sock(POD, CLIENT, VIP, 1), conntrack=conntrack)
     assert client == (None, None)
 
 
-def test_a_tuple_in_two_namespaces_is_nobodys(ask: Ask):
-    ends = [
-        End(POD, CLIENT, SERVER, 1),
-        End(OTHER, CLIENT, SERVER, 2),
-        End(BACKEND, SERVER, CLIENT, 3),
+def test_a_tuple_in_two_namespaces_is_ambiguous(ask: Ask):
+    socks = [
+        Sock(POD, CLIENT, SERVER, 1),
+        Sock(OTHER, CLIENT, SERVER, 2),
+        Sock(BACKEND, SERVER, CLIENT, 3),
     ]
-    assert {one.flow for one in ask(*ends)} == {None}
-    assert len({one.flow for one in ask(*ends[1:])}) == 1
+    assert {one.flow for one in ask(*socks)} == {None}
+    assert len({one.flow for one in ask(*socks[1:])}) == 1
 
 
 def test_translation_tells_two_namespaces_apart(ask: Ask):
@@ -186,27 +189,27 @@ def test_translation_tells_two_namespaces_apart(ask: Ask):
     other = ("10.1.0.8", 8080)
     conntrack = tracking({POD: [entry(CLIENT, VIP, SERVER)], OTHER: [entry(CLIENT, VIP, other)]})
     one, two, first, second = ask(
-        End(POD, CLIENT, VIP, 1), End(OTHER, CLIENT, VIP, 2), End(BACKEND, SERVER, CLIENT, 3),
-        End(BACKEND, other, CLIENT, 4), conntrack=conntrack,
+        Sock(POD, CLIENT, VIP, 1), Sock(OTHER, CLIENT, VIP, 2), Sock(BACKEND, SERVER, CLIENT, 3),
+        Sock(BACKEND, other, CLIENT, 4), conntrack=conntrack,
     )  # fmt: skip
-    assert one == Seen(first.flow, "10.1.0.9:8080")
-    assert two == Seen(second.flow, "10.1.0.8:8080")
+    assert one == Found(first.flow, "10.1.0.9:8080")
+    assert two == Found(second.flow, "10.1.0.8:8080")
     assert first.flow != second.flow
 
 
 @pytest.mark.parametrize("kind", [TCP_STATE, UDP_SEND])
-def test_a_port_that_is_used_again_is_nobodys(ask: Ask, kind: int):
+def test_a_port_that_is_used_again_is_ambiguous(ask: Ask, kind: int):
     client, again, server = ask(
-        End(POD, CLIENT, SERVER, 1, kind), End(POD, CLIENT, SERVER, 2, kind),
-        End(BACKEND, SERVER, CLIENT, 3, kind),
+        Sock(POD, CLIENT, SERVER, 1, kind), Sock(POD, CLIENT, SERVER, 2, kind),
+        Sock(BACKEND, SERVER, CLIENT, 3, kind),
     )  # fmt: skip
     assert {client.flow, again.flow, server.flow} == {None}
 
 
 def test_the_kernels_count_tells_of_connections_that_no_row_shows(ask: Ask):
-    end = End(POD, CLIENT, SERVER, 1)
-    flows = [make_flows([{**end.fields, "opened": opened, "failed": 1}]) for opened in (0, 1)]
-    once, twice = (ask(end, flows=flow)[0].flow for flow in flows)
+    sock = Sock(POD, CLIENT, SERVER, 1)
+    flows = [make_flows([{**sock.fields, "opened": opened, "failed": 1}]) for opened in (0, 1)]
+    once, twice = (ask(sock, flows=flow)[0].flow for flow in flows)
     assert once is not None
     assert twice is None
 
@@ -214,17 +217,17 @@ def test_the_kernels_count_tells_of_connections_that_no_row_shows(ask: Ask):
 def test_loopback_is_another_place_in_each_namespace(ask: Ask):
     client, server = ("127.0.0.1", 40000), ("127.0.0.1", 80)
     here, far, there, away = ask(
-        End(POD, client, server, 1), End(POD, server, client, 2),
-        End(OTHER, client, server, 3), End(OTHER, server, client, 4),
+        Sock(POD, client, server, 1), Sock(POD, server, client, 2),
+        Sock(OTHER, client, server, 3), Sock(OTHER, server, client, 4),
     )  # fmt: skip
     assert here.flow == far.flow is not None
     assert there.flow == away.flow not in (here.flow, None)
 
 
 def test_a_tuple_that_is_not_whole_has_none(ask: Ask):
-    ends = [End(POD, (CLIENT[0], 0), SERVER, 1), End(POD, CLIENT, (SERVER[0], 0), 2),
-            End(POD, ("0.0.0.0", 1), SERVER, 3)]  # fmt: skip
-    assert {one.flow for one in ask(*ends)} == {None}
+    socks = [Sock(POD, (CLIENT[0], 0), SERVER, 1), Sock(POD, CLIENT, (SERVER[0], 0), 2),
+            Sock(POD, ("0.0.0.0", 1), SERVER, 3)]  # fmt: skip
+    assert {one.flow for one in ask(*socks)} == {None}
 
 
 WILD_CLIENT, WILD_SERVER = ("0.0.0.0", CLIENT[1]), ("0.0.0.0", SERVER[1])
@@ -237,7 +240,7 @@ def test_udp_sockets_bound_to_a_wildcard_are_joined_by_their_addresses(
     ask: Ask, local: Place, serving: Place
 ):
     client, server = ask(
-        End(POD, local, SERVER, 1, UDP_SEND), End(BACKEND, serving, CLIENT, 2, UDP_RECV),
+        Sock(POD, local, SERVER, 1, UDP_SEND), Sock(BACKEND, serving, CLIENT, 2, UDP_RECV),
         conntrack=tracking({}, OWN),
     )  # fmt: skip
     assert client.flow == server.flow is not None
@@ -246,7 +249,7 @@ def test_udp_sockets_bound_to_a_wildcard_are_joined_by_their_addresses(
 def test_udp_from_a_wildcard_through_a_service(ask: Ask):
     conntrack = tracking({HOST: [entry(CLIENT, VIP, SERVER, proto=UDP)]}, OWN)
     client, server = ask(
-        End(POD, WILD_CLIENT, VIP, 1, UDP_SEND), End(BACKEND, WILD_SERVER, CLIENT, 2, UDP_RECV),
+        Sock(POD, WILD_CLIENT, VIP, 1, UDP_SEND), Sock(BACKEND, WILD_SERVER, CLIENT, 2, UDP_RECV),
         conntrack=conntrack,
     )  # fmt: skip
     assert client == (server.flow, "10.1.0.9:8080")
@@ -256,8 +259,8 @@ def test_udp_from_a_wildcard_through_a_service(ask: Ask):
 def test_a_wildcard_that_fits_two_peers_fits_none(ask: Ask):
     second = ("10.1.0.6", CLIENT[1])
     client, one, two = ask(
-        End(POD, WILD_CLIENT, SERVER, 1, UDP_SEND), End(BACKEND, SERVER, CLIENT, 2, UDP_RECV),
-        End(BACKEND, SERVER, second, 3, UDP_RECV), conntrack=tracking({}, OWN),
+        Sock(POD, WILD_CLIENT, SERVER, 1, UDP_SEND), Sock(BACKEND, SERVER, CLIENT, 2, UDP_RECV),
+        Sock(BACKEND, SERVER, second, 3, UDP_RECV), conntrack=tracking({}, OWN),
     )  # fmt: skip
     assert client.flow is None
     assert len({one.flow, two.flow, None}) == 3
@@ -265,21 +268,21 @@ def test_a_wildcard_that_fits_two_peers_fits_none(ask: Ask):
 
 def test_a_wildcard_without_a_peer_has_its_own(ask: Ask):
     here, there = ask(
-        End(POD, WILD_CLIENT, SERVER, 1, UDP_SEND), End(OTHER, WILD_CLIENT, SERVER, 2, UDP_SEND),
+        Sock(POD, WILD_CLIENT, SERVER, 1, UDP_SEND), Sock(OTHER, WILD_CLIENT, SERVER, 2, UDP_SEND),
         conntrack=tracking({}, OWN),
     )  # fmt: skip
     assert len({here.flow, there.flow, None}) == 3
 
 
 def test_flows_carry_the_number_of_their_rows_and_the_side_of_udp(make_recording: Make):
-    client = End(POD, WILD_CLIENT, VIP, 1, UDP_SEND)
-    server = End(BACKEND, SERVER, CLIENT, 2, UDP_RECV)
-    tcp = End(POD, ("10.1.0.5", 41000), SERVER, 3)
-    lines = [{**end.fields, "proto": proto, "first_ts": BOOT_NS, "last_ts": BOOT_NS + 1}
-             for end, proto in ((client, UDP), (server, UDP), (tcp, TCP))]  # fmt: skip
+    client = Sock(POD, WILD_CLIENT, VIP, 1, UDP_SEND)
+    server = Sock(BACKEND, SERVER, CLIENT, 2, UDP_RECV)
+    tcp = Sock(POD, ("10.1.0.5", 41000), SERVER, 3)
+    lines = [{**sock.fields, "proto": proto, "first_ts": BOOT_NS, "last_ts": BOOT_NS + 1}
+             for sock, proto in ((client, UDP), (server, UDP), (tcp, TCP))]  # fmt: skip
     conntrack = tracking({HOST: [entry(CLIENT, VIP, SERVER, proto=UDP)]}, OWN)
     recording = make_recording(make_events([client.event, tcp.event]), make_flows(lines))
-    with closing(Tables(recording, "n1", names=Names(lookup=conntrack))) as made:
+    with closing(load(recording, "n1", Names(conntrack=conntrack))) as made:
         rows = made.con.execute("SELECT flow FROM rows ORDER BY n").fetchall()
         flows = made.con.execute("SELECT net, role, flow, backend FROM flows").fetchall()
     found = {(line[0], line[1] is None): line for line in flows}
@@ -290,15 +293,15 @@ def test_flows_carry_the_number_of_their_rows_and_the_side_of_udp(make_recording
 
 
 def test_a_flow_of_several_sockets_has_none(make_recording: Make):
-    ends = [End(POD, CLIENT, SERVER, sock, UDP_SEND) for sock in (1, 2)]
-    flows = make_flows([{**ends[0].fields, "proto": UDP}])
-    recording = make_recording(make_events([end.event for end in ends]), flows)
-    with closing(Tables(recording, "n1")) as made:
+    socks = [Sock(POD, CLIENT, SERVER, sock, UDP_SEND) for sock in (1, 2)]
+    flows = make_flows([{**socks[0].fields, "proto": UDP}])
+    recording = make_recording(make_events([sock.event for sock in socks]), flows)
+    with closing(load(recording, "n1")) as made:
         assert made.con.execute("SELECT flow FROM flows").fetchall() == [(None,)]
 
 
 ADDRESSES = [f"10.1.0.{n}" for n in range(1, 5)]
-TALKS = st.lists(
+EXCHANGES = st.lists(
     st.tuples(
         st.sampled_from(ADDRESSES), st.integers(1, 3), st.sampled_from(ADDRESSES),
         st.integers(1, 3), st.integers(0, 7), st.sampled_from([TCP_STATE, UDP_SEND]),
@@ -310,30 +313,32 @@ TALKS = st.lists(
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(TALKS)
-def test_a_number_is_shared_by_the_two_ends_of_one_conversation_only(ask: Ask, talks: Any):
-    """Each address is that of one namespace; two bits say which of the ends are on this node."""
-    ends: list[End] = []
+@given(EXCHANGES)
+def test_a_number_is_shared_by_the_two_ends_of_one_conversation_only(ask: Ask, exchanges: Any):
+    """Each address is that of one namespace; two bits: which side is on this node."""
+    socks: list[Sock] = []
     truth: list[int] = []
-    for talk, (source, sport, target, dport, present, kind) in enumerate(talks):
+    for exchange, (source, sport, target, dport, present, kind) in enumerate(exchanges):
         near, far = (source, sport), (target, dport)
         for side, (local, remote) in enumerate(((near, far), (far, near))):
             if present & (1 << side) and near != far:
                 net = 100 + ADDRESSES.index(local[0])
-                ends.append(End(net, local, remote, len(ends) + 1, kind))
-                truth.append(talk)
-    flows = [one.flow for one in ask(*ends)]
+                socks.append(Sock(net, local, remote, len(socks) + 1, kind))
+                truth.append(exchange)
+    flows = [one.flow for one in ask(*socks)]
     users: dict[tuple[Any, ...], int] = {}
-    for end in ends:
-        users[end.local, end.remote, end.kind] = users.get((end.local, end.remote, end.kind), 0) + 1
-    for end, flow in zip(ends, flows, strict=True):
-        there = users.get((end.remote, end.local, end.kind), 0)
-        alone = users[end.local, end.remote, end.kind] == 1 and there <= 1
+    for sock in socks:
+        users[sock.local, sock.remote, sock.kind] = (
+            users.get((sock.local, sock.remote, sock.kind), 0) + 1
+        )
+    for sock, flow in zip(socks, flows, strict=True):
+        there = users.get((sock.remote, sock.local, sock.kind), 0)
+        alone = users[sock.local, sock.remote, sock.kind] == 1 and there <= 1
         assert (flow is not None) == alone
-    met: dict[int, list[End]] = {}
-    for end, flow in zip(ends, flows, strict=True):
+    met: dict[int, list[Sock]] = {}
+    for sock, flow in zip(socks, flows, strict=True):
         if flow is not None:
-            met.setdefault(flow, []).append(end)
+            met.setdefault(flow, []).append(sock)
     for pair in met.values():
         assert len(pair) <= 2
         assert {(one.local, one.remote) for one in pair} <= {
@@ -342,7 +347,7 @@ def test_a_number_is_shared_by_the_two_ends_of_one_conversation_only(ask: Ask, t
 
 def test_numbers_fit_63_bits(ask: Ask):
     flows = [
-        one.flow for one in ask(*(End(POD, CLIENT, ("10.2.0.1", n), n) for n in range(1, 998)))
+        one.flow for one in ask(*(Sock(POD, CLIENT, ("10.2.0.1", n), n) for n in range(1, 998)))
     ]
     assert len(set(flows)) == 997
     assert all(flow is not None and 0 < flow < 2**63 for flow in flows)

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ktrace_agent.tables import endpoints, load
-from ktrace_agent.tables.load import Names, Tables
+from ktrace_agent.enrich.conntrack.connection import Connection, Endpoint, Tuple
+from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.tables import encode, endpoints, insert
+from ktrace_agent.tables.load import Names, load
 from ktrace_agent.tables.records import EVENT
 from ktrace_api.row import EVENT as ROW_MODEL
 from ktrace_api.row import PodIdentity
@@ -30,7 +32,7 @@ def rows_of(make_recording: Make) -> Callable[..., list[dict[str, Any]]]:
     def rows(*events: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
         names = changes.pop("names", None)
         recording = make_recording(make_events([*events]), **changes)
-        with closing(Tables(recording, "etcd-1", names)) as made:
+        with closing(load(recording, "etcd-1", names)) as made:
             return [check(line) for part in made.lines(7) for line in part]
 
     return rows
@@ -138,7 +140,7 @@ def test_the_view_of_the_rows_is_typed(make_recording: Make):
             {"known": 0, "duration": UNKNOWN_NS, "peer_source": 0},
         ]
     )
-    with closing(Tables(make_recording(events), "etcd-1")) as made:
+    with closing(load(make_recording(events), "etcd-1")) as made:
         found = made.con.execute(
             "SELECT type, comm, tgid, local, remote, measure, flags, sock, ts FROM rows ORDER BY n"
         ).fetchall()
@@ -163,8 +165,8 @@ def test_ipv6_stands_in_brackets(rows_of: Any):
 
 
 def test_rows_are_in_the_order_of_time(rows_of: Any, monkeypatch: pytest.MonkeyPatch):
-    for room in (load, endpoints):
-        monkeypatch.setattr(room, "CHUNK", 3)
+    for module in (encode, endpoints, insert):
+        monkeypatch.setattr(module, "CHUNK", 3)
     times = [5, 1, 9, 1, 0, 7, 3, 3, 8, 2, 6]
     rows = rows_of(*({"ts": BOOT_NS + t * 10**9, "pid": n} for n, t in enumerate(times)))
     assert [row["pid"] for row in rows] == sorted(range(len(times)), key=lambda n: (times[n], n))
@@ -203,7 +205,7 @@ def test_any_record_makes_a_row_of_the_schema(make_recording: Make, raw: np.ndar
     events["seccomp_mode"] %= 3
     for name, count in (("owner_source", 5), ("peer_source", 5), ("role", 3)):
         events[name] %= count
-    with closing(Tables(make_recording(events), "etcd-1")) as made:
+    with closing(load(make_recording(events), "etcd-1")) as made:
         rows = [check(line) for part in made.lines(7) for line in part]
     assert len(rows) == len(events)
 
@@ -220,47 +222,31 @@ def test_a_cgroup_gives_its_rows_their_pod(rows_of: Any):
     assert set(other["k8s"].values()) == set(none["k8s"].values()) == {"-"}
 
 
-class Connection(NamedTuple):
-    state: str
-    reply: str
-    nat: str
-    asked: bool
-    wire: tuple[tuple[bytes, int], tuple[bytes, int]] | None
-    backend: str | None
-
-
-class Connections:
-    """Connection tracking that knows one tuple, and who asked it for what."""
+class Recorder(Conntrack):
+    """Connection tracking with entries for one peer; records the endpoints that are traced."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.addresses: dict[int, frozenset[bytes]] = {}
+        super().__init__(host=0)
+        self.traced: list[Endpoint] = []
 
-    def trace(
-        self,
-        netns: int,
-        proto: str,
-        local: tuple[bytes, int],
-        remote: tuple[bytes, int],
-        since_ns: int,
-        until_ns: int,
-    ) -> Connection | None:
-        self.asked.append((netns, proto, local, remote, since_ns, until_ns))
-        if (netns, proto, remote[1]) != (4026531840, "tcp", 443) or local[1] == 1:
+    def trace(self, endpoint: Endpoint) -> tuple[Connection, Tuple | None] | None:
+        self.traced.append(endpoint)
+        netns, proto, local, remote, *_ = endpoint
+        if (netns, proto, remote.port) != (4026531840, "tcp", 443) or local.port == 1:
             return None
-        state = "ESTABLISHED" if local[1] == 40000 else "-"
-        return Connection(state, "a -> b", "dnat", asked=True, wire=None, backend="a")
+        state = "ESTABLISHED" if local.port == 40000 else None
+        return Connection(state, "a -> b", "dnat", backend="a", is_originator=True), None
 
 
-def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recording: Make):
-    lookup = Connections()
+def test_each_endpoint_is_traced_once(make_recording: Make):
+    conntrack = Recorder()
     events = make_events(
         [{"sock": 7}, {"sock": 7}, {"sock": 7, "type": 3}, {"sock": 8, "local_port": 2},
          {"sock": 9, "local_port": 1}, {"type": 1, "sock": 7}, {"peer_source": 0, "remote_port": 0}]
     )  # fmt: skip
     flows = make_flows([{"first_ts": BOOT_NS, "last_ts": BOOT_NS + 5}, {"ns_net": 1}])
     recording = make_recording(events, flows)
-    with closing(Tables(recording, "etcd-1", Names(lookup=lookup))) as made:
+    with closing(load(recording, "etcd-1", Names(conntrack=conntrack))) as made:
         rows = [check(line)["conntrack"] for part in made.lines(7) for line in part]
         found = made.con.execute(
             "SELECT ct_state, ct_reply, nat, backend, flow IS NULL FROM rows ORDER BY n"
@@ -272,22 +258,22 @@ def test_connection_tracking_is_asked_once_for_a_tuple_of_a_socket(make_recordin
     assert found[0] == ("ESTABLISHED", "a -> b", "dnat", "a", True)
     assert found[3:5] == [(None, "a -> b", "dnat", "a", True), (None, None, None, None, False)]
     assert of_flows == [("dnat",), (None,)]
-    assert len(lookup.asked) == 5
-    endpoints = (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443)
-    ((*_, since, until),) = [
-        one for one in lookup.asked[:4] if one[:4] == (4026531840, "tcp", *endpoints)
-    ]
-    assert since == BOOT_NS < until
-    assert lookup.asked[-1][0] == 1
-    assert lookup.asked[-1][4:] == (0, 0)
+    assert len(conntrack.traced) == 5
+    endpoint = (4026531840, "tcp", (v4("10.0.0.1"), 40000), (v4("10.0.0.2"), 443))
+    ((*_, since, until),) = [one for one in conntrack.traced[:4] if one[:4] == endpoint]
+    assert since == BOOT_NS
+    assert until is not None
+    assert until > BOOT_NS
+    assert conntrack.traced[-1].netns == 1
+    assert conntrack.traced[-1][4:] == (0, 0)
 
 
-def test_a_tuple_that_two_sockets_began_with_has_no_track(make_recording: Make):
-    lookup = Connections()
+def test_a_tuple_that_two_sockets_used_has_no_connection(make_recording: Make):
+    conntrack = Recorder()
     again = [{"sock": 7}, {"sock": 8}, {"sock": 9, "local_port": 40_001}]
     recording = make_recording(make_events([{**one, "new_state": 2} for one in again]))
-    with closing(Tables(recording, "etcd-1", Names(lookup=lookup))) as made:
+    with closing(load(recording, "etcd-1", Names(conntrack=conntrack))) as made:
         rows = [check(line) for part in made.lines(7) for line in part]
     known = {row["sock"]: row["conntrack"]["nat"] != "-" for row in rows}
     assert known == {"0x7": False, "0x8": False, "0x9": True}
-    assert len(lookup.asked) == 1
+    assert len(conntrack.traced) == 1

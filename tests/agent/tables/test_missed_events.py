@@ -14,7 +14,7 @@ from ktrace_agent.bundle.seal import seal
 from ktrace_agent.host.counters import Files, Missing, Snapshot
 from ktrace_agent.host.tcp_counts import TcpCounts, Witness, witness
 from ktrace_agent.kernel.recording import HookCounters
-from ktrace_agent.tables.load import Tables
+from ktrace_agent.tables.load import load
 from ktrace_agent.tables.missed_events import count
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import FindingId, Severity
@@ -45,7 +45,7 @@ def unseen(make_recording: Make) -> Any:
         recording = make_recording(
             make_events([*rows]), make_flows([]), witness=told(netns), **changes
         )
-        with closing(Tables(recording, "n")) as tables:
+        with closing(load(recording, "n")) as tables:
             found = count(tables.con, recording, config or CaptureConfig(node="n"))
         return {row: number for row, number in found.items() if number}
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrace_agent.host.inet import address_text
 from ktrace_agent.tables.records import (
     EVENT,
     Dictionary,
-    address_text,
     chunks,
     comm_text,
     errno_name,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connection tracking knows of a tuple."""
+"""Connection tracking (conntrack): dumped while a capture runs, searched by tuple after it."""

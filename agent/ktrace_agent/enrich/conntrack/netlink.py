@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to the kernel by netlink, in the calling thread's network namespace.
+"""Netlink requests in the calling thread's network namespace.
 
-Standard library only: this runs while programs are attached, and pyroute2 would add 27 MiB and
-0.4 s to the agent. Numbers: include/uapi/linux/netlink.h, rtnetlink.h, if_addr.h.
+Standard library only: this runs while BPF programs are attached, and pyroute2 would add 27 MiB
+and 0.4 s to the agent. Numbers: include/uapi/linux/netlink.h, rtnetlink.h, if_addr.h.
 """
 
 import errno
@@ -13,41 +13,43 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
+from ktrace_agent.host.inet import MAPPED
+
 NETFILTER, ROUTE = 12, 0
-"""Protocols of netlink."""
+"""Netlink protocols."""
 ACK, DUMP = 0x4, 0x300
-MAPPED = b"\0" * 10 + b"\xff\xff"
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _REQUEST, _ERROR, _DONE = 1, 2, 3
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _BODIES = {NETFILTER: b"\0" * 4, ROUTE: b"\0" * 8}
-"""nfgenmsg and ifaddrmsg: of any family."""
+"""struct nfgenmsg and ifaddrmsg, for every address family."""
 _RECEIVE_BYTES = 1 << 16
+DEADLINE_PASSED = "the dump did not finish before its deadline"
 KIND_MASK = 0x3FFF
-"""Kind of an attribute without its flags."""
+"""Type of an attribute without its flags (NLA_TYPE_MASK)."""
 
 
 class Lack(StrEnum):
-    """Why entries or figures are missing."""
+    """Why entries or counters are missing."""
 
     ABSENT = "absent"
     """The kernel has no connection tracking, or its module is not loaded."""
     DENIED = "denied"
-    """CAP_NET_ADMIN in the namespace or CAP_SYS_ADMIN to enter it is missing."""
+    """CAP_NET_ADMIN in the namespace, or CAP_SYS_ADMIN to enter it, is missing."""
     VANISHED = "vanished"
-    """The namespace is gone."""
+    """The namespace was removed."""
     TOO_LATE = "too_late"
-    """The time for a dump was over."""
+    """The deadline of a dump passed."""
     TOO_MANY = "too_many"
-    """There are more entries or namespaces than are kept."""
+    """The limit of entries or namespaces was reached."""
     UNREADABLE = "unreadable"
-    """Reading failed in another way."""
+    """Any other read error."""
 
 
 class NetlinkFailed(Exception):
-    """A dump did not come to its end; what came before stands."""
+    """A dump failed before its end; the messages before that are valid."""
 
     def __init__(self, lack: Lack, detail: str) -> None:
         super().__init__(detail)
@@ -55,7 +57,7 @@ class NetlinkFailed(Exception):
 
 
 def explain(problem: OSError) -> Lack:
-    """The reason behind an errno of a netlink, /proc or setns call."""
+    """Classifies the errno of a netlink, /proc or setns call."""
     if problem.errno in (errno.EPERM, errno.EACCES):
         return Lack.DENIED
     if problem.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP,
@@ -67,7 +69,7 @@ def explain(problem: OSError) -> Lack:
 
 
 def _request(protocol: int, kind: int, flags: int, deadline: float) -> Iterator[bytes]:
-    """Ask once; what the kernel sends back, a datagram of whole messages at a time."""
+    """Sends one request and yields the datagrams of the answer, each of whole messages."""
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
     ) as netlink:
@@ -78,22 +80,23 @@ def _request(protocol: int, kind: int, flags: int, deadline: float) -> Iterator[
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise NetlinkFailed(Lack.TOO_LATE, "the time for a dump was over")
+                raise NetlinkFailed(Lack.TOO_LATE, DEADLINE_PASSED)
             netlink.settimeout(left)
             yield netlink.recv(_RECEIVE_BYTES)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Kind, start of the payload and end of each message; raises OSError for the kernel's errors.
+    """Yields the type, the start of the payload and the end of each message.
 
-    The end of a dump comes as kind NLMSG_DONE.
+    The last message of a dump has the type NLMSG_DONE. Raises OSError for an error message of
+    the kernel.
     """
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
         end = offset + length
         if length < _HEADER.size or end > len(data):
-            raise NetlinkFailed(Lack.UNREADABLE, "a netlink message of impossible length")
+            raise NetlinkFailed(Lack.UNREADABLE, "netlink message with an invalid length")
         start = offset + _HEADER.size
         if kind in (_ERROR, _DONE) and end - start >= 4:
             (code,) = struct.unpack_from("=i", data, start)
@@ -106,7 +109,10 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
 def answers(protocol: int, kind: int, flags: int, deadline: float) -> Iterator[
     tuple[int, bytes, int, int]
 ]:  # fmt: skip
-    """Kind, buffer, start and end of each message of an answer."""
+    """Yields the type, the buffer, and the payload's start and end of each message of an answer.
+
+    Raises NetlinkFailed.
+    """
     try:
         for data in _request(protocol, kind, flags, deadline):
             for answer, start, end in messages(data):
@@ -114,13 +120,13 @@ def answers(protocol: int, kind: int, flags: int, deadline: float) -> Iterator[
                     return
                 yield answer, data, start, end
     except TimeoutError:
-        raise NetlinkFailed(Lack.TOO_LATE, "the time for a dump was over") from None
+        raise NetlinkFailed(Lack.TOO_LATE, DEADLINE_PASSED) from None
     except OSError as problem:
         raise NetlinkFailed(explain(problem), str(problem)) from problem
 
 
 def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Kind without its flags, start and end of the value of each attribute."""
+    """Yields the type without flags, and the value's start and end, of each attribute."""
     while at + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < 4 or at + length > end:
@@ -130,7 +136,7 @@ def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def addresses(deadline: float) -> set[bytes]:
-    """Addresses of this namespace, 16 bytes each, IPv4 as mapped; raises NetlinkFailed."""
+    """Returns the addresses of this namespace, 16 bytes each. Raises NetlinkFailed."""
     found = set()
     for answer, data, start, end in answers(
         ROUTE, _RTM_GETADDR, DUMP, deadline

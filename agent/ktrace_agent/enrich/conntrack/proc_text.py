@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of /proc/net/nf_conntrack and of the older ip_conntrack: bytes in, entries out.
+"""Parses the lines of /proc/net/nf_conntrack and of the older ip_conntrack.
 
-They are read where ctnetlink is not there. NAT bits are not printed: they follow from the
-tuples. Format: net/netfilter/nf_conntrack_standalone.c, ct_seq_show.
+Used if ctnetlink is not available. The lines have no NAT bits, so these are derived from the
+tuples. Format: ct_seq_show in net/netfilter/nf_conntrack_standalone.c.
 """
 
 import re
@@ -16,16 +16,15 @@ from ktrace_agent.enrich.conntrack.ctnetlink import (
     OFFLOAD,
     SEEN_REPLY,
     SRC_NAT,
-    TCP,
     TCP_STATES,
-    UDP,
-    See,
+    OnEntry,
     pack_key,
     pack_tuple,
 )
-from ktrace_agent.enrich.conntrack.netlink import Lack, NetlinkFailed
+from ktrace_agent.enrich.conntrack.netlink import DEADLINE_PASSED, Lack, NetlinkFailed
+from ktrace_agent.host.inet import PROTOCOL_NUMBERS
 
-_PROTOCOLS = {b"tcp": TCP, b"udp": UDP}
+_PROTOCOLS = {name.encode(): number for name, number in PROTOCOL_NUMBERS.items()}
 _STATES = {name.encode(): number for number, name in enumerate(TCP_STATES)}
 _FLAGS = {b"[ASSURED]": ASSURED, b"[OFFLOAD]": OFFLOAD, b"[HW_OFFLOAD]": OFFLOAD}
 _ZONES = (b"zone", b"zone-orig", b"zone-reply")
@@ -33,18 +32,21 @@ _NUMBER = re.compile(rb"[0-9]{1,5}")
 _MAX_LINE = 1024
 
 
-def read_lines(lines: Iterable[bytes], see: See, *, deadline: float) -> None:
-    """All lines; raises NetlinkFailed when time.monotonic() passes `deadline` before the end."""
+def read_lines(lines: Iterable[bytes], on_entry: OnEntry, *, deadline: float) -> None:
+    """Calls `on_entry` with the entry of each line.
+
+    Raises NetlinkFailed if time.monotonic() passes `deadline` before the last line.
+    """
     for line in lines:
         if time.monotonic() > deadline:
-            raise NetlinkFailed(Lack.TOO_LATE, "the time for a file was over")
-        read_line(line, see)
+            raise NetlinkFailed(Lack.TOO_LATE, DEADLINE_PASSED)
+        read_line(line, on_entry)
 
 
-def read_line(line: bytes, see: See) -> bool:
-    """Hand the entry of one line to `see`; False where it is none of TCP or UDP.
+def read_line(line: bytes, on_entry: OnEntry) -> bool:
+    """Calls `on_entry` with the entry of one line; returns False if it is not TCP or UDP.
 
-    Total: a line of another form is left out, nothing raises.
+    Never raises: a line of another format is ignored.
     """
     words = line[:_MAX_LINE].split()
     if words and words[0] in (b"ipv4", b"ipv6"):
@@ -58,17 +60,17 @@ def read_line(line: bytes, see: See) -> bool:
     reply = _tuple(proto, words[starts[1] :])
     if original is None or reply is None or len(original) != len(reply):
         return False
-    before = words[2 : starts[0]]  # the timeout and, of TCP, the state
+    before = words[2 : starts[0]]  # the timeout and, for TCP, the state
     state = next((_STATES[word] for word in before if word in _STATES), 0)
     status = SEEN_REPLY if b"[UNREPLIED]" not in words else 0
     for word, bit in _FLAGS.items():
         status |= bit if word in words else 0
-    see(pack_key(_zone(words), 0, original, reply), state, status | _nat_bits(original, reply))
+    on_entry(pack_key(_zone(words), 0, original, reply), state, status | _nat_bits(original, reply))
     return True
 
 
 def _zone(words: list[bytes]) -> int:
-    """The last zone that is named: one for both directions, or for one of them."""
+    """Returns the last zone in the line, which applies to both directions or to one of them."""
     for word in reversed(words):
         name, _, value = word.partition(b"=")
         if name in _ZONES and _NUMBER.fullmatch(value):
@@ -77,13 +79,13 @@ def _zone(words: list[bytes]) -> int:
 
 
 def _tuple(proto: int, words: list[bytes]) -> bytes | None:
-    end = dict(word.split(b"=", 1) for word in words if b"=" in word)
-    sport, dport = end.get(b"sport", b""), end.get(b"dport", b"")
+    fields = dict(word.split(b"=", 1) for word in words if b"=" in word)
+    sport, dport = fields.get(b"sport", b""), fields.get(b"dport", b"")
     if not (_NUMBER.fullmatch(sport) and _NUMBER.fullmatch(dport)):
         return None
     if int(sport) > 65535 or int(dport) > 65535:
         return None
-    source, target = _address(end.get(b"src", b"")), _address(end.get(b"dst", b""))
+    source, target = _address(fields.get(b"src", b"")), _address(fields.get(b"dst", b""))
     if source is None or target is None or len(source) != len(target):
         return None
     return pack_tuple(proto, source, int(sport), target, int(dport))
@@ -98,9 +100,9 @@ def _address(text: bytes) -> bytes | None:
 
 
 def _nat_bits(original: bytes, reply: bytes) -> int:
-    """SRC_NAT and DST_NAT as the tuples show them."""
+    """Derives SRC_NAT and DST_NAT from the tuples."""
     size = (len(original) - 5) // 2
-    # A tuple is source, target, protocol, sport, dport; the reply's run the other way.
+    # A tuple is source, destination, protocol, sport, dport; the reply has the other direction.
     source, target = original[:size], original[size : 2 * size]
     sport, dport = original[-4:-2], original[-2:]
     answered, answering = reply[size : 2 * size], reply[:size]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pod and container a cgroup is."""
+"""The pod and container of a cgroup."""

@@ -17,12 +17,9 @@ ID (the groups that a systemd in the container makes) does not matter.
 import re
 from dataclasses import dataclass
 
+from ktrace_agent.host.cgroups import NAME_LEN
 from ktrace_api.names import UNKNOWN
 
-NAME_MAX = 95
-"""Bytes that the kernel side keeps of one level's name (KT_CGROUP_NAME_LEN)."""
-LEVELS = 4
-"""Levels that it keeps (KT_CGROUP_LEVELS)."""
 MIN_PREFIX = 12
 """Digits that a cut id must have to be told from all others of a node."""
 
@@ -134,6 +131,6 @@ def _colon(level: str, prefix: str, number: str) -> tuple[str, str, str] | None:
         return None
     if re.fullmatch("[0-9a-f]{64}", number):
         return number, UNKNOWN, runtime
-    if len(level.encode(errors="replace")) >= NAME_MAX and _CUT_ID.fullmatch(number):
+    if len(level.encode(errors="replace")) >= NAME_LEN - 1 and _CUT_ID.fullmatch(number):
         return UNKNOWN, number, runtime
     return None

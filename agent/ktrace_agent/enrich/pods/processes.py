@@ -15,11 +15,11 @@ from pathlib import Path
 
 from ktrace_agent.enrich.pods import cgroup_path
 from ktrace_agent.enrich.pods.cgroup_path import CgroupName
+from ktrace_agent.host.cgroups import LEVELS
+from ktrace_agent.host.small_file import bytes_or_empty, text_or_empty
 from ktrace_api.names import UNKNOWN
 
 MAX_PROCESSES = 65_536
-MAX_BYTES = 1 << 20
-"""Of one mountinfo."""
 CGROUP_FOLDERS = ("pids", "memory", "unified", "")
 """Where a hierarchy is mounted below /sys/fs/cgroup."""
 
@@ -56,21 +56,21 @@ def read(
     """
     cut_off: dict[str, set[int]] = {}
     for number, path in paths.items():
-        if not names[number].has_container and path.count("/") >= cgroup_path.LEVELS:
+        if not names[number].has_container and path.count("/") >= LEVELS:
             cut_off.setdefault(path, set()).add(number)
     wanted = {name.container_id for name in names.values()} - {UNKNOWN}
     live = Live()
     for count, pid in enumerate(_processes(proc)):
         if count >= MAX_PROCESSES or time.monotonic() > deadline:
             return replace(live, cut=True)
-        path = cgroup_path.of_process(_read(proc / f"{pid}/cgroup").decode(errors="replace"))
+        path = cgroup_path.of_process(text_or_empty(proc / f"{pid}/cgroup"))
         name = cgroup_path.parse(path)
         if not name.known:
             continue
-        if mine := cut_off.get("/" + "/".join(path.split("/")[-cgroup_path.LEVELS :])):
+        if mine := cut_off.get("/" + "/".join(path.split("/")[-LEVELS:])):
             live.names.update(dict.fromkeys(mine & _inodes(host_root, path), name))
             wanted.add(name.container_id)
-        if name.container_id in wanted and (text := _read(proc / f"{pid}/mountinfo")):
+        if name.container_id in wanted and (text := bytes_or_empty(proc / f"{pid}/mountinfo")):
             wanted.discard(name.container_id)
             mounts = set(_MOUNT.findall(text))
             if len(mounts) == 1:
@@ -97,12 +97,3 @@ def _processes(proc: Path) -> Iterator[str]:
             yield from (entry.name for entry in entries if entry.name.isdecimal())
     except OSError:
         return
-
-
-def _read(path: Path) -> bytes:
-    """The file's first MAX_BYTES; nothing of a process that is gone or another's."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES)
-    except OSError:
-        return b""

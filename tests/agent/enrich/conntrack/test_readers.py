@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of connection tracking as netlink and /proc give them."""
+"""Conntrack entries as netlink and /proc report them."""
 
 import socket
 import struct
@@ -10,20 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_agent.enrich.conntrack import ctnetlink, netlink
+from ktrace_agent.enrich.conntrack.connection import Tuple
 from ktrace_agent.enrich.conntrack.ctnetlink import (
     ASSURED,
     DST_NAT,
     SEEN_REPLY,
     SRC_NAT,
-    TCP,
     TCP_STATES,
-    UDP,
     pack_key,
     pack_tuple,
 )
-from ktrace_agent.enrich.conntrack.entries import Tuple
-from ktrace_agent.enrich.conntrack.netlink import MAPPED
 from ktrace_agent.enrich.conntrack.proc_text import read_line
+from ktrace_agent.host.inet import MAPPED, TCP, UDP
 from tests.agent.enrich.conntrack.tuples import (
     ASKED,
     BOTH,
@@ -31,7 +29,7 @@ from tests.agent.enrich.conntrack.tuples import (
     PLAIN,
     SNAT,
     STATE,
-    end,
+    address,
     key,
     only,
 )
@@ -46,13 +44,13 @@ def read(data: bytes) -> list[tuple[bytes, int, int]]:
     return got
 
 
-def ends(text: str) -> tuple[bytes, int]:
-    address, port = end(text)
-    return address.removeprefix(MAPPED), port
+def unmapped(text: str) -> tuple[bytes, int]:
+    octets, port = address(text)
+    return octets.removeprefix(MAPPED), port
 
 
-V4 = (ends("10.1.0.5:4000"), ends("10.96.0.1:80"), ends("10.1.0.9:8080"))
-V6 = (ends("[fd00::5]:4000"), ends("[fd96::1]:80"), ends("[fd00::9]:8080"))
+V4 = (unmapped("10.1.0.5:4000"), unmapped("10.96.0.1:80"), unmapped("10.1.0.9:8080"))
+V6 = (unmapped("[fd00::5]:4000"), unmapped("[fd96::1]:80"), unmapped("[fd00::9]:8080"))
 
 
 @pytest.mark.parametrize(("flow", "zone"), list(product((V4, V6), (0, 7))))
@@ -140,8 +138,8 @@ LINES = {
         ),
         (
             key(
-                Tuple(end("[fd00::5]:4000"), end("[fd96::1]:80")),
-                Tuple(end("[fd96::1]:80"), end("[fd00::5]:4000")),
+                Tuple(address("[fd00::5]:4000"), address("[fd96::1]:80")),
+                Tuple(address("[fd96::1]:80"), address("[fd00::5]:4000")),
                 zone=3,
             ),
             STATE["TIME_WAIT"],

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection, plain and translated, and entries of connection tracking that it makes."""
+"""One connection, plain and translated, and the conntrack entries of it."""
 
 import socket
 
-from ktrace_agent.enrich.conntrack.ctnetlink import TCP, TCP_STATES, pack_key, pack_tuple
-from ktrace_agent.enrich.conntrack.entries import End, Entry, Table, Tuple
-from ktrace_agent.enrich.conntrack.netlink import MAPPED
+from ktrace_agent.enrich.conntrack.connection import Entry, SocketAddress, Tuple
+from ktrace_agent.enrich.conntrack.ctnetlink import TCP_STATES, pack_key, pack_tuple
+from ktrace_agent.enrich.conntrack.entries import Table
+from ktrace_agent.host.inet import MAPPED, TCP
 
 HOST, POD, OTHER, FAR = 1, 2, 3, 4
 S = 1_000_000_000
 STATE = {name: number for number, name in enumerate(TCP_STATES)}
 
 
-def end(text: str) -> End:
+def address(text: str) -> SocketAddress:
     host, _, port = text.rpartition(":")
     if host.startswith("["):
-        return End(socket.inet_pton(socket.AF_INET6, host[1:-1]), int(port))
-    return End(MAPPED + socket.inet_aton(host), int(port))
+        return SocketAddress(socket.inet_pton(socket.AF_INET6, host[1:-1]), int(port))
+    return SocketAddress(MAPPED + socket.inet_aton(host), int(port))
 
 
 CLIENT, VIP, BACKEND, NODE = (
-    end(text) for text in ("10.1.0.5:4000", "10.96.0.1:80", "10.1.0.9:8080", "192.0.2.1:6000")
+    address(text) for text in ("10.1.0.5:4000", "10.96.0.1:80", "10.1.0.9:8080", "192.0.2.1:6000")
 )
 ASKED, PLAIN = Tuple(CLIENT, VIP), Tuple(VIP, CLIENT)
 DNAT, SNAT, BOTH = Tuple(BACKEND, CLIENT), Tuple(VIP, NODE), Tuple(BACKEND, NODE)
@@ -38,9 +39,9 @@ def key(
 
 
 def only(one: bytes, state: int, status: int) -> Entry:
-    """The entry that a look makes of what a reader gives."""
+    """The entry that a dump with this one makes."""
     made = Table()
-    made.room = 1
-    made.see(one, state, status)
-    made.looked(10, 12, whole=True)
+    made.capacity = 1
+    made.add(one, state, status)
+    made.finish_dump(10, 12, complete=True)
     return made.entry(HOST, one)

@@ -2,14 +2,13 @@
 """Every form of path that a runtime and a kubelet make."""
 
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrace_agent.enrich.pods import cgroup_path
 from ktrace_agent.enrich.pods.cgroup_path import CgroupName, of_process, parse
+from ktrace_agent.host.cgroups import LEVELS, NAME_LEN
 
 ID = "7d" * 32
 OTHER = "c0" * 32
@@ -116,7 +115,7 @@ def test_form(path: str) -> None:
 @pytest.mark.parametrize("path", FORMS)
 def test_four_levels_of_it_say_the_same(path: str) -> None:
     """The kernel side keeps the leaf and three above; only qos may need one more."""
-    cut, whole = parse("/" + "/".join(path.split("/")[-cgroup_path.LEVELS :])), parse(path)
+    cut, whole = parse("/" + "/".join(path.split("/")[-LEVELS:])), parse(path)
     assert cut.container_id == whole.container_id or path.endswith(OTHER)
     assert cut.pod_uid in (whole.pod_uid, "-")
 
@@ -126,14 +125,8 @@ def test_no_container_and_no_pod(path: str) -> None:
     assert not parse(path).known
 
 
-def test_the_kernel_side_keeps_as_much_as_is_said_here() -> None:
-    header = (Path(__file__).parents[4] / "agent/bpf/events.h").read_text()
-    assert f"#define KT_CGROUP_LEVELS {cgroup_path.LEVELS}\n" in header
-    assert f"#define KT_CGROUP_NAME_LEN {cgroup_path.NAME_MAX + 1}\n" in header
-
-
 def test_an_id_that_did_not_fit_is_a_prefix() -> None:
-    level = f"kubepods-burstable-pod{SLICE_UID}.slice:cri-containerd:{ID}"[: cgroup_path.NAME_MAX]
+    level = f"kubepods-burstable-pod{SLICE_UID}.slice:cri-containerd:{ID}"[: NAME_LEN - 1]
     prefix = level.rpartition(":")[2]
     assert 12 <= len(prefix) < 64
     assert parse(f"/{level}") == CgroupName(
