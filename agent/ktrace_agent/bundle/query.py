@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import duckdb
 
+from ktrace_agent.analyze.facts import Facts
 from ktrace_agent.bundle import fact_tables
 from ktrace_agent.bundle.reader import TABLES, Opened
 from ktrace_agent.errors import BadBundle, UsageError
@@ -73,7 +74,8 @@ def _fill(con: duckdb.DuckDBPyConnection, bundle: Opened, node: NodeInfo) -> Non
         raise BadBundle(f"{bundle.path}: {name} cannot be read: {_line(error)}") from error
     for table in COLUMNS.keys() - set(_IN_FILES):
         con.execute(create(table))
-    fact_tables.load(con, bundle.summary, node)
+    facts = Facts.of(bundle.summary)
+    fact_tables.load(con, facts, node, findings=bundle.summary.findings)
     # Of times with a zone, and of plain ones that a query makes one of: ours are UTC.
     con.execute("SET TimeZone = 'UTC'")
     con.execute(f"SET allowed_paths = {paths}")

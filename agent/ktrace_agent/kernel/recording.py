@@ -16,10 +16,6 @@ from ktrace_api.names import RowType
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-DISK_FILLED, DISK_FULL = "the disk filled up during the capture.", "the disk is full."
-"""How the notes of a summary end that say why rows are missing: no larger ring would help."""
-
-
 @dataclass(frozen=True, slots=True)
 class Clock:
     """The wall clock minus the kernel's boot clock in ns, at the start and the end of a capture."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ktrace_agent.kernel.recording import DISK_FILLED, DISK_FULL
 from ktrace_agent.view.findings import findings, resolvers, verdict
 from ktrace_agent.view.style import (
     BAD,
@@ -72,8 +71,7 @@ def _headline(summary: Summary) -> Text:
 def _advice(summary: Summary) -> Text | None:
     if not any(one.lost_ring for one in summary.accounting.values()):
         return None
-    full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
-    room = "more room in --out-dir" if full else "a larger --ring-bytes"
+    room = "more room in --out-dir" if summary.disk_full else "a larger --ring-bytes"
     return Text(f"  To lose less: {room}, or --ports, --sample.", DIM)
 
 

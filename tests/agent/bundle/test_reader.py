@@ -21,6 +21,7 @@ from ktrace_agent.bundle import archive, reader
 from ktrace_agent.bundle.reader import opened
 from ktrace_agent.bundle.seal import Sealed, seal
 from ktrace_agent.errors import BadBundle, KtraceError, UsageError
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import GIB, CaptureConfig
 from ktrace_api.node import NodeInfo
 from tests.agent.conftest import Make, make_events, make_flows
@@ -34,7 +35,7 @@ def sealed(
 ) -> Sealed:
     events = make_events([{"type": n % 5, "sock": n + 1} for n in range(40)])
     recording = make_recording(events, make_flows([{"tx_bytes": 9}]))
-    return seal(recording, config, node_info, tmp_path / "out")
+    return seal(Captured(recording, config, node_info), tmp_path / "out")
 
 
 def members(path: Path) -> Members:
@@ -91,7 +92,7 @@ def test_a_long_name_of_a_node_survives(
 ):
     node = "n" * 200
     named = config.model_copy(update={"node": node})
-    made = seal(make_recording(make_events([{}])), named, node_info, tmp_path)
+    made = seal(Captured(make_recording(make_events([{}])), named, node_info), tmp_path)
     with opened(made.bundle) as found:
         assert found.summary.node == node
 
