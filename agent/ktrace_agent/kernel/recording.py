@@ -14,6 +14,8 @@ from ktrace_agent.host.tcp_counts import Witness
 from ktrace_api.names import RowType
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+ROW_TYPES = tuple(RowType)
+"""In the order of enum kt_type (agent/bpf/events.h)."""
 
 
 @dataclass(frozen=True, slots=True)

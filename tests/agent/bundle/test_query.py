@@ -168,7 +168,7 @@ def test_a_table_that_is_no_parquet_is_named(bundle: Path, tmp_path: Path):
     parts["manifest.json"] = json.dumps(manifest).encode()
     file = packed(tmp_path / "wrong.tgz", parts)
     with (
-        pytest.raises(BadBundle, match=r"flows\.parquet cannot be read") as failure,
+        pytest.raises(BadBundle, match=r"cannot read flows\.parquet") as failure,
         reader.opened(file) as found,
         query.database(found),
     ):
