@@ -181,8 +181,9 @@ def seal_once(spool: Path, folder: Path) -> dict[str, float]:
     del pods, known
     begun, cpu = time.perf_counter(), time.process_time()
     from ktrace_agent.bundle.seal import seal
+    from ktrace_agent.tables.captured import Captured
 
-    sealed = seal(recording, config, node_info, folder, names=names)
+    sealed = seal(Captured(recording, config, node_info, names=names), folder)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     status = Path("/proc/self/status").read_text("utf-8")
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))

@@ -14,18 +14,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from ktrace_agent.errors import SinkFailed
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The file system, a quota or RLIMIT_FSIZE allows no more bytes."""
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _HASH_BYTES = 1 << 20
 
 
 class DiskFull(SinkFailed):
-    """No room: less may fit, so whoever writes may try again with less."""
+    """The disk is full. Less may fit, so the caller may try again with less."""
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """Build the error for a folder of --out-dir."""
+        return cls(f"no space left in {folder}: free some space or choose another --out-dir")
 
 
 class NameTaken(SinkFailed):
@@ -52,10 +58,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFull(
-                f"{folder} has no room left; free some space or choose another --out-dir"
-            ) from error
+        if error.errno in DISK_FULL_ERRNOS:
+            raise DiskFull.in_folder(folder) from error
         raise SinkFailed(
             f"cannot write into {folder}: {error.strerror}; choose another --out-dir"
         ) from error

@@ -29,9 +29,7 @@ from ktrace_api.names import RowType
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
-    from ktrace_agent.host.counter_changes import Report
-    from ktrace_agent.tables.load import Names
-    from ktrace_api.node import NodeInfo
+    from ktrace_agent.tables.captured import Captured
 
 TICK_S = 0.25
 STOCK_S = 1.0
@@ -84,32 +82,32 @@ def run(
         stop=stop or Stop(),
         watches=watches,
     )
-    recording = recorded.recording
     try:
         # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
         from ktrace_agent.bundle import seal
 
-        observer.sealing("asking who the containers are")
-        facts, names, changes = _look_up(config, platform, recorded, watches)
-        # Sealing shall be the last to hold them: it needs their memory.
+        observer.sealing("resolving container names")
+        captured = _complete(config, platform, recorded, watches)
+        # Only `captured` may hold the names now: sealing releases them when they are loaded.
         del watches
-        return seal.seal(recording, config, facts, out_dir, observer.sealing, names, changes)
+        return seal.seal(captured, out_dir, observer.sealing)
     finally:
-        os.close(recording.spool_fd)
+        os.close(recorded.recording.spool_fd)
 
 
-def _look_up(
+def _complete(
     config: CaptureConfig, platform: preflight.Platform, recorded: "Recorded", watches: Watches
-) -> "tuple[NodeInfo, Names, Report]":
-    """node.json, what rows are named with, and all that the counters did."""
+) -> "Captured":
+    """Add names, node facts and changes of counters to a recording."""
     from ktrace_agent.bundle import node_info
     from ktrace_agent.host import counter_changes
     from ktrace_agent.tables import records
+    from ktrace_agent.tables.captured import Captured
     from ktrace_agent.tables.load import Names
 
-    recording, tracked = recorded.recording, watches.tracked
-    seen_in = records.network_namespaces(recording)
-    changes = counter_changes.compare(recorded.before, recorded.after, seen_in)
+    recording = recorded.recording
+    active = records.network_namespaces(recording)
+    changes = counter_changes.compare(recorded.before, recorded.after, active)
     identities = watches.identify(recording.cgroups)
     facts = node_info.describe(
         config,
@@ -118,9 +116,10 @@ def _look_up(
         recording,
         counter_changes.fit(changes),
         identities,
-        tracked,
+        watches.tracked,
     )
-    return facts, Names(identities.by_cgroup, tracked), changes
+    names = Names(identities.by_cgroup, watches.tracked)
+    return Captured(recording, config, facts, changes, names)
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def record(
         ended_by = _wait(config, collector, spool, observer, stop)
         ended = wall_clock(boot_ns(), offset)
         after = snapshot()
-        observer.sealing("detaching the programs")
+        observer.sealing("detaching eBPF programs")
         collector.detach()
         collector.iterate("list_held")  # into the ring
         spool.finish()

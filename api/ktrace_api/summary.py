@@ -123,7 +123,7 @@ class Destination(Model):
     """Of those that established."""
 
 
-class StockOwner(Process):
+class InventoryOwner(Process):
     """Sockets that one process held."""
 
     netns: MaybeCount
@@ -170,11 +170,11 @@ class Destinations(Model):
     """Over all destinations."""
 
 
-class Stock(Model):
+class Inventory(Model):
     """TCP sockets that existed at one moment."""
 
     states: dict[str, Count]
-    owners: tuple[StockOwner, ...]
+    owners: tuple[InventoryOwner, ...]
     left_out: Count
     """Owners beyond those listed."""
 
@@ -210,6 +210,8 @@ class Summary(Model):
     complete: bool
     """No event that passed is missing and no fact was lost; what no program could tell on this
     kernel is in `hooks_missing`."""
+    disk_full: bool = False
+    """Whether rows are missing because the disk was full, during the capture or while sealing."""
     hooks_missing: tuple[str, ...] = ()
     """Hooks that were asked for and that no program serves; node.json says why."""
     notes: tuple[str, ...]
@@ -229,8 +231,8 @@ class Summary(Model):
     connects: Destinations
     tcp_states: dict[str, dict[str, Count]]
     """Old state -> new state -> rows."""
-    stock_start: Stock
-    stock_end: Stock
+    stock_start: Inventory
+    stock_end: Inventory
     retransmits: Retransmits
 
     @property

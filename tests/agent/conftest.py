@@ -15,6 +15,7 @@ from ktrace_agent import session
 from ktrace_agent.bundle import seal
 from ktrace_agent.kernel.recording import Clock, HookCounters, Overflow, Recording
 from ktrace_agent.signals import Stop
+from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.records import EVENT, FLOW, FLOW_KEY, ROW_TYPES
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
@@ -172,7 +173,9 @@ class Session:
             raise self.then
         assert isinstance(stop, Stop)
         return seal.seal(
-            self._make(make_events([{}, {}])), config, self._node_info, out_dir, observer.sealing
+            Captured(self._make(make_events([{}, {}])), config, self._node_info),
+            out_dir,
+            observer.sealing,
         )
 
 

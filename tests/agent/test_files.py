@@ -71,7 +71,7 @@ def test_a_missing_folder_is_an_error_of_the_system(tmp_path: Path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_is_told_apart(code: int, tmp_path: Path):
-    with pytest.raises(DiskFull, match="no room"), disk_errors(tmp_path):
+    with pytest.raises(DiskFull, match="no space left"), disk_errors(tmp_path):
         raise OSError(code, "full")
     with pytest.raises(SinkFailed) as failure, disk_errors(tmp_path):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -16,6 +16,7 @@ from ktrace_agent.host import clock
 from ktrace_agent.kernel.recording import Clock, HookCounters
 from ktrace_agent.session import Live, Recorded
 from ktrace_agent.signals import Stop
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.finding import Cause
 from ktrace_api.names import RowType
@@ -99,9 +100,9 @@ def test_queries_are_dead_also_when_the_clock_was_set_back(
     recording.witness = None  # what else this machine did is not in the spool
     sent = HookCounters(seen=20, written=20)
     recording.counters = {**recording.counters, RowType.UDP_SEND: sent}
-    summary = seal(recording, config, node_info, tmp_path / "out").summary
+    summary = seal(Captured(recording, config, node_info), tmp_path / "out").summary
     assert summary.window_s > 60
     (finding,) = summary.findings
     assert (finding.id, finding.counts["unanswered"]) == ("DNS_NO_REPLY", 20)
     assert summary.verdict.verdict == Cause.DNS
-    assert any("The wall clock was set by -120.0 s" in note for note in summary.notes)
+    assert any("The wall clock was changed by -120.0 s" in note for note in summary.notes)

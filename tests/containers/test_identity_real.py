@@ -116,7 +116,7 @@ def test_each_process_has_its_pod_and_container(runtime: Runtime, tmp_path: Path
 def seconds_to_seal(folder: Path, *flags: str) -> tuple[float, Capture]:
     """From the end of the recording to the end of the command, and its bundle."""
     capture = Capture(folder, *flags, duration="2s").start()
-    capture.wait_for("detaching the programs")
+    capture.wait_for("detaching eBPF programs")
     begun = time.monotonic()
     assert capture.wait() == 0, capture.stderr
     took = time.monotonic() - begun

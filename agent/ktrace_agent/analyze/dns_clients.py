@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import duckdb
 
-from ktrace_agent.tables.dns_pairs import PORT, pair
+from ktrace_agent.tables.dns_pairs import PORT
 from ktrace_api.thresholds import Thresholds
 
 FAILING = "(unanswered > 0 OR errored > 0)"
@@ -154,7 +154,6 @@ def prepare(
     `end` is the last moment that the rows cover (UTC, naive). With exact=False (sampled or lost
     rows) who got no answer is counted from the flows, and pairs are no times.
     """
-    pair(con, limits)
     settled = _settled(con, end, limits)
     figures = {"settled": settled, "race_us": round(limits.dns_race_s * 1e6)}
     con.execute(_TALKS.format(**figures))

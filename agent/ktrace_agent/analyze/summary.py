@@ -2,175 +2,74 @@
 # ruff: noqa: S608 - the parts of every statement are constants of this file
 """Group-bys over the tables of a recording -> Summary.
 
-Every list is bounded and says how many entries were left out; every text in it is
-short by nature (comm, address, state). Where long entries would still carry the
-whole over SUMMARY_MAX_BYTES, all lists become shorter.
+Every list has up to LIST_ENTRIES entries and the number of entries left out.
+bundle/fitted_summary.py shortens them where the summary would be too large.
 """
 
-from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from ktrace_agent.kernel.probes import HOOKS
-from ktrace_agent.kernel.recording import DISK_FILLED, Recording
+from ktrace_agent.analyze.facts import Facts
 from ktrace_agent.tables.ask import records
 from ktrace_agent.tables.load import Tables
-from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import UNKNOWN, ConnectResult, RowType
+from ktrace_api.finding import Findings
+from ktrace_api.names import UNKNOWN, ConnectResult
 from ktrace_api.summary import (
-    SUMMARY_MAX_BYTES,
-    Accounting,
     Destination,
     Destinations,
     FlowPeer,
     FlowPeers,
-    MapOverflow,
+    Inventory,
+    InventoryOwner,
     Processes,
     ProcessRows,
     Quantiles,
     Retransmits,
     Retransmitter,
-    Stock,
-    StockOwner,
     Summary,
     Talker,
     Talkers,
 )
 
-TOP = (20, 10, 5, 2)
-"""Entries of a list at most; the first that keeps the summary within its size is taken."""
+LIST_ENTRIES = 20
+"""Maximum entries of a list."""
 
 _FLOW_TOTALS = """sum(tx_bytes)::UBIGINT AS tx_bytes, sum(rx_bytes)::UBIGINT AS rx_bytes,
     sum(tx_calls)::UBIGINT AS tx_calls, sum(rx_calls)::UBIGINT AS rx_calls,
     sum(opened)::UBIGINT AS opened, sum(failed)::UBIGINT AS failed"""
 
 
-def summarize(
-    tables: Tables,
-    recording: Recording,
-    config: CaptureConfig,
-    accounting: Mapping[RowType, Accounting],
-    notes: Sequence[str],
-    *,
-    hooks_missing: Sequence[str] = (),
-    room: int = SUMMARY_MAX_BYTES,
-) -> Summary:
-    """The summary of what `tables` holds, i.e. of the rows that are in the bundle.
-
-    `notes` are sentences about what sealing cut; more are added here. `hooks_missing` are those
-    that no program serves. Findings are not in it.
-    """
-    for top in TOP:
-        summary = _summary(_Query(tables, top), recording, config, accounting, notes, hooks_missing)
-        if len(summary.to_bytes()) <= room:
-            break
-    return summary
-
-
-def _summary(
-    query: "_Query",
-    recording: Recording,
-    config: CaptureConfig,
-    accounting: Mapping[RowType, Accounting],
-    notes: Sequence[str],
-    hooks_missing: Sequence[str],
-) -> Summary:
-    lost = _losses(recording, accounting)
-    by_type = query.types()
+def summarize(tables: Tables, facts: Facts, found: Findings) -> Summary:
+    """Build the summary of the rows that `tables` holds, i.e. of those in the bundle."""
+    query = _Query(tables)
     return Summary(
-        node=config.node,
-        started=recording.started,
-        ended=recording.ended,
-        ended_by=recording.ended_by,
-        window_s=round(max((recording.ended - recording.started).total_seconds(), 0), 3),
-        sample=config.sample,
-        complete=not lost,
-        hooks_missing=tuple(hooks_missing),
-        notes=(*notes, *lost, *_unserved(hooks_missing), *_remarks(recording, config)),
-        rows=sum(by_type.values()),
-        rows_by_type=by_type,
-        accounting=dict(accounting),
-        overflow=MapOverflow(
-            **{name: getattr(recording.overflow, name) for name in MapOverflow.model_fields}
-        ),
+        **{one.name: getattr(facts, one.name) for one in fields(facts)},
+        **{name: getattr(found, name) for name in Findings.model_fields},
         processes=_processes(query),
         talkers=_talkers(query),
         flows=_flow_peers(query),
         connects=_connects(query),
         tcp_states=_matrix(query),
-        stock_start=_stock(query, "start"),
-        stock_end=_stock(query, "end"),
+        stock_start=_inventory(query, "start"),
+        stock_end=_inventory(query, "end"),
         retransmits=_retransmits(query),
     )
 
 
-def _losses(recording: Recording, accounting: Mapping[RowType, Accounting]) -> list[str]:
-    """What makes the bundle incomplete, in plain sentences."""
-    ring = sum(hook.lost_ring for hook in accounting.values())
-    full = sum(hook.lost_map for hook in accounting.values())
-    capped = sum(hook.capped for hook in accounting.values())
-    disk = sum(recording.spool_lost.values())
-    found = []
-    if ring:
-        found.append(f"{ring} events were lost: the ring or the disk was full (accounting).")
-    if disk:
-        found.append(f"{disk} of them because {DISK_FILLED}")
-    if full:
-        found.append(f"{full} events were lost because a map was full: raise max_sockets.")
-    if unseen := {row: hook.unseen for row, hook in accounting.items() if hook.unseen}:
-        which = ", ".join(f"{count} of {row}" for row, count in unseen.items())
-        found.append(
-            f"At least {sum(unseen.values())} events passed that the kernel ran no program for"
-            f" ({which}): its own counters or the states of the sockets show them."
-        )
-    if capped:
-        found.append(f"{capped} events are not kept: max_events or max_bytes was reached.")
-    if recording.overflow.any():
-        found.append("A map was full, so some owners, addresses or flow figures are missing.")
-    if recording.ended_by == "error":
-        found.append("The capture ended early because of an error.")
-    return found
-
-
-def _unserved(hooks_missing: Sequence[str]) -> list[str]:
-    """What rows cannot have, whatever was lost or not: nothing counts what nobody looks at."""
-    if not hooks_missing:
-        return []
-    facts = {hook.name: hook.missing for hook in HOOKS}
-    lacking = "; ".join(facts.get(name, name) for name in hooks_missing)
-    names = ", ".join(hooks_missing)
-    return [f"No program serves {names}, so these are missing: {lacking} (see `ktrace doctor`)."]
-
-
-def _remarks(recording: Recording, config: CaptureConfig) -> list[str]:
-    """What a reader must know of a bundle even when nothing was lost."""
-    remarks = []
-    if config.sample > 1:
-        remarks.append(
-            f"One event in {config.sample} is a row; talkers and flows count all of them."
-        )
-    step = recording.clock.offset_end_ns - recording.clock.offset_start_ns
-    if abs(step) > 100_000_000:
-        remarks.append(
-            f"The wall clock was set by {step / 1e9:+.1f} s during the capture; "
-            "rows follow the clock as it was at the start."
-        )
-    return remarks
-
-
 class _Query:
-    """SQL in, dictionaries out; `limit` bounds every list."""
+    """Runs SQL and returns dictionaries."""
 
-    def __init__(self, tables: Tables, limit: int) -> None:
-        self._con, self.types, self._limit = tables.con, tables.types, limit
+    def __init__(self, tables: Tables) -> None:
+        self._con = tables.con
 
     def __call__(self, sql: str) -> list[dict[str, Any]]:
         return records(self._con, sql)
 
     def top(self, sql: str, order: str) -> tuple[list[dict[str, Any]], int]:
-        """The first groups of a query by `order`, NULL as "-", and how many were left out."""
+        """Return the first groups by `order`, NULL as "-", and the number of groups left out."""
         found = self(
             f"SELECT *, count(*) OVER () AS groups FROM ({sql}) ORDER BY {order}"
-            f" LIMIT {self._limit}"
+            f" LIMIT {LIST_ENTRIES}"
         )
         groups = found[0]["groups"] if found else 0
         shown = [
@@ -278,7 +177,7 @@ def _matrix(query: _Query) -> dict[str, dict[str, int]]:
     return matrix
 
 
-def _stock(query: _Query, moment: str) -> Stock:
+def _inventory(query: _Query, moment: str) -> Inventory:
     sockets = f"FROM stock s JOIN owners o USING (owner) WHERE moment = '{moment}'"
     top, left_out = query.top(
         f"""SELECT tgid, comm, uid, net AS netns, count(*) AS sockets, histogram(state) AS states
@@ -286,9 +185,9 @@ def _stock(query: _Query, moment: str) -> Stock:
         "sockets DESC, tgid, comm, uid, netns",
     )
     states = query(f"SELECT state, count(*) AS count {sockets} GROUP BY ALL ORDER BY ALL")
-    return Stock(
+    return Inventory(
         states={row["state"]: row["count"] for row in states},
-        owners=tuple(StockOwner(**row) for row in top),
+        owners=tuple(InventoryOwner(**row) for row in top),
         left_out=left_out,
     )
 

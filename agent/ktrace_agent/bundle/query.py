@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - tables are constants, file descriptors numbers
-"""SQL over a sealed bundle: the tables of sql.py, and nothing else of this machine."""
+"""SQL over a sealed bundle: the tables of tables/contract.py, and nothing else on this machine."""
 
 import csv
 import json
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import duckdb
 
+from ktrace_agent.analyze.facts import Facts
 from ktrace_agent.bundle import fact_tables
 from ktrace_agent.bundle.reader import TABLES, Opened
 from ktrace_agent.errors import BadBundle, UsageError
@@ -30,12 +31,12 @@ _IN_FILES = ("rows", "flows", "sockets")
 _ZONED = re.compile(
     r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|(TIMESTAMP WITH TIME ZONE|TIMESTAMPTZ_NS)(?=[\[,)]|$)"""
 )
-"""In the name of a type: a quoted name, or a time with a zone, alone or inside another type."""
+"""Matches in the name of a type: a quoted name, or a time with a zone, alone or nested."""
 _PLAIN = {"TIMESTAMP WITH TIME ZONE": "TIMESTAMP", "TIMESTAMPTZ_NS": "TIMESTAMP_NS"}
 
 
 class Answer(NamedTuple):
-    """Names of the columns, each another one, and the rows in batches."""
+    """Distinct names of the columns, and the rows in batches."""
 
     names: list[str]
     batches: Iterator[list[tuple[Any, ...]]]
@@ -43,9 +44,9 @@ class Answer(NamedTuple):
 
 @contextmanager
 def database(bundle: Opened) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database that holds the bundle's tables and can reach no file and no network."""
+    """Open a database with the bundle's tables that can access no other file and no network."""
     if bundle.node is None:
-        raise UsageError(f"{bundle.path} has no rows; give the bundle.tgz")
+        raise UsageError(f"{bundle.path} is only a summary: give the bundle.tgz to query rows")
     con = duckdb.connect(
         config={
             "temp_directory": "",
@@ -62,7 +63,7 @@ def database(bundle: Opened) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _fill(con: duckdb.DuckDBPyConnection, bundle: Opened, node: NodeInfo) -> None:
-    """The tables of the bundle, and no way out of it any more."""
+    """Create the tables of the bundle, then disable all other access."""
     paths = [f"/proc/self/fd/{file.fileno()}" for file in bundle.tables]
     try:
         for table, path in zip(_IN_FILES, paths, strict=True):
@@ -70,11 +71,12 @@ def _fill(con: duckdb.DuckDBPyConnection, bundle: Opened, node: NodeInfo) -> Non
             con.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM read_parquet('{path}')")
     except duckdb.Error as error:
         name = TABLES[len(_views(con))]
-        raise BadBundle(f"{bundle.path}: {name} cannot be read: {_line(error)}") from error
+        raise BadBundle(f"cannot read {name} of {bundle.path}: {_line(error)}") from error
     for table in COLUMNS.keys() - set(_IN_FILES):
         con.execute(create(table))
-    fact_tables.load(con, bundle.summary, node)
-    # Of times with a zone, and of plain ones that a query makes one of: ours are UTC.
+    facts = Facts.of(bundle.summary)
+    fact_tables.load(con, facts, node, findings=bundle.summary.findings)
+    # Our times are UTC, also where a query turns plain ones into times with a zone.
     con.execute("SET TimeZone = 'UTC'")
     con.execute(f"SET allowed_paths = {paths}")
     con.execute("SET enable_external_access = false")
@@ -83,55 +85,59 @@ def _fill(con: duckdb.DuckDBPyConnection, bundle: Opened, node: NodeInfo) -> Non
 
 @contextmanager
 def _interruptible(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """SIGINT ends what DuckDB does and raises KeyboardInterrupt, as everywhere else.
+    """Make SIGINT stop DuckDB and raise KeyboardInterrupt, as in all other code.
 
-    DuckDB makes a RuntimeError of it, and without interrupt() waits for its threads to be done.
+    DuckDB turns it into a RuntimeError, and without interrupt() waits until its threads finish.
     """
-    told = False
+    interrupted = False
 
     def end(*_: object) -> None:
-        nonlocal told
-        told = True
+        nonlocal interrupted
+        interrupted = True
         con.interrupt()
         raise KeyboardInterrupt
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # nobody interrupts a thread, and whoever handles or ignores it goes on to do so
+        yield  # threads get no signals, and another handler of SIGINT stays in place
         return
     signal.signal(signal.SIGINT, end)
     try:
         yield
     except Exception as error:
-        if told:
+        if interrupted:
             raise KeyboardInterrupt from error
         raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ask(con: duckdb.DuckDBPyConnection, question: str) -> Answer:
-    """The answer to one SELECT; UsageError says what is wrong with it."""
+def ask(con: duckdb.DuckDBPyConnection, sql: str) -> Answer:
+    """Run a single SELECT; raises UsageError with what is wrong with it."""
     try:
-        statements = con.extract_statements(question)
+        statements = con.extract_statements(sql)
         if len(statements) != 1 or statements[0].type not in _ALLOWED:
-            raise UsageError("a query is one SELECT; nothing else is run")
+            raise UsageError("invalid query: only a single SELECT statement is allowed")
         found = _run(con, statements[0])
     except (duckdb.Error, RuntimeError) as error:
         raise _refusal(error) from error
     return Answer(_apart([column[0] for column in found.description or ()]), _batches(found))
 
 
-def _run(con: duckdb.DuckDBPyConnection, asked: duckdb.Statement) -> duckdb.DuckDBPyConnection:
-    """Run it; times with a zone come as plain ones, for DuckDB makes Python's of them by pytz."""
-    if asked.type != duckdb.StatementType.SELECT:
-        return con.execute(asked)
-    columns = con.execute(f"DESCRIBE {asked.query}").fetchall()
+def _run(con: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> duckdb.DuckDBPyConnection:
+    """Run a statement and return times with a zone as plain UTC times.
+
+    DuckDB needs pytz to convert times with a zone to Python, and the agent does not ship it.
+    """
+    if statement.type != duckdb.StatementType.SELECT:
+        return con.execute(statement)
+    columns = con.execute(f"DESCRIBE {statement.query}").fetchall()
     casts = [(name, kind, _ZONED.sub(_without_zone, kind)) for name, kind, *_ in columns]
     if all(kind == plain for _, kind, plain in casts):
-        return con.execute(asked)
-    # By number: names may be there twice. A view: a subquery bears no ";" and no last comment.
-    con.execute(f"CREATE OR REPLACE TEMP VIEW answer AS {asked.query}")
+        return con.execute(statement)
+    # By number, because names may occur twice. A view, because a subquery allows neither ";" nor
+    # a trailing comment.
+    con.execute(f"CREATE OR REPLACE TEMP VIEW answer AS {statement.query}")
     values = ", ".join(
         f"CAST(#{number} AS {plain}) AS {_quoted(name)}"
         for number, (name, _, plain) in enumerate(casts, 1)
@@ -144,7 +150,7 @@ def _without_zone(found: re.Match[str]) -> str:
 
 
 def write(answer: Answer, form: str, out: TextIO | None = None) -> None:
-    """Print an answer as CSV with a header, or as JSON lines."""
+    """Print the rows as CSV with a header, or as JSON lines."""
     out = out or sys.stdout
     if form == "csv":
         lines = csv.writer(out, lineterminator="\n")
@@ -160,7 +166,7 @@ def write(answer: Answer, form: str, out: TextIO | None = None) -> None:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of DuckDB as one of JSON: times as text in UTC, what has no other form as text."""
+    """Convert a DuckDB value to JSON: times as text in UTC, types without a JSON form as text."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -177,9 +183,9 @@ def plain_value(value: Any) -> Any:
 
 
 def _apart(names: Sequence[str]) -> list[str]:
-    """Names without doubles, as DuckDB tells the columns of a subquery apart: comm, comm_1.
+    """Make names distinct as DuckDB does for columns of a subquery: comm, comm_1.
 
-    A line of JSON holds one value a name. A name that the query gives once is kept.
+    A JSON object holds one value per name. A name that occurs once is kept.
     """
     taken, found = set(names), list[str]()
     for name in names:
@@ -205,7 +211,7 @@ def _batches(found: duckdb.DuckDBPyConnection) -> Iterator[list[tuple[Any, ...]]
 
 
 def _refusal(error: Exception) -> UsageError:
-    return UsageError(f"the query cannot be answered: {_line(error)}")
+    return UsageError(f"invalid query: {_line(error)}")
 
 
 def _quoted(name: str) -> str:
@@ -217,7 +223,8 @@ def _views(con: duckdb.DuckDBPyConnection) -> Sequence[Any]:
 
 
 def _line(error: Exception) -> str:
-    """The first lines of a message of DuckDB, without a drawing of the statement or a trace."""
+    """Shorten a DuckDB message to one line, without its drawing of the statement or a trace."""
+    # DuckDB raises the same InvalidInputException for many errors; only the text names the module.
     if "'pytz'" in str(error):
-        return "a time with a zone is inside of a value of any type; cast it to VARCHAR"
+        return "a VARIANT or UNION value holds a time with a time zone; cast it to VARCHAR"
     return " ".join(re.split(r"\nLINE |\nTraceback", str(error))[0].split())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sealed bundle, read back: verified against its manifest, nothing of it trusted before.
+"""Reads a sealed bundle back and verifies it against its manifest; trusts nothing before that.
 
-The archive is read once, as a stream. Tables go to files without a name, all else to memory;
-rows as text are only hashed.
+The archive is read once, as a stream. Tables go to unnamed files and small members to memory. The
+rows as text are only hashed. Why tarfile does not read it: docs/adr/0016-own-tar-reader.md.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ _TEXTS: Final = {
     MANIFEST: MANIFEST_MAX_BYTES,
 }
 _MAX_BYTES = 17 * GIB
-"""Of one member: more than the largest max_bytes."""
+"""Of one member. The largest max_bytes is smaller."""
 _MAX_DIGITS = 20
-"""Of a number in an extended header: those of 64 bits."""
+"""Of a number in an extended header: a number of 64 bits has no more."""
 _BLOCK = tarfile.BLOCKSIZE
 _EXTENDED_BYTES = 4 * _BLOCK
-"""Of an extended header: a name of 255 bytes and a size are far less."""
+"""Of an extended header. A name of 255 bytes and a size take far less."""
 _ARCHIVE, _SUMMARY = ".bundle.tgz", ".summary.json"
 _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
@@ -53,22 +53,22 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A bundle, or as much of it as a summary.json alone is."""
+    """A bundle, or only its summary if summary.json was opened alone."""
 
     path: Path
     summary: Summary
     node: NodeInfo | None = None
     tables: tuple[BinaryIO, ...] = ()
-    """Parquet, as TABLES names them."""
+    """Parquet files in the order of TABLES."""
     sha256: str = ""
     """Of the archive."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Opened]:
-    """The bundle at `path`: an archive, a summary.json, or a folder that holds one of them.
+    """Open the bundle at `path`: an archive, a summary.json, or a folder with one of them.
 
-    Raises UsageError where there is no such file and BadBundle where it is not what was sealed.
+    Raises UsageError if there is no such file and BadBundle if it is not a sealed bundle.
     """
     with ExitStack() as stack:
         try:
@@ -77,29 +77,29 @@ def opened(path: Path) -> Iterator[Opened]:
             found = Opened(file, _summary_alone(file)) if alone else _read(file, stack)
         except OSError as error:
             reason = error.strerror or error
-            raise UsageError(f"{path} cannot be read: {reason}; give a bundle.tgz") from error
+            raise UsageError(f"cannot read {path}: {reason}. Give a bundle.tgz") from error
         yield found
 
 
 def _find(path: Path) -> Path:
-    """The archive in a folder, else its summary; a file is itself."""
+    """Return the archive in a folder, else its summary; return a file unchanged."""
     if not path.is_dir():
         return path
-    held = sorted(path.iterdir())  # unlike glob() it tells that a folder may not be read
+    held = sorted(path.iterdir())  # unlike glob(), it raises if the folder is not readable
     for ending in (_ARCHIVE, _SUMMARY):
         found = [file for file in held if file.name.endswith(ending)]
         if len(found) > 1:
-            raise UsageError(f"{path} holds {len(found)} bundles; name one, such as {found[-1]}")
+            raise UsageError(f"{path} holds {len(found)} bundles: name one, such as {found[-1]}")
         if found:
             return found[0]
-    raise UsageError(f"{path} holds no bundle; give a bundle.tgz, or the folder where one is")
+    raise UsageError(f"no bundle in {path}: give a bundle.tgz or a folder that holds one")
 
 
 def _summary_alone(file: Path) -> Summary:
     with file.open("rb") as source:
         text = source.read(SUMMARY_MAX_BYTES + 1)
     if len(text) > SUMMARY_MAX_BYTES:
-        raise BadBundle(f"{file} is no summary of ktrace: it is larger than one can be")
+        raise BadBundle(f"{file} is not a ktrace summary: larger than {SUMMARY_MAX_BYTES} bytes")
     return _parse(Summary, text, str(file))
 
 
@@ -113,19 +113,19 @@ def _read(file: Path, stack: ExitStack) -> Opened:
             raise BadBundle(_how(file, raw, source, error)) from error
     for name in _TEXTS:
         if name not in found.texts:
-            raise BadBundle(f"{file} is no bundle of ktrace: it has no {name}")
+            raise BadBundle(f"{file} is not a ktrace bundle: {name} is missing")
     for name in TABLES:
         if name not in found.tables:
-            raise BadBundle(f"{file} is no bundle of ktrace: it has no {name}")
-    manifest = _parse(Manifest, found.texts[MANIFEST], f"{file}: its {MANIFEST}")
-    said = {part.name: part.sha256 for part in manifest.files}
-    for name in sorted(said.keys() | found.hashes.keys()):
-        if said.get(name) != found.hashes.get(name):
-            raise BadBundle(_difference(file, name, said.get(name), found.hashes.get(name)))
+            raise BadBundle(f"{file} is not a ktrace bundle: {name} is missing")
+    manifest = _parse(Manifest, found.texts[MANIFEST], f"{file}: {MANIFEST}")
+    listed = {part.name: part.sha256 for part in manifest.files}
+    for name in sorted(listed.keys() | found.hashes.keys()):
+        if listed.get(name) != found.hashes.get(name):
+            raise BadBundle(_difference(file, name, listed.get(name), found.hashes.get(name)))
     return Opened(
         path=file,
-        summary=_parse(Summary, found.texts["summary.json"], f"{file}: its summary"),
-        node=_parse(NodeInfo, found.texts["node.json"], f"{file}: its node.json"),
+        summary=_parse(Summary, found.texts["summary.json"], f"{file}: summary.json"),
+        node=_parse(NodeInfo, found.texts["node.json"], f"{file}: node.json"),
         tables=tuple(found.tables[name] for name in TABLES),
         sha256=whole.hexdigest(),
     )
@@ -137,7 +137,7 @@ class _Source(io.RawIOBase):
     def __init__(self, raw: BinaryIO, whole: "hashlib._Hash") -> None:
         super().__init__()
         self._raw, self._whole = raw, whole
-        self.member = "its first member"
+        self.member = "the first member"
 
     def readable(self) -> bool:
         return True
@@ -150,14 +150,14 @@ class _Source(io.RawIOBase):
 
 
 class _Unpacking:
-    """What a gzip archive holds. Unlike gzip it takes no second archive for a part of the first."""
+    """Unpacks one gzip member. Unlike gzip(1), it does not append a second one to the first."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
         self._inner = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none behind its checksum, EOFError where the file ends before."""
+        """Return up to `size` bytes, b"" after its checksum. Raises EOFError if the file is cut."""
         found = b""
         while not found and not self._inner.eof:
             packed = self._source.read(COPY_BYTES) if self._inner.needs_input else b""
@@ -167,12 +167,12 @@ class _Unpacking:
         return found
 
     def is_all(self) -> bool:
-        """At its end: whether the file ends there too."""
+        """Return, once unpacked, whether the file ends there too."""
         return not (self._inner.unused_data or self._source.read(1))
 
 
 class _Unpacked:
-    """The members so far: hashes by name, small members and tables by kind."""
+    """The members unpacked so far: hashes by name, small members and tables by kind."""
 
     def __init__(self, file: Path, stack: ExitStack) -> None:
         self._file, self._stack = file, stack
@@ -181,11 +181,11 @@ class _Unpacked:
         self.tables: dict[str, BinaryIO] = {}
 
     def take(self, name: str, size: int, stream: Any) -> None:
-        """One member, read to its end."""
+        """Read one member to its end."""
         kind = name if name == MANIFEST else ".".join(name.split(".")[-2:])
         again = kind in self.texts or kind in self.tables or name in self.hashes
         if again or size > _TEXTS.get(kind, _MAX_BYTES):
-            raise BadBundle(f"{self._file} is no bundle of ktrace: it has a wrong {kind}")
+            raise BadBundle(f"{self._file} is not a ktrace bundle: invalid {kind}")
         digest, kept = hashlib.sha256(), self._place(kind)
         for part in _content(stream, size):
             digest.update(part)
@@ -197,7 +197,7 @@ class _Unpacked:
             self.hashes[name] = digest.hexdigest()
 
     def _place(self, kind: str) -> BinaryIO:
-        """Where the content of a member goes: memory, a file without a name, nowhere."""
+        """Return the destination of a member: memory, an unnamed file, or /dev/null."""
         if kind in _TEXTS:
             return io.BytesIO()
         if kind not in TABLES:
@@ -214,15 +214,15 @@ def _unpack(file: Path, source: _Source, stack: ExitStack) -> _Unpacked:
         source.member = name
         found.take(name, size, stream)
     more = False
-    while padding := stream.read(COPY_BYTES):  # to the checksum at its end
+    while padding := stream.read(COPY_BYTES):  # up to its checksum
         more = more or any(padding)
     if more or not stream.is_all():
-        raise BadBundle(f"{file} was changed after it was sealed: there is more behind its end")
+        raise BadBundle(f"{file} was changed after it was sealed: data follows its end")
     return found
 
 
 def _headers(file: Path, stream: Any) -> Iterator[tuple[str, int]]:
-    """Name and size of each member, which the caller reads; only what we write is understood."""
+    """Yield name and size of each member; the caller reads it. Accepts only what pack() writes."""
     extended = _Extended()
     while any(block := _exactly(stream, _BLOCK)):
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
@@ -232,26 +232,27 @@ def _headers(file: Path, stream: Any) -> Iterator[tuple[str, int]]:
         name = extended.name or info.name
         size = info.size if extended.size is None else extended.size
         if not 0 <= size <= _MAX_BYTES:
-            raise BadBundle(f"{file} is no bundle of ktrace: a member of {size} bytes")
+            raise BadBundle(f"{file} is not a ktrace bundle: a member of {size} bytes")
         if info.type != tarfile.REGTYPE:
-            raise BadBundle(f"{file} is no bundle of ktrace: {name!r} is no plain file")
+            raise BadBundle(f"{file} is not a ktrace bundle: {name!r} is not a regular file")
         yield name, size
         extended = _Extended()
 
 
 class _Extended(NamedTuple):
-    """What an extended header says of the member behind it, where the plain one has no room."""
+    """Fields of the next member that do not fit into its plain header."""
 
     name: str = ""
-    """Longer than 100 bytes."""
+    """If it has more than 100 bytes."""
     size: int | None = None
-    """8 GiB and more; the plain header then holds 0."""
+    """From 8 GiB on; the plain header then holds 0."""
 
 
 def _extended(records: bytes) -> _Extended:
-    """`path` and `size` of an extended header (POSIX.1-2001 pax); raises tarfile.HeaderError.
+    """Parse `path` and `size` of an extended header (POSIX.1-2001 pax).
 
-    A record is `LENGTH KEY=VALUE` and a newline, LENGTH counts all of it.
+    A record is `LENGTH KEY=VALUE` and a newline; LENGTH counts all of it. Raises
+    tarfile.HeaderError.
     """
     found = _Extended()
     while records:
@@ -259,7 +260,7 @@ def _extended(records: bytes) -> _Extended:
         length = _decimal(digits)
         key, equals, value = records[len(digits) + 1 : length - 1].partition(b"=")
         if not equals or records[length - 1 : length] != b"\n":
-            raise tarfile.HeaderError("an extended header of another form")
+            raise tarfile.HeaderError("malformed extended header")
         if key == b"path":
             found = found._replace(name=value.decode())
         elif key == b"size":
@@ -269,9 +270,9 @@ def _extended(records: bytes) -> _Extended:
 
 
 def _decimal(digits: bytes) -> int:
-    """A number of a header; no sign, no blanks, and not more digits than a number needs."""
+    """Parse a number of a header: no sign, no blanks, no more digits than 64 bits need."""
     if not digits.isdigit() or len(digits) > _MAX_DIGITS:
-        raise tarfile.HeaderError("an extended header without a number where one belongs")
+        raise tarfile.HeaderError("extended header without a number")
     return int(digits)
 
 
@@ -292,23 +293,23 @@ def _exactly(stream: Any, size: int) -> bytes:
 
 
 def _how(file: Path, raw: BinaryIO, source: _Source, error: Exception) -> str:
-    """One line for what is not readable at all."""
+    """Describe in one line why nothing could be read."""
     raw.seek(0)
     if raw.read(2) != b"\x1f\x8b":
-        return f"{file} is no bundle of ktrace: it is not a gzip archive"
+        return f"{file} is not a ktrace bundle (not a gzip file)"
     if isinstance(error, EOFError):
         return f"{file} is truncated: it ends within {source.member}"
     return f"{file} is damaged within {source.member}: {error}"
 
 
-def _difference(file: Path, name: str, said: str | None, found: str | None) -> str:
-    if said is None:
+def _difference(file: Path, name: str, listed: str | None, found: str | None) -> str:
+    if listed is None:
         return f"{file} was changed after it was sealed: {name} is not in its manifest"
     if found is None:
         return f"{file} was changed after it was sealed: {name} is missing"
     return (
         f"{file} was changed after it was sealed: the sha256 of {name} is {found[:12]}...,"
-        f" its manifest says {said[:12]}..."
+        f" not {listed[:12]}... as in its manifest"
     )
 
 
@@ -317,4 +318,4 @@ def _parse(model: type[M], text: bytes, what: str) -> M:
         return model.model_validate_json(text)
     except ValidationError as error:
         line = first_error(error).line("the document")
-        raise BadBundle(f"{what} is not of this version of ktrace: {line}") from error
+        raise BadBundle(f"{what} does not match this version of ktrace: {line}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""events.jsonl while it is written: as many rows as have room, and an account of the rest."""
+"""Writes events.jsonl, cuts it where max_bytes or the disk ends it, and counts what was cut."""
 
 import os
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ktrace_agent.files import DiskFull, disk_errors, write_all
-from ktrace_agent.kernel.recording import DISK_FULL, Recording
+from ktrace_agent.kernel.recording import Recording
 from ktrace_agent.tables.load import Tables
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.summary import Accounting
 
 _BATCH = 2_048
-"""Rows that are rendered at once: about 1.5 MB of text."""
+"""Rows rendered at a time: about 1.5 MB of text."""
 _READ_BYTES = 1 << 20
 
 Counts = Mapping[RowType, int]
@@ -23,24 +23,31 @@ Counts = Mapping[RowType, int]
 
 @dataclass(slots=True)
 class RowFile:
-    """The rows of `tables` as lines of `file`; those that were cut from its end, by cause."""
+    """The rows of `tables` as lines of `file`, and the rows cut from its end, counted by cause."""
 
     tables: Tables
     file: BinaryIO
     bytes: int = 0
     loaded: Counts = field(default_factory=dict)
     capped: Counts = field(default_factory=dict)
+    """Cut because of max_bytes."""
     lost: Counts = field(default_factory=dict)
+    """Cut because the disk was full."""
 
-    def write(self, budget: int, folder: Path) -> None:
-        """All rows in the order of time, as far as `budget` bytes and the disk have room."""
+    @property
+    def whole(self) -> bool:
+        """Whether no row was cut."""
+        return sum(self.loaded.values()) == self.tables.rows
+
+    def write(self, limit: int, folder: Path) -> None:
+        """Write the rows in the order of time, up to `limit` bytes or until the disk is full."""
         self.loaded = self.tables.types()
         written = 0
         for lines in self.tables.lines(_BATCH):
             text = ("\n".join(lines) + "\n").encode()
             fits = len(text)
-            if self.bytes + fits > budget:
-                fits = text.rfind(b"\n", 0, max(budget - self.bytes, 0)) + 1
+            if self.bytes + fits > limit:
+                fits = text.rfind(b"\n", 0, max(limit - self.bytes, 0)) + 1
             try:
                 with disk_errors(folder):
                     write_all(self.file, memoryview(text)[:fits])
@@ -57,15 +64,15 @@ class RowFile:
         self.lose(self.bytes * 3 // 4)
 
     def lose(self, limit: int) -> None:
-        """Cut the file after the last row that ends within `limit` bytes: the disk is full."""
+        """Cut the file after the last row that ends within `limit` bytes; the disk was full."""
         self.lost = _sum(self.lost, self._shorten(limit))
 
     def cap(self, limit: int) -> None:
-        """The same because of max_bytes."""
+        """Like lose(), because of max_bytes."""
         self.capped = _sum(self.capped, self._shorten(limit))
 
     def notes(self, config: CaptureConfig) -> list[str]:
-        """What was cut, in plain sentences."""
+        """Return sentences about what was cut."""
         notes = []
         if capped := sum(self.capped.values()):
             notes.append(
@@ -73,7 +80,7 @@ class RowFile:
                 " reached."
             )
         if lost := sum(self.lost.values()):
-            notes.append(f"The last {lost} rows are not in the bundle: {DISK_FULL}")
+            notes.append(f"The last {lost} rows are not in the bundle: the disk was full.")
         return notes
 
     def _shorten(self, limit: int) -> Counts:
@@ -88,7 +95,7 @@ class RowFile:
         return self._keep(kept)
 
     def _keep(self, rows: int) -> Counts:
-        """Forget all but the first rows; how many of each type that were."""
+        """Keep only the first rows; returns the number of rows cut, by type."""
         before = self.tables.types()
         self.tables.cut(rows)
         after = self.tables.types()
@@ -99,11 +106,11 @@ def _sum(first: Counts, second: Counts) -> Counts:
     return {name: count + first.get(name, 0) for name, count in second.items()}
 
 
-def account(recording: Recording, rows: RowFile, unseen: Counts) -> dict[RowType, Accounting]:
-    """The kernel's counters of each hook after what sealing cut; seen is always the sum.
+def account(recording: Recording, rows: RowFile, missed: Counts) -> dict[RowType, Accounting]:
+    """Correct the kernel's counters of each hook by what sealing cut; `seen` is always the sum.
 
-    `written` is what is in the file. Rows that the kernel says it wrote and that are not
-    in the spool are lost too.
+    `written` counts the rows in the file. A row that the kernel wrote but that is not in the spool
+    is lost too. `missed` is the result of missed_events.count().
     """
     accounts = {}
     for row_type, hook in recording.counters.items():
@@ -118,6 +125,6 @@ def account(recording: Recording, rows: RowFile, unseen: Counts) -> dict[RowType
             "lost_map": hook.lost_map,
         }
         accounts[row_type] = Accounting(
-            seen=sum(parts.values()), bytes=hook.bytes, unseen=unseen.get(row_type, 0), **parts
+            seen=sum(parts.values()), bytes=hook.bytes, unseen=missed.get(row_type, 0), **parts
         )
     return accounts

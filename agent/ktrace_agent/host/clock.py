@@ -19,10 +19,23 @@ _BOOTTIME = ("boottime", str(time.CLOCK_BOOTTIME))
 _NS = 10**9
 
 
+class UnknownTimeNamespace(AgentError):
+    """The offset of this process's time namespace is unknown, so rows would have wrong times."""
+
+    why = (
+        "this process is in a time namespace whose offset /proc does not show, so rows would have"
+        " wrong times"
+    )
+    next_step = "run outside of it: `nsenter -t 1 -T ktrace`, or without `unshare -T`"
+
+    def __init__(self) -> None:
+        super().__init__(f"{self.why}; {self.next_step}")
+
+
 def boot_ns() -> int:
     """Nanoseconds since the boot, as the kernel counts them.
 
-    Raises AgentError where the shift of this process's time namespace is not known.
+    Raises UnknownTimeNamespace.
     """
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _own_shift_ns()
 
@@ -31,7 +44,7 @@ def shift_ns(proc: Path = PROC) -> int:
     """What CLOCK_BOOTTIME is ahead of the kernel's boot clock in this process, in ns.
 
     timens_offsets speaks of the namespace that children come into. Where that is another one
-    than the own, nothing tells the own one's: AgentError.
+    than the own, the own offset is not visible: raises UnknownTimeNamespace.
     """
     own, children = (
         inode_of(proc / "self/ns" / name, "time") for name in ("time", "time_for_children")
@@ -40,11 +53,7 @@ def shift_ns(proc: Path = PROC) -> int:
         return 0  # the initial one, or a kernel without time namespaces
     shift = _boottime(proc / "self/timens_offsets") if own == children else None
     if shift is None:
-        raise AgentError(
-            "this process is in a time namespace whose offset /proc does not tell, so rows would"
-            " have a wrong time; run outside of it: `nsenter -t 1 -T ktrace`, or without"
-            " `unshare -T`"
-        )
+        raise UnknownTimeNamespace
     return shift
 
 

@@ -33,19 +33,10 @@ from ktrace_agent.kernel.probes import (
     choose,
     preallocates,
 )
-from ktrace_agent.kernel.recording import HookCounters, Overflow
+from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
 from ktrace_agent.kernel.tracefs import Tracefs
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import EventKind, RowType
-
-ROW_TYPES = (
-    RowType.TCP_STATE,
-    RowType.UDP_SEND,
-    RowType.UDP_RECV,
-    RowType.CONNECT,
-    RowType.TCP_RETRANSMIT,
-)
-"""In the order of enum kt_type."""
 
 _KIND_OF = {
     RowType.TCP_STATE: EventKind.TCP,

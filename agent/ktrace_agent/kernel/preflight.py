@@ -291,9 +291,8 @@ def _lockdown(mode: str) -> Missing | None:
 def _clock(proc: Path) -> Missing | None:
     try:
         clock.shift_ns(proc)
-    except AgentError as error:
-        why, _, next_step = str(error).partition("; ")
-        return Missing(Lack.CLOCK, why, next_step)
+    except clock.UnknownTimeNamespace as error:
+        return Missing(Lack.CLOCK, error.why, error.next_step)
     return None
 
 

@@ -14,10 +14,8 @@ from ktrace_agent.host.tcp_counts import Witness
 from ktrace_api.names import RowType
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-DISK_FILLED, DISK_FULL = "the disk filled up during the capture.", "the disk is full."
-"""How the notes of a summary end that say why rows are missing: no larger ring would help."""
+ROW_TYPES = tuple(RowType)
+"""In the order of enum kt_type (agent/bpf/events.h)."""
 
 
 @dataclass(frozen=True, slots=True)

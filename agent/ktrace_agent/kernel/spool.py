@@ -2,15 +2,15 @@
 """The spool: raw records on disk between the ring and the table, drained by libktrace_ring.so."""
 
 import ctypes
-import errno
 import os
 import threading
 from ctypes import c_int, c_uint, c_uint64, c_void_p
 from pathlib import Path
 
 from ktrace_agent.errors import AgentError
-from ktrace_agent.files import create, disk_errors
-from ktrace_agent.kernel.collector import ROW_TYPES, object_path
+from ktrace_agent.files import DISK_FULL_ERRNOS, create, disk_errors
+from ktrace_agent.kernel.collector import object_path
+from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.names import RowType
 
 EVENT_BYTES = 152
@@ -61,7 +61,7 @@ class Spool:
         try:
             written = os.write(self.fd, records) if records else 0
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in DISK_FULL_ERRNOS:
                 raise
             written = 0
         kept = written // EVENT_BYTES

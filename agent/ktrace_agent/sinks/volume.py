@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ktrace_agent.errors import SinkFailed
-from ktrace_agent.files import NameTaken, NotWhatWasWritten, Written, create, give_names
+from ktrace_agent.files import (
+    DISK_FULL_ERRNOS,
+    NameTaken,
+    NotWhatWasWritten,
+    Written,
+    create,
+    give_names,
+)
 from ktrace_agent.sinks.parcel import Parcel
 from ktrace_api.assignment import VolumeTarget
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _LINK = (errno.ELOOP, errno.ENOTDIR)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -83,7 +89,7 @@ class Volume:
             raise SinkFailed(self._words(error)) from error
 
     def _words(self, error: OSError) -> str:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL_ERRNOS:
             return f"{self._claim} has no room left; free some space, or use a larger volume"
         if error.errno in _DENIED:
             return f"{self._claim} is read-only for the agent ({error.strerror}); allow writing"

@@ -119,23 +119,16 @@ _TIMED = f"""
 INSERT INTO round_trips
 SELECT a.n, a.rtt_us, if(a.ambiguous OR NOT {{sure}}, 'ambiguous', 'heuristic')
 FROM dns_answers a JOIN events e ON a.n = e.n JOIN kinds k USING (kind)
-WHERE k.has_peer AND e.remote_port = {PORT};
-DROP VIEW dns_answers;
-DROP TABLE dns_pairs;
-DROP TABLE dns_shapes;
-DROP TABLE dns_who;
-DROP TABLE dns_messages
+WHERE k.has_peer AND e.remote_port = {PORT}
 """
 
 
-def time_answers(con: duckdb.DuckDBPyConnection, limits: Thresholds, *, sure: bool) -> None:
+def time_answers(con: duckdb.DuckDBPyConnection, *, sure: bool) -> None:
     """Fill round_trips (layout.py) with the time of each answer from port 53 that has a query.
 
-    With sure=False (rows were lost) every pair is ambiguous.
+    pair() must have run. With sure=False (rows were lost) every pair is ambiguous.
     """
-    if con.execute(f"SELECT 1 FROM events WHERE remote_port = {PORT} LIMIT 1").fetchone():
-        pair(con, limits)
-        con.execute(_TIMED.format(sure=sure))
+    con.execute(_TIMED.format(sure=sure))
 
 
 def pair(con: duckdb.DuckDBPyConnection, limits: Thresholds) -> None:

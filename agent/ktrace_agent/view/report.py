@@ -7,7 +7,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ktrace_agent.analyze.titles import fill
-from ktrace_agent.kernel.recording import DISK_FILLED, DISK_FULL
 from ktrace_agent.view.findings import findings, resolvers, verdict
 from ktrace_agent.view.style import (
     BAD,
@@ -74,8 +73,9 @@ def _headline(summary: Summary) -> Text:
 def _advice(summary: Summary) -> Text | None:
     if not any(one.lost_ring for one in summary.accounting.values()):
         return None
-    full = any(note.endswith((DISK_FILLED, DISK_FULL)) for note in summary.notes)
-    change = "free space in --out-dir, or use" if full else "use a larger --ring-bytes,"
+    change = (
+        "free space in --out-dir, or use" if summary.disk_full else "use a larger --ring-bytes,"
+    )
     return Text(f"  To lose fewer events: {change} --ports or --sample.", DIM)
 
 

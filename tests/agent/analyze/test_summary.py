@@ -5,19 +5,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ktrace_agent.analyze.facts import gather
 from ktrace_agent.analyze.summary import summarize
+from ktrace_agent.bundle.fitted_summary import fit
 from ktrace_agent.kernel.recording import Clock, Overflow
+from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.load import load
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.finding import DnsSummary, Findings
 from ktrace_api.names import RowType, TcpState
-from ktrace_api.summary import SUMMARY_MAX_BYTES, Accounting, Summary
+from ktrace_api.node import NodeInfo
+from ktrace_api.summary import NO_VERDICT, SUMMARY_MAX_BYTES, Accounting, Summary
 from tests.agent.conftest import OFFSET_NS, Make, make_events, make_flows
 
 U64 = 2**64 - 1
+NOTHING_FOUND = Findings(findings=(), verdict=NO_VERDICT, dns=DnsSummary())
 
 
 @pytest.fixture
-def summary_of(make_recording: Make) -> Any:
+def summary_of(make_recording: Make, node_info: NodeInfo) -> Any:
     def summary(
         events: Any = (),
         flows: Any = (),
@@ -28,10 +34,10 @@ def summary_of(make_recording: Make) -> Any:
         records = events if isinstance(events, np.ndarray) else make_events([*events])
         made_flows = flows if isinstance(flows, tuple) and flows else make_flows([*flows])
         recording = make_recording(records, made_flows, **changes)
+        captured = Captured(recording, config or CaptureConfig(node="etcd-1"), node_info)
         with closing(load(recording, "etcd-1")) as tables:
-            return summarize(
-                tables, recording, config or CaptureConfig(node="etcd-1"), accounting or {}, ()
-            )
+            facts = gather(captured, tables.types(), accounting or {})
+            return fit(summarize(tables, facts, NOTHING_FOUND))
 
     return summary
 
@@ -124,10 +130,10 @@ def test_states_stock_and_retransmits(summary_of: Any):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"overflow": Overflow(flows=1)}, "flow figures"),
+        ({"overflow": Overflow(flows=1)}, "flow counts"),
         ({"ended_by": "error"}, "error"),
         ({"accounting": {"lost_ring": 1}}, "ring"),
-        ({"accounting": {"lost_map": 1}}, "map"),
+        ({"accounting": {"lost_map": 1}}, "BPF map"),
         ({"accounting": {"capped": 1}}, "max_events"),
     ],
 )
@@ -147,7 +153,7 @@ def test_what_was_asked_for_is_no_loss(summary_of: Any):
         config=CaptureConfig(node="n", sample=7), accounting={RowType.CONNECT: account}
     )
     assert summary.complete
-    assert any("One event in 7" in note for note in summary.notes)
+    assert any("one event in 7" in note for note in summary.notes)
 
 
 def test_a_clock_that_jumped_is_told(summary_of: Any):

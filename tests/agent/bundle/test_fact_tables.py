@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ktrace_agent.bundle.seal import seal
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import ConntrackFacts, Delta, HookChoice, NodeInfo, Refusal, TrackedNetns
 from tests.agent.conftest import Make, make_events
@@ -31,7 +32,7 @@ def test_what_the_looks_at_connection_tracking_found_is_judged(
     tmp_path: Path,
 ):  # fmt: skip
     recording = make_recording(make_events([{}]))
-    summary = seal(recording, config, tracked(node_info, peak), tmp_path).summary
+    summary = seal(Captured(recording, config, tracked(node_info, peak)), tmp_path).summary
     assert [one.id for one in summary.findings] == found
 
 
@@ -46,12 +47,12 @@ def test_what_no_program_serves_is_said_alike_everywhere(
         HookChoice(hook="connect", chosen="-"),
     )
     lacking = node_info.model_copy(update={"hooks": hooks})
-    summary = seal(make_recording(make_events([{}])), config, lacking, tmp_path).summary
+    summary = seal(Captured(make_recording(make_events([{}])), config, lacking), tmp_path).summary
     assert summary.complete
     assert summary.hooks_missing == ("accept",)
     assert summary.notes[-1] == (
-        "No program serves accept, so these are missing: which process accepted a connection"
-        " (see `ktrace doctor`)."
+        "Not traced on this node: accept. Missing: which process accepted a connection."
+        " See `ktrace doctor`."
     )
     (found,) = summary.findings
     assert found.title == (

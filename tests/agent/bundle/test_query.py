@@ -18,6 +18,7 @@ import pytest
 from ktrace_agent.bundle import fact_tables, query, reader
 from ktrace_agent.bundle.seal import seal
 from ktrace_agent.errors import BadBundle, UsageError
+from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.contract import COLUMNS
 from ktrace_agent.tables.load import Names
 from ktrace_api.capture import CaptureConfig
@@ -57,7 +58,7 @@ def bundle(
         stock_end=make_events([{"type": 6, "new_state": 8, "cgroup_id": 5, "role": 2,
                                 "duration": 5_000_000}]).tobytes(),
     )  # fmt: skip
-    return seal(recording, config, node, tmp_path / "out", names=Names({5: POD})).bundle
+    return seal(Captured(recording, config, node, names=Names({5: POD})), tmp_path / "out").bundle
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_table_that_is_no_parquet_is_named(bundle: Path, tmp_path: Path):
     parts["manifest.json"] = json.dumps(manifest).encode()
     file = packed(tmp_path / "wrong.tgz", parts)
     with (
-        pytest.raises(BadBundle, match=r"flows\.parquet cannot be read") as failure,
+        pytest.raises(BadBundle, match=r"cannot read flows\.parquet") as failure,
         reader.opened(file) as found,
         query.database(found),
     ):
@@ -328,7 +329,7 @@ def test_an_interrupt_while_tables_are_filled_is_one_too(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """DuckDB makes a RuntimeError of it."""
-    monkeypatch.setattr(fact_tables, "load", lambda con, *_: con.execute(LONG))
+    monkeypatch.setattr(fact_tables, "load", lambda con, *_, **__: con.execute(LONG))
     with (
         pytest.raises(KeyboardInterrupt),
         reader.opened(bundle) as found,

@@ -30,6 +30,8 @@ from ktrace_agent.bundle.seal import Sealed, seal
 from ktrace_agent.enrich.conntrack.lookup import Conntrack
 from ktrace_agent.errors import SinkFailed
 from ktrace_agent.kernel.recording import HookCounters, Recording
+from ktrace_agent.tables import dns_pairs
+from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.contract import COLUMNS
 from ktrace_agent.tables.load import Names
 from ktrace_api.bundle import Manifest
@@ -121,10 +123,11 @@ def test_a_bundle_holds_its_four_files_and_a_manifest(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     told: list[str] = []
-    sealed = seal(make_recording(many(23)), config, node_info, tmp_path, told.append)
+    sealed = seal(Captured(make_recording(many(23)), config, node_info), tmp_path, told.append)
     summary = check(sealed, tmp_path)
     assert [path.name for path in sealed.paths] == NAMES
     assert summary.complete
+    assert not summary.disk_full
     assert summary.rows == 23
     assert NodeInfo.model_validate_json(sealed.paths[3].read_bytes()) == node_info
     assert any("23 rows" in text for text in told)
@@ -133,7 +136,7 @@ def test_a_bundle_holds_its_four_files_and_a_manifest(
 def test_no_rows_make_a_bundle_too(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
-    sealed = seal(make_recording(many(0)), config, node_info, tmp_path / "new" / "out")
+    sealed = seal(Captured(make_recording(many(0)), config, node_info), tmp_path / "new" / "out")
     assert check(sealed, tmp_path / "new" / "out").rows == 0
 
 
@@ -141,15 +144,15 @@ def test_the_spool_is_emptied(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     recording = make_recording(many(5))
-    seal(recording, config, node_info, tmp_path)
+    seal(Captured(recording, config, node_info), tmp_path)
     assert os.fstat(recording.spool_fd).st_size == 0
 
 
 def test_a_second_bundle_of_one_second_has_its_own_name(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
-    seal(make_recording(many(5)), config, node_info, tmp_path)
-    second = seal(make_recording(many(7)), config, node_info, tmp_path)
+    seal(Captured(make_recording(many(5)), config, node_info), tmp_path)
+    second = seal(Captured(make_recording(many(7)), config, node_info), tmp_path)
     assert second.bundle.name == f"{STEM}-2.bundle.tgz"
     assert len(list(tmp_path.iterdir())) == 10
 
@@ -174,7 +177,9 @@ def test_bundles_that_are_packed_at_the_same_time_all_get_a_name(
     monkeypatch.setattr(archive, "pack", pack)
     recordings = [make_recording(many(3 + number)) for number in range(count)]
     with ThreadPoolExecutor(count) as pool:
-        sealed = list(pool.map(lambda one: seal(one, config, node_info, tmp_path), recordings))
+        sealed = list(
+            pool.map(lambda one: seal(Captured(one, config, node_info), tmp_path), recordings)
+        )
     assert {one.bundle.name for one in sealed} == {
         NAMES[-1], *(f"{STEM}-{number}.bundle.tgz" for number in range(2, count + 1))
     }  # fmt: skip
@@ -192,7 +197,7 @@ def test_what_a_killed_agent_left_takes_its_number(
     part: str, make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     (tmp_path / f"{STEM}.{part}").write_text("left")
-    sealed = seal(make_recording(many(5)), config, node_info, tmp_path)
+    sealed = seal(Captured(make_recording(many(5)), config, node_info), tmp_path)
     assert sealed.bundle.name == f"{STEM}-2.bundle.tgz"
     assert (tmp_path / f"{STEM}.{part}").read_text() == "left"
     assert len(list(tmp_path.iterdir())) == 1 + len(PARTS)
@@ -202,7 +207,7 @@ def test_rows_beyond_max_bytes_are_capped_and_counted(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     small = config.model_copy(update={"max_bytes": MIB})
-    sealed = seal(make_recording(many(3001)), small, node_info, tmp_path)
+    sealed = seal(Captured(make_recording(many(3001)), small, node_info), tmp_path)
     summary = check(sealed, tmp_path)
     assert sum(path.stat().st_size for path in sealed.paths[:4]) <= MIB
     assert 1000 < summary.rows < 3001
@@ -215,11 +220,45 @@ def test_the_first_rows_are_kept(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     small = config.model_copy(update={"max_bytes": MIB})
-    sealed = seal(make_recording(many(3001)), small, node_info, tmp_path)
+    sealed = seal(Captured(make_recording(many(3001)), small, node_info), tmp_path)
     socks = [
         int(json.loads(line)["sock"], 16) for line in sealed.paths[0].read_bytes().splitlines()
     ]
     assert socks == list(range(1, len(socks) + 1))
+
+
+@pytest.mark.parametrize(("max_bytes", "times"), [(16 * MIB, 1), (MIB, 2)], ids=["all", "cut"])
+def test_findings_judge_the_dns_answers_in_the_bundle_alone(
+    max_bytes: int,
+    times: int,
+    make_recording: Make,
+    config: CaptureConfig,
+    node_info: NodeInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Pairs are made once. They are made again only if rows were cut, here most of the answers."""
+    queries = 2000
+    events = np.repeat(make_events([{"remote_port": 53}]), 2 * queries)
+    events["ts"] = BOOT_NS + np.arange(2 * queries) * 10_000
+    events["type"] = np.repeat([1, 2], queries)
+    events["sock"] = np.tile(np.arange(queries) + 1, 2)
+    calls = list[None]()
+    real = dns_pairs.pair
+
+    def pair(*args: Any) -> None:
+        calls.append(None)
+        real(*args)
+
+    monkeypatch.setattr(dns_pairs, "pair", pair)
+    monkeypatch.setattr("ktrace_agent.analyze.findings.pair", pair)
+    asked = config.model_copy(update={"max_bytes": max_bytes})
+    captured = Captured(make_recording(events), asked, node_info)
+    summary = check(seal(captured, tmp_path), tmp_path)
+    assert len(calls) == times
+    assert (summary.rows < 2 * queries) == (times > 1)
+    assert summary.dns.queries == summary.rows_by_type[RowType.UDP_SEND]
+    assert summary.dns.answers == summary.rows_by_type[RowType.UDP_RECV]
 
 
 COUNTS = st.integers(0, 1000)
@@ -252,7 +291,7 @@ def test_every_event_is_accounted_for(
             seen=seen, written=written + gone, **dict(zip(names, others, strict=True))
         )
     recording = make_recording(events, counters=counters)
-    summary = check(seal(recording, config, node_info, folder), folder)
+    summary = check(seal(Captured(recording, config, node_info), folder), folder)
     for row_type, hook in counters.items():
         assert summary.accounting[row_type].seen == hook.seen
     unwanted = sum(c.capped + c.lost_ring + c.lost_map for c in counters.values()) + sum(missing)
@@ -271,9 +310,9 @@ def test_what_the_tables_have_is_given_back_before_rows_are_written(
     def progress(text: str) -> None:
         said[text] = known() is not None or bool(names.pods or recording.flow_keys)
 
-    seal(recording, config, node_info, tmp_path, progress, names)
+    seal(Captured(recording, config, node_info, names=names), tmp_path, progress)
     assert said == {
-        "decoding the records": True, "writing 11 rows": False, "compressing 11 rows": False,
+        "decoding records": True, "writing 11 rows": False, "compressing 11 rows": False,
     }  # fmt: skip
 
 
@@ -303,14 +342,15 @@ def test_a_full_disk_keeps_what_fits(
     recording = make_recording(many(10_007))  # about 5 MB of rows
 
     def job() -> Summary:
-        return check(seal(recording, config, node_info, tmp_path), tmp_path)
+        return check(seal(Captured(recording, config, node_info), tmp_path), tmp_path)
 
     summary = in_small_tmpfs(tmp_path, room, job)
     lost = sum(account.lost_ring for account in summary.accounting.values())
     assert summary.rows + lost == 10_007
     assert summary.rows * 500 > room // 4
     assert not summary.complete
-    assert any("the disk is full" in note for note in summary.notes)
+    assert any("the disk was full" in note for note in summary.notes)
+    assert summary.disk_full
 
 
 @pytest.mark.world("mount")
@@ -321,7 +361,7 @@ def test_max_bytes_and_a_full_disk_are_told_apart(
     recording = make_recording(many(10_007))
 
     def job() -> Summary:
-        return check(seal(recording, small, node_info, tmp_path), tmp_path)
+        return check(seal(Captured(recording, small, node_info), tmp_path), tmp_path)
 
     summary = in_small_tmpfs(tmp_path, 2 * MIB - (64 << 10), job)  # the rows fill it
     capped = sum(account.capped for account in summary.accounting.values())
@@ -336,8 +376,8 @@ def test_a_disk_without_any_room_leaves_nothing(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
     def job() -> list[str]:
-        with pytest.raises(SinkFailed, match="no room") as failure:
-            seal(make_recording(many(100)), config, node_info, tmp_path)
+        with pytest.raises(SinkFailed, match="no space left") as failure:
+            seal(Captured(make_recording(many(100)), config, node_info), tmp_path)
         assert "\n" not in str(failure.value)
         return [path.name for path in tmp_path.iterdir()]
 
@@ -349,7 +389,7 @@ def test_an_out_dir_that_is_a_file_is_named(
 ):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(SinkFailed, match=r"out.*--out-dir"):
-        seal(make_recording(many(1)), config, node_info, tmp_path / "out")
+        seal(Captured(make_recording(many(1)), config, node_info), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -360,19 +400,21 @@ def test_lost_records_of_the_spool_are_named(
     lost = replace(recording.counters[RowType.CONNECT], seen=5, lost_ring=3)
     counters = {**recording.counters, RowType.CONNECT: lost}
     recording = replace(recording, counters=counters, spool_lost={RowType.CONNECT: 3})
-    summary = check(seal(recording, config, node_info, tmp_path), tmp_path)
+    summary = check(seal(Captured(recording, config, node_info), tmp_path), tmp_path)
     assert not summary.complete
-    assert any("3 of them because the disk filled up" in note for note in summary.notes)
+    assert any("3 of them were lost because the disk filled up" in note for note in summary.notes)
+    assert summary.disk_full
 
 
 KILLED = """
 import os, pickle, sys
 from pathlib import Path
 from ktrace_agent.bundle.seal import seal
+from ktrace_agent.tables.captured import Captured
 facts, config, node_info, spool, out = pickle.load(sys.stdin.buffer)
 from ktrace_agent.kernel.recording import Recording
-seal(Recording(spool_fd=os.open(spool, os.O_RDWR), **facts), config, node_info, Path(out),
-     lambda text: print(text, flush=True))
+recording = Recording(spool_fd=os.open(spool, os.O_RDWR), **facts)
+seal(Captured(recording, config, node_info), Path(out), lambda text: print(text, flush=True))
 """
 
 

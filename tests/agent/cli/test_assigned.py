@@ -15,6 +15,7 @@ from ktrace_agent.bundle.seal import Sealed
 from ktrace_agent.bundle.seal import seal as seal_bundle
 from ktrace_agent.cli import assigned
 from ktrace_agent.errors import AgentError, PermissionDenied, SinkFailed, UnsupportedKernel
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.assignment import Assignment, SnapshotRef, VolumeTarget
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import NodeReason
@@ -77,7 +78,8 @@ def node(
     make_recording: Make, node_info: NodeInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Node:
     def seal(config: CaptureConfig, folder: Path) -> Sealed:
-        return seal_bundle(make_recording(make_events([{}, {}, {}])), config, node_info, folder)
+        recording = make_recording(make_events([{}, {}, {}]))
+        return seal_bundle(Captured(recording, config, node_info), folder)
 
     one = Node(tmp_path, seal)
     monkeypatch.setattr(session, "run", one.capture)

@@ -147,7 +147,7 @@ def test_what_is_not_of_one_node_has_no_newest(
     made.with_name(name).write_bytes(made.read_bytes())
     capsys.readouterr()
     assert main.main(["show", "out"]) == 2
-    assert "out holds 2 bundles; name one, such as" in capsys.readouterr().err
+    assert "out holds 2 bundles: name one, such as" in capsys.readouterr().err
 
 
 def test_the_lines_of_the_readme_work_one_after_the_other(
@@ -181,10 +181,10 @@ def test_query_answers_in_each_format(ran: Session, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("args", "status", "said"),
     [
-        (["show", "nothing"], 2, "nothing cannot be read"),
+        (["show", "nothing"], 2, "cannot read nothing"),
         (["show"], 2, "missing argument: BUNDLE"),
-        (["show", "pyproject.tgz"], 6, "not a gzip archive"),
-        (["query", "pyproject.tgz", "SELECT 1"], 6, "not a gzip archive"),
+        (["show", "pyproject.tgz"], 6, "not a gzip file"),
+        (["query", "pyproject.tgz", "SELECT 1"], 6, "not a gzip file"),
         (["query", "pyproject.tgz", "SELECT 1", "--format=xml"], 2, "use table, csv, jsonl"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ktrace_agent.bundle import seal
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
 from tests.agent.conftest import Make, make_events
@@ -108,7 +109,7 @@ def test_show_and_query_too(
     form: str,
 ):
     recording = make_recording(make_events([{}] * 5_000))
-    sealed = seal.seal(recording, config, node_info, tmp_path).bundle
+    sealed = seal.seal(Captured(recording, config, node_info), tmp_path).bundle
     for ask in (f"show {sealed}", f"query {sealed} 'SELECT * FROM rows' --format={form}"):
         for stdout, why in ((">&-", CLOSED), (">/dev/full", FULL)):
             done = shell(f"ktrace {ask} {stdout}", tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from ktrace_agent.bundle.seal import seal
 from ktrace_agent.kernel.recording import HookCounters
+from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
@@ -40,7 +41,7 @@ def answers(
             for number, row in enumerate(RowType)
         }
         asked = config.model_copy(update=changes)
-        sealed = seal(make_recording(made, counters=hooks), asked, node_info, tmp_path)
+        sealed = seal(Captured(make_recording(made, counters=hooks), asked, node_info), tmp_path)
         rows = [json.loads(line) for line in sealed.paths[0].read_text().splitlines()]
         for row in rows:
             assert ("dns_rtt_us" in row) == (row["type"] == "udp_recv")

@@ -14,6 +14,7 @@ from ktrace_agent.bundle.seal import seal
 from ktrace_agent.host.counters import Files, Missing, Snapshot
 from ktrace_agent.host.tcp_counts import TcpCounts, Witness, witness
 from ktrace_agent.kernel.recording import HookCounters
+from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.load import load
 from ktrace_agent.tables.missed_events import count
 from ktrace_api.capture import CaptureConfig
@@ -152,10 +153,10 @@ def test_it_is_told(
     recording = make_recording(
         make_events([BIRTH] * rows), witness=told({NET: TcpCounts(rows + 13, 0, 0)})
     )
-    summary = seal(recording, config, node_info, tmp_path).summary
+    summary = seal(Captured(recording, config, node_info), tmp_path).summary
     assert not summary.complete
     assert summary.accounting[RowType.TCP_STATE].unseen == 13
-    assert any("13 of tcp_state" in note for note in summary.notes)
+    assert any("13 tcp_state" in note for note in summary.notes)
     (found,) = [one for one in summary.findings if one.id == FindingId.CAPTURE_INCOMPLETE]
     assert found.severity == severity
     assert "13 events missed" in found.title

@@ -338,15 +338,10 @@ def test_talkers_carry_the_names_of_pods():
     assert "curl 4711  -                 0" in text(summary)
 
 
-@pytest.mark.parametrize(
-    "note",
-    ["20 of them because the disk filled up during the capture.",
-     "The last 7 rows are not in the bundle: the disk is full."],
-)  # fmt: skip
-def test_a_larger_ring_is_no_advice_where_the_disk_was_full(note: str):
+def test_a_larger_ring_is_no_advice_where_the_disk_was_full():
     one = {"accounting": {"tcp_state": account(seen=20, lost_ring=20)}, "complete": False}
     assert "a larger --ring-bytes" in text(quiet(**one))
-    shown = text(quiet(**one, notes=(note,)))
+    shown = text(quiet(**one, disk_full=True))
     assert "--ring-bytes" not in shown
     assert "  To lose fewer events: free space in --out-dir, or use --ports or --sample.\n" in shown
 

@@ -23,6 +23,7 @@ from ktrace_agent.analyze.findings import (
 )
 from ktrace_agent.analyze.findings.case import Case
 from ktrace_agent.analyze.verdict import NO_TRAFFIC, judge, worst_first
+from ktrace_agent.tables.dns_pairs import pair
 from ktrace_api.finding import MAX_FINDINGS, DnsSummary, Finding, FindingId, Findings
 from ktrace_api.model import Model
 from ktrace_api.names import RowType
@@ -48,11 +49,16 @@ _FAMILIES = (
 """Families in order, each with the large tables that are dropped after it."""
 
 
-def analyze(con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT) -> Findings:
-    """Findings, verdict and the summary of DNS of what the tables hold.
+def analyze(
+    con: duckdb.DuckDBPyConnection, thresholds: Thresholds = _DEFAULT, *, paired: bool = False
+) -> Findings:
+    """Derive findings, verdict and the DNS summary from the tables of a capture.
 
-    Makes temporary tables in `con`; of them dns_answers stays: the round trip of each answer.
+    Creates temporary tables in `con`. `paired` states that dns_pairs.pair() has run on exactly
+    these rows; otherwise it runs here. The view dns_answers stays: the round trip of each answer.
     """
+    if not paired:
+        pair(con, thresholds)
     case = Case(con, thresholds)
     covered = case.coverage
     timed = covered.sample == 1
