@@ -24,7 +24,7 @@ HOST = "10.96.0.10"
 PROCESSES = 48
 _BLOCK = re.compile(r"(?<=^\$ sudo ktrace --duration=10s\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
 _LEFT_OUT = re.compile(r"^Events\n.*?(?=^Bundle )", re.DOTALL | re.MULTILINE)
-_PATHS = re.compile(r"^(Bundle|Evidence|Its rows) .*\n", re.MULTILINE)
+_PATHS = re.compile(r"^(Bundle|Evidence) .*\n", re.MULTILINE)
 
 
 def _incident(crew: Crew) -> None:
@@ -70,6 +70,8 @@ def report(folder: Path) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         text = report(Path(folder))
+    if "CPU_PRESSURE" in text:
+        raise SystemExit(f"{text}\n\nThis machine is busy; run it again when it is not.")
     before = README.read_text()
     after, times = _BLOCK.subn(lambda _: f"\n{text}\n", before)
     if times != 1:
