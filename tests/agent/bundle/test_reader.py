@@ -175,6 +175,7 @@ def test_a_folder_that_may_not_be_read_is_not_an_empty_one(sealed: Sealed):
         (gzip.compress(bytes(10240)), "summary.json is missing"),
         (b"\x1f\x8b" + b"garbage" * 99, "damaged"),
     ],
+    ids=["empty", "text", "no-tar", "no-tar-header", "no-member", "no-deflate"],
 )
 def test_a_foreign_file_is_named(tmp_path: Path, content: bytes, words: str):
     file = tmp_path / "foreign.tgz"
