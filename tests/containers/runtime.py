@@ -132,7 +132,7 @@ class Runtime:
     def _begin(self) -> None:
         def answers() -> bool:
             assert self.process.poll() is None, (self.folder / "log").read_text()
-            answer = cri.ask("test", self.socket, time.monotonic() + 2)
+            answer = cri.query("test", self.socket, time.monotonic() + 2)
             return answer.state is cri.CriState.ANSWERED
 
         wait_until(answers, "containerd's answer")

@@ -225,7 +225,7 @@ def test_a_lie_costs_names_and_is_shown(runtime: Runtime, tmp_path: Path) -> Non
         sockets = [str(runtime.socket), str(tmp_path / "liar.sock")]
         found = identify({number: path}, sockets=sockets, host_root=Path("/"))
     assert found.by_cgroup == {number: visitors.truth.model_copy(update={"container": "-"})}
-    assert "its container is left unknown" in found.notes[0]
+    assert found.notes[0].startswith("Sources disagree on the container name of ")
     runtime.remove_pod(pod)
 
 
@@ -263,14 +263,14 @@ def test_a_hanging_runtime_costs_less_than_two_seconds(runtime: Runtime) -> None
     sockets = [str(runtime.socket)]
     watch = Watch(mode="auto", sockets=sockets, host_root=Path("/"))
     watch.start()
-    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first poll")
+    wait_until(lambda: visitors.truth.container_id in watch.metadata.containers, "the first poll")
     containerd = runtime.containerd
     os.kill(containerd, signal.SIGSTOP)
     try:
         wait_until(lambda: connection_waits(runtime.socket), "a poll that hangs")
         begun = time.monotonic()
         watch.stop()
-        known = identify(paths, sockets=sockets, seen=watch.seen)
+        known = identify(paths, sockets=sockets, metadata=watch.metadata)
         took = time.monotonic() - begun
         unknown = identify(paths, sockets=sockets)
     finally:
@@ -291,9 +291,9 @@ def test_a_restart_of_the_runtime_costs_no_name_that_was_seen(runtime: Runtime) 
     paths = {7: f"/kubepods/besteffort/pod{pod.uid}/{visitors.truth.container_id}"}
     watch = Watch(mode="auto", sockets=sockets, host_root=Path("/"), period_s=0.1)
     watch.start()
-    wait_until(lambda: visitors.truth.container_id in watch.seen.containers, "the first poll")
+    wait_until(lambda: visitors.truth.container_id in watch.metadata.containers, "the first poll")
     os.kill(runtime.containerd, signal.SIGKILL)
-    right_after = identify(paths, sockets=sockets, seen=watch.seen)
+    right_after = identify(paths, sockets=sockets, metadata=watch.metadata)
     assert right_after.by_cgroup[7] == visitors.truth
 
     def answers() -> bool:
@@ -301,5 +301,5 @@ def test_a_restart_of_the_runtime_costs_no_name_that_was_seen(runtime: Runtime) 
 
     wait_until(answers, "the runtime's return")
     watch.stop()
-    assert identify(paths, sockets=sockets, seen=watch.seen).by_cgroup[7] == visitors.truth
+    assert identify(paths, sockets=sockets, metadata=watch.metadata).by_cgroup[7] == visitors.truth
     runtime.remove_pod(pod)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cgroup's path says: container, runtime, pod and quality of service.
+"""Parses the path of a cgroup: container, runtime, pod and quality of service.
 
-Pure text. Paths come from the kernel, at most four levels deep and so often without their
-beginning, or from /proc/PID/cgroup. Forms that are known (KUBEPODS is the kubelet's root,
-ID 64 hexadecimal digits, UID a pod's, or the 32 digits of a static pod's hash):
+Pure. Paths are recorded by the BPF programs (the innermost four levels) or read from
+/proc/PID/cgroup. Supported forms (ID: 64 hexadecimal digits; UID: that of a pod, or the 32
+hexadecimal digits of a static pod's hash):
 
     kubepods-burstable-podUID.slice/cri-containerd-ID.scope    systemd driver, UID with `_`
     kubepods/burstable/podUID/ID                               cgroupfs driver
-    kubepods-podUID.slice:cri-containerd:ID                    both mixed up, one single name
+    kubepods-podUID.slice:cri-containerd:ID                    both combined in one name
     docker/ID, system.slice/docker-ID.scope, libpod-ID.scope   outside Kubernetes
 
-Whatever stands before KUBEPODS (kind, k3d, a private cgroup namespace's `/../..`) and behind
-ID (the groups that a systemd in the container makes) does not matter.
+Levels above `kubepods` (kind, k3d, `/../..` of a private cgroup namespace) and below ID (groups
+that a systemd in the container creates) are ignored.
 """
 
 import re
@@ -21,7 +21,7 @@ from ktrace_agent.host.cgroups import NAME_LEN
 from ktrace_api.names import UNKNOWN
 
 MIN_PREFIX = 12
-"""Digits that a cut id must have to be told from all others of a node."""
+"""Minimum digits of a truncated id that identify a container on a node."""
 
 RUNTIMES = {
     "cri-containerd": "containerd",
@@ -33,7 +33,7 @@ RUNTIMES = {
     "libpod": "podman",
     "libpod-payload": "podman",
 }
-"""What stands before the id -> name of the runtime."""
+"""Prefix of the id -> name of the runtime."""
 _PARENTS = {"docker": "docker", "k8s.io": "containerd", "libpod_parent": "podman"}
 
 _UID = r"(?P<uid>[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})"
@@ -42,17 +42,17 @@ _POD_SLICE = re.compile(
 )
 _POD_FOLDER = re.compile(rf"pod{_UID}")
 _CONTAINER = re.compile(r"(?:(?P<prefix>[a-z][a-z0-9.-]*)[-_])?(?P<id>[0-9a-f]{64})(?:\.scope)?")
-_CUT_ID = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},63}}")
+_TRUNCATED_ID = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},63}}")
 _QOS = ("besteffort", "burstable")
 
 
 @dataclass(frozen=True, slots=True)
 class CgroupName:
-    """What a path says; what it does not say is `-`."""
+    """The parts of a path; `-` = not in the path."""
 
     container_id: str = UNKNOWN
     id_prefix: str = UNKNOWN
-    """The first digits of an id that did not fit the kernel's record whole."""
+    """First digits of an id that the BPF programs recorded truncated."""
     runtime: str = UNKNOWN
     """containerd, cri-o, docker, podman."""
     pod_uid: str = UNKNOWN
@@ -66,15 +66,16 @@ class CgroupName:
 
     @property
     def has_container(self) -> bool:
-        """Whether the path has the id of a container, at least its beginning."""
+        """Whether the path has the id of a container, complete or truncated."""
         return self.container_id != UNKNOWN or self.id_prefix != UNKNOWN
 
 
 def parse(path: str) -> CgroupName:
-    """Read a path; total: any text has an answer.
+    """Parses a path; never raises.
 
-    The innermost pod counts (a kind node is a container itself) and the first container in it:
-    what is below was made by that container. Without a pod the innermost container counts.
+    Uses the innermost pod, because a kind node is a container itself, and the outermost
+    container in that pod, because the levels below were created by the container. Without a pod
+    it uses the innermost container.
     """
     found, parent = CgroupName(), ""
     for level in path.split("/"):
@@ -89,9 +90,10 @@ def parse(path: str) -> CgroupName:
 
 
 def of_process(text: str) -> str:
-    """The path in a /proc/PID/cgroup that names the container: that of `pids` on cgroup v1.
+    """Returns the path in a /proc/PID/cgroup that contains the container id, or "".
 
-    The same choice as the kernel side's, then `memory`, `name=systemd` and v2. "" without any.
+    On cgroup v1 it is that of `pids`, as in the BPF programs, then of `memory`, `name=systemd` and
+    the v2 hierarchy.
     """
     paths = {}
     for line in text.splitlines():
@@ -116,7 +118,7 @@ def _pod(name: str, parent: str) -> CgroupName | None:
 
 
 def _container(name: str, parent: str) -> tuple[str, str, str] | None:
-    """Container id, no prefix, runtime; conmon is the monitor beside a container."""
+    """Returns container id, no prefix, runtime. conmon is a monitor process, not the container."""
     match = _CONTAINER.fullmatch(name)
     if match is None or (match["prefix"] or "").endswith("conmon"):
         return None
@@ -125,12 +127,12 @@ def _container(name: str, parent: str) -> tuple[str, str, str] | None:
 
 
 def _colon(level: str, prefix: str, number: str) -> tuple[str, str, str] | None:
-    """`slice:runtime:id`: containerd without SystemdCgroup below a kubelet with it."""
+    """Parses `slice:runtime:id`: containerd without SystemdCgroup, kubelet with it."""
     runtime = RUNTIMES.get(prefix, UNKNOWN)
     if prefix.endswith("conmon"):
         return None
     if re.fullmatch("[0-9a-f]{64}", number):
         return number, UNKNOWN, runtime
-    if len(level.encode(errors="replace")) >= NAME_LEN - 1 and _CUT_ID.fullmatch(number):
+    if len(level.encode(errors="replace")) >= NAME_LEN - 1 and _TRUNCATED_ID.fullmatch(number):
         return UNKNOWN, number, runtime
     return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of pods and containers from the runtime: CRI v1 or v1alpha2 over its unix socket.
+"""Queries a container runtime for pods and containers: CRI v1 or v1alpha2 over its unix socket.
 
-Three calls without arguments: Version, ListPodSandbox, ListContainers. All of them together
-end at the caller's deadline, whatever the socket does.
+Makes three calls without arguments: Version, ListPodSandbox, ListContainers. Together they
+return by the caller's deadline, even if the socket never responds.
 """
 
 import os
@@ -29,57 +29,58 @@ SOCKETS = (
     "/run/cri-dockerd.sock",
     "/var/run/cri-dockerd.sock",
 )
-"""Where runtimes listen: containerd, CRI-O, k3s, k0s, microk8s, cri-dockerd."""
+"""Default sockets of containerd, CRI-O, k3s, k0s, microk8s and cri-dockerd."""
 VERSIONS = ("v1", "v1alpha2")
 MAX_ANSWER = 16 << 20
-"""Bytes of one answer: what containerd itself sends at most."""
+"""Maximum size of an answer in bytes; containerd sends no larger one."""
 
-_NO_TEXT = re.compile(r"[^ -~]+")
+_NOT_PRINTABLE = re.compile(r"[^ -~]+")
 
 
 class CriState(StrEnum):
-    """How a socket answered."""
+    """Result of querying a socket."""
 
     ANSWERED = "answered"
     MISSING = "missing"
-    """Nothing is there, or no socket."""
+    """The path does not exist or is not a socket."""
     DENIED = "denied"
     UNREACHABLE = "unreachable"
-    """Nobody listens, or the listener went away."""
+    """No process listens, or it closed the connection."""
     TIMEOUT = "timeout"
     UNIMPLEMENTED = "unimplemented"
-    """Someone listens who speaks neither v1 nor v1alpha2: a containerd without CRI."""
+    """The server implements neither v1 nor v1alpha2, such as a containerd without CRI."""
     FAILED = "failed"
-    """It answered with an error, such as while it starts."""
+    """The server returned an error, for example while it starts."""
     GARBAGE = "garbage"
-    """What it answered is none of CRI's messages."""
+    """The answer is not a valid CRI message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one socket had to say."""
+    """What one socket returned."""
 
     socket: str
     state: CriState
     detail: str = UNKNOWN
-    """The runtime's or the kernel's words where there was no answer."""
+    """Error of the runtime or the kernel if there is no answer."""
     api: str = UNKNOWN
     runtime: str = UNKNOWN
     version: str = UNKNOWN
     sandboxes: tuple[Sandbox, ...] = ()
     containers: tuple[Container, ...] = ()
     bad: int = 0
-    """Items that could not be read."""
+    """Invalid items, which were ignored."""
     left_out: int = 0
-    """Items beyond MAX_ITEMS."""
+    """Items beyond MAX_ITEMS, which were ignored."""
     worked_s: float = field(default=0.0, compare=False)
-    """Seconds of CPU in this process."""
+    """CPU time of this process in seconds."""
 
 
 def find(sockets: Sequence[str], host_root: Path) -> list[tuple[str, Path, CriState | None]]:
-    """Sockets in the order to try: as named, where it is, and why it cannot be asked.
+    """Returns, for each socket, its name, its path, and why it cannot be queried (None: it can).
 
-    Names may carry `unix://`. None named: those of SOCKETS that exist, each once.
+    Names may begin with `unix://`. Without names, returns the existing ones of SOCKETS, without
+    duplicates.
     """
     found: list[tuple[str, Path, CriState | None]] = []
     seen = set()
@@ -101,10 +102,10 @@ def find(sockets: Sequence[str], host_root: Path) -> list[tuple[str, Path, CriSt
     return found
 
 
-def ask_all(sockets: Sequence[str], host_root: Path, deadline: float) -> list[Answer]:
-    """Ask every socket that is there, at the same time: a hanging one hides no other.
+def query_all(sockets: Sequence[str], host_root: Path, deadline: float) -> list[Answer]:
+    """Queries all sockets in parallel, so that one that does not respond delays no other.
 
-    `deadline` is of time.monotonic().
+    `deadline` is on time.monotonic().
     """
     places = find(sockets, host_root)
     if not any(state is None for _, _, state in places):
@@ -113,22 +114,25 @@ def ask_all(sockets: Sequence[str], host_root: Path, deadline: float) -> list[An
         return list(
             pool.map(
                 lambda place: (
-                    Answer(place[0], place[2]) if place[2] else ask(place[0], place[1], deadline)
+                    Answer(place[0], place[2]) if place[2] else query(place[0], place[1], deadline)
                 ),
                 places,
             )
         )
 
 
-def ask(name: str, path: Path, deadline: float) -> Answer:
-    """Version, sandboxes and containers of one socket. Never raises, ends at the deadline."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core logs to the user's terminal
+def query(name: str, path: Path, deadline: float) -> Answer:
+    """Returns version, sandboxes and containers of one socket. Returns by the deadline.
+
+    Never raises: the state of the answer has the error.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core would log to the terminal
     import grpc
 
     begun = time.thread_time()
     options = [
         ("grpc.max_receive_message_length", MAX_ANSWER),
-        ("grpc.use_local_subchannel_pool", 1),  # no back-off from an earlier try
+        ("grpc.use_local_subchannel_pool", 1),  # no back-off from an earlier poll
         ("grpc.enable_http_proxy", 0),
         ("grpc.default_authority", "localhost"),
     ]
@@ -137,19 +141,19 @@ def ask(name: str, path: Path, deadline: float) -> Answer:
 
         def call(api: str, method: str) -> bytes:
             full_name = f"/runtime.{api}.RuntimeService/{method}"
-            ask_for: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(full_name)
-            return ask_for(b"", timeout=max(deadline - time.monotonic(), 0.001))
+            request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(full_name)
+            return request(b"", timeout=max(deadline - time.monotonic(), 0.001))
 
         try:
-            answer = _converse(name, call, grpc)
+            answer = _query(name, call, grpc)
         except grpc.RpcError as error:
             answer = Answer(name, *_failure(error, grpc))
         except ValueError as error:
-            answer = Answer(name, CriState.GARBAGE, _plain(str(error)))
+            answer = Answer(name, CriState.GARBAGE, _printable(str(error)))
     return replace(answer, worked_s=time.thread_time() - begun)
 
 
-def _converse(name: str, call: Callable[[str, str], bytes], grpc: Any) -> Answer:
+def _query(name: str, call: Callable[[str, str], bytes], grpc: Any) -> Answer:
     for api in VERSIONS:
         try:
             version = texts(call(api, "Version"), 2, 3)
@@ -164,8 +168,8 @@ def _converse(name: str, call: Callable[[str, str], bytes], grpc: Any) -> Answer
         name,
         CriState.ANSWERED,
         api=api,
-        runtime=_plain(version[0]),
-        version=_plain(version[1]),
+        runtime=_printable(version[0]),
+        version=_printable(version[1]),
         sandboxes=tuple(sandboxes),
         containers=tuple(containers),
         bad=bad_sandboxes + bad_containers,
@@ -182,12 +186,12 @@ def _failure(error: Any, grpc: Any) -> tuple[CriState, str]:
         code.PERMISSION_DENIED: CriState.DENIED,
         code.UNAUTHENTICATED: CriState.DENIED,
     }
-    detail = _plain(f"{error.code().name}: {error.details()}")
+    detail = _printable(f"{error.code().name}: {error.details()}")
     if "Permission denied" in detail:
         return CriState.DENIED, detail
     return states.get(error.code(), CriState.FAILED), detail
 
 
-def _plain(text: str) -> str:
-    """Foreign words for people: printable ASCII, at most 200 characters."""
-    return _NO_TEXT.sub(" ", text)[:200].strip() or UNKNOWN
+def _printable(text: str) -> str:
+    """Reduces text of the runtime to printable ASCII and 200 characters."""
+    return _NOT_PRINTABLE.sub(" ", text)[:200].strip() or UNKNOWN

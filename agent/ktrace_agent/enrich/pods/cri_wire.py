@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers of CRI: what is read of them, item by item, so that a bad one costs only itself.
+"""Decodes answers of CRI item by item, so that an invalid item does not affect the others.
 
-Field numbers are those of k8s.io/cri-api, runtime/v1/api.proto; v1alpha2 has the same.
-The wire format is read here (https://protobuf.dev/programming-guides/encoding): seven fields
-do not pay for 6 MiB of protobuf in a process that runs while an incident does.
+Field numbers: runtime/v1/api.proto of k8s.io/cri-api; v1alpha2 has the same. The wire format
+(https://protobuf.dev/programming-guides/encoding) is decoded here, because the protobuf library
+takes 6 MiB of memory during a capture and only seven fields are needed.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TypeVar
 from ktrace_api.names import UNKNOWN
 
 MAX_ITEMS = 10_000
-"""Sandboxes and containers each that are read of one answer."""
+"""Maximum number of sandboxes, and of containers, read from one answer."""
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A pod as the runtime knows it. What it does not say is `-`."""
+    """A pod as the runtime reports it; `-` = not reported."""
 
     id: str
     pod_uid: str
@@ -34,7 +34,7 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container; pod_uid, namespace and pod are what its own labels say."""
+    """A container; pod_uid, namespace and pod are from its own labels."""
 
     id: str
     sandbox_id: str
@@ -45,7 +45,7 @@ class Container:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field in the order of the wire; ValueError where it is broken."""
+    """Yields number and value of each field in wire order. Raises ValueError if it is malformed."""
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)
@@ -61,9 +61,9 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             case 5:
                 size = 4
             case kind:
-                raise ValueError(f"wire type {kind} is none of CRI's")
+                raise ValueError(f"wire type {kind} is not used by CRI")
         if at + size > end:
-            raise ValueError("a field ends behind its message")
+            raise ValueError("a field is longer than its message")
         yield key >> 3, message[at : at + size]
         at += size
 
@@ -78,17 +78,17 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number is cut or too long")
+    raise ValueError("a number is truncated or too long")
 
 
 def _text(value: int | bytes) -> str:
     if isinstance(value, int):
-        raise ValueError("a number stands where a text should")  # noqa: TRY004  # of the wire
+        raise ValueError("a number instead of a text")  # noqa: TRY004
     return value.decode()
 
 
 def texts(message: bytes, *numbers: int) -> list[str]:
-    """The texts of these fields; "" for what is not there."""
+    """Returns the texts of these fields; "" for a missing field."""
     found = {number: _text(value) for number, value in fields(message) if number in numbers}
     return [found.get(number, "") for number in numbers]
 
@@ -96,7 +96,7 @@ def texts(message: bytes, *numbers: int) -> list[str]:
 def items(
     message: bytes, read: Callable[[list[tuple[int, int | bytes]]], Item]
 ) -> tuple[list[Item], int, int]:
-    """Items of a list, how many were bad and how many too many."""
+    """Returns the items of a list, and how many were invalid and how many beyond MAX_ITEMS."""
     found: list[Item] = []
     bad = number = 0
     for number, (_, item) in enumerate(fields(message), 1):
@@ -104,7 +104,7 @@ def items(
             continue
         try:
             if isinstance(item, int):
-                raise ValueError("a number stands where an item should")  # noqa: TRY301, TRY004
+                raise ValueError("a number instead of an item")  # noqa: TRY301, TRY004
             found.append(read(list(fields(item))))
         except ValueError:
             bad += 1
@@ -112,7 +112,7 @@ def items(
 
 
 def _labels(parts: list[tuple[int, int | bytes]], number: int) -> dict[str, str]:
-    """`map<string, string>` travels as messages of key (1) and value (2)."""
+    """Decodes a `map<string, string>`, which is encoded as messages of key (1) and value (2)."""
     labels = {}
     for found, value in parts:
         if found == number and isinstance(value, bytes):
@@ -123,7 +123,7 @@ def _labels(parts: list[tuple[int, int | bytes]], number: int) -> dict[str, str]
 
 
 def sandbox(parts: list[tuple[int, int | bytes]]) -> Sandbox:
-    """PodSandbox: id 1, metadata 2 (name 1, uid 2, namespace 3), labels 5."""
+    """Decodes PodSandbox: id 1, metadata 2 (name 1, uid 2, namespace 3), labels 5."""
     values = dict(parts)
     metadata = values.get(2, b"")
     name, uid, namespace = texts(metadata if isinstance(metadata, bytes) else b"", 1, 2, 3)
@@ -137,7 +137,7 @@ def sandbox(parts: list[tuple[int, int | bytes]]) -> Sandbox:
 
 
 def container(parts: list[tuple[int, int | bytes]]) -> Container:
-    """Container: id 1, pod_sandbox_id 2, metadata 3 (name 1), labels 8."""
+    """Decodes Container: id 1, pod_sandbox_id 2, metadata 3 (name 1), labels 8."""
     values = dict(parts)
     metadata = values.get(3, b"")
     (name,) = texts(metadata if isinstance(metadata, bytes) else b"", 1)
@@ -155,15 +155,15 @@ def container(parts: list[tuple[int, int | bytes]]) -> Container:
 def _id(value: int | bytes) -> str:
     text = _text(value)
     if not _ID.fullmatch(text):
-        raise ValueError("no id")
+        raise ValueError("not a container id")
     return text
 
 
 def _same(*values: str) -> str:
-    """The one name that all agree on; a text that is no name of Kubernetes is no item."""
+    """Returns the name that all values agree on. Raises ValueError for an invalid name."""
     names = {value for value in values if value}
     if any(not _NAME.fullmatch(name) for name in names):
-        raise ValueError("no name")
+        raise ValueError("not a name")
     if len(names) > 1:
-        raise ValueError("metadata and labels name it differently")
+        raise ValueError("metadata and labels have different names")
     return names.pop() if names else UNKNOWN

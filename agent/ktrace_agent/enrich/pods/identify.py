@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pod and container a cgroup is, without the API server.
+"""Finds the pod and container of each cgroup, without the API server.
 
-The id and its path come from the kernel with the event, so that a process that lived 5 ms and
-one in the host's network are told like any other. Names for it come from the runtime (CRI),
-from the kubelet's folders and from /proc. All are compared: where two sources name a thing
-differently the field stays `-` and a note says so; nothing is guessed.
+The BPF programs record the id and path of the cgroup with the event. So processes that live for
+5 ms, and processes in the host's network namespace, are found like all others. Names are from
+the runtime (CRI), from the kubelet's directories and from /proc. If two sources disagree about a
+field, it is `-` and a note reports both values.
 """
 
 import time
@@ -17,18 +17,23 @@ from pathlib import Path
 from ktrace_agent.enrich.pods import cgroup_path, processes
 from ktrace_agent.enrich.pods.cgroup_path import CgroupName
 from ktrace_agent.enrich.pods.cri import CriState
-from ktrace_agent.enrich.pods.watch import DEADLINE_S, Mode, Seen, Watch
+from ktrace_agent.enrich.pods.processes import LiveContainers
+from ktrace_agent.enrich.pods.watch import DEADLINE_S, Mode, PodMetadata
 from ktrace_api.names import UNKNOWN
 from ktrace_api.row import PodIdentity
 
-__all__ = ["Identities", "Mode", "Seen", "SocketFacts", "Sources", "Watch", "identify"]
-
 MAX_NOTES = 20
+_LABELS = {
+    "pod_uid": "pod UID",
+    "namespace": "namespace",
+    "pod": "pod name",
+    "container": "container name",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SocketFacts:
-    """What one runtime socket gave, in the last look."""
+    """Last answer of one runtime socket."""
 
     socket: str
     state: CriState
@@ -44,26 +49,26 @@ class SocketFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where names came from, for node.json."""
+    """Where names are from, for node.json."""
 
     sockets: tuple[SocketFacts, ...] = ()
     log_links: int = 0
     kubelet_pods: int = 0
     live_mounts: int = 0
-    """Containers whose pod and name a live process showed."""
+    """Containers whose pod and name were found in the mountinfo of a process."""
     looks: int = 0
-    """Times that the sources were asked, during the capture and after it."""
+    """Polls of the sources, during the capture and after it."""
     containers: int = 0
-    """Cgroups of containers that had events; named of them: those whose pod is known."""
+    """Cgroups of containers or pods with events; `named`: those whose pod name is known."""
     named: int = 0
     contradictions: int = 0
     incomplete: tuple[str, ...] = ()
-    """Limits that kept names away."""
+    """Limits that were reached, so that names may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """Who each cgroup is; cgroups of neither a pod nor a container are not in it."""
+    """Pod and container of each cgroup, if it belongs to one."""
 
     by_cgroup: Mapping[int, PodIdentity]
     notes: tuple[str, ...]
@@ -72,7 +77,7 @@ class Identities:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What one source says about one cgroup."""
+    """What one source reports about one cgroup."""
 
     source: str
     pod_uid: str = UNKNOWN
@@ -88,37 +93,38 @@ def identify(
     sockets: Sequence[str] = (),
     host_root: Path = Path("/"),
     deadline_s: float = DEADLINE_S,
-    seen: Seen | None = None,
+    metadata: PodMetadata | None = None,
     proc: Path = Path("/proc"),
 ) -> Identities:
-    """Who each cgroup of a recording is (id -> path, as Recording.cgroups).
+    """Finds the pod and container of each cgroup of a recording.
 
-    mode: `false` asks no socket, `true` says in a note when none answered. `sockets`: those to
-    ask, else cri.SOCKETS. `host_root`: where the host's / is seen; `proc`: one with the host's
-    pids. `seen`: what a Watch gathered. Ends after `deadline_s` and what the last read took;
-    never raises for what the sources say.
+    paths: id -> path, as in Recording.cgroups. mode: `false` queries no socket; `true` adds a
+    note if no socket answers. sockets: those to query, default cri.SOCKETS. host_root: where the
+    host's / is mounted. proc: a /proc with the host's processes. metadata: that of a Watch.
+
+    Returns after `deadline_s` and the duration of one read. No content of a source makes it raise.
     """
     deadline = time.monotonic() + deadline_s
-    seen = seen or Seen()
+    metadata = metadata or PodMetadata()
     names = {number: cgroup_path.parse(path) for number, path in paths.items()}
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="identity") as pool:
-        looking = pool.submit(seen.look, mode, sockets, host_root, deadline)
+        polling = pool.submit(metadata.poll, mode, sockets, host_root, deadline)
         found = processes.read(paths, names, host_root, proc, deadline)
-        looking.result()
-    seen = seen.copy()
+        polling.result()
+    metadata = metadata.copy()
     names.update(found.names)
-    _complete(names, sorted({*seen.containers, *seen.sandboxes, *seen.links}))
+    _complete(names, sorted({*metadata.containers, *metadata.sandboxes, *metadata.links}))
 
     by_cgroup, contradictions = {}, list[str]()
     for number, name in names.items():
         if name.known:
-            by_cgroup[number] = _resolve(name, seen, found, contradictions.append)
-    sources = _sources(seen, found, by_cgroup, len(contradictions))
+            by_cgroup[number] = _resolve(name, metadata, found, contradictions.append)
+    sources = _sources(metadata, found, by_cgroup, len(contradictions))
     return Identities(by_cgroup, tuple(_notes(mode, sources, contradictions)), sources)
 
 
 def _complete(names: dict[int, CgroupName], ids: Sequence[str]) -> None:
-    """An id that the kernel's record cut is the one of `ids` (sorted) that begins so, if one."""
+    """Completes each truncated id if exactly one of `ids` (sorted) begins with it."""
     for number, name in names.items():
         if name.id_prefix != UNKNOWN:
             first = bisect_left(ids, name.id_prefix)
@@ -127,17 +133,17 @@ def _complete(names: dict[int, CgroupName], ids: Sequence[str]) -> None:
                 names[number] = replace(name, container_id=found[0])
 
 
-def _claims(name: CgroupName, seen: Seen, found: processes.Live) -> Iterator[_Claim]:
-    """What is said of this cgroup by its own id."""
+def _claims(name: CgroupName, metadata: PodMetadata, found: LiveContainers) -> Iterator[_Claim]:
+    """Yields what each source reports about the id of this cgroup."""
     number = name.container_id
     yield _Claim("the cgroup", pod_uid=name.pod_uid)
-    for container in seen.containers.get(number, ()):
+    for container in metadata.containers.get(number, ()):
         yield _Claim("CRI", container.pod_uid, container.namespace, container.pod, container.name)
-    sandboxes = {container.sandbox_id for container in seen.containers.get(number, ())} | {number}
+    sandboxes = {one.sandbox_id for one in metadata.containers.get(number, ())} | {number}
     for key in sandboxes:
-        for sandbox in seen.sandboxes.get(key, ()):
+        for sandbox in metadata.sandboxes.get(key, ()):
             yield _Claim("CRI", sandbox.pod_uid, sandbox.namespace, sandbox.pod)
-    for link in seen.links.get(number, ()):
+    for link in metadata.links.get(number, ()):
         yield _Claim("/var/log/containers", link.pod_uid, link.namespace, link.pod, link.name)
     if number in found.mounts:
         uid, container_name = found.mounts[number]
@@ -145,16 +151,22 @@ def _claims(name: CgroupName, seen: Seen, found: processes.Live) -> Iterator[_Cl
 
 
 def _resolve(
-    name: CgroupName, seen: Seen, found: processes.Live, contradict: Callable[[str], None]
+    name: CgroupName,
+    metadata: PodMetadata,
+    found: LiveContainers,
+    contradict: Callable[[str], None],
 ) -> PodIdentity:
-    """The names that all sources agree on. A pod that they dispute has none at all."""
-    claims = list(_claims(name, seen, found))
+    """Returns the names that all sources agree on.
+
+    If the sources disagree about the pod, no names are given.
+    """
+    claims = list(_claims(name, metadata, found))
     what = f"container {name.container_id[:12]}"
     uid = _agreed("pod_uid", claims, what, contradict)
     if uid is None:
         return PodIdentity(container_id=name.container_id)
     claims += [
-        _Claim(source, uid, namespace, pod) for source, namespace, pod in seen.pods.get(uid, ())
+        _Claim(source, uid, namespace, pod) for source, namespace, pod in metadata.pods.get(uid, ())
     ]
     if name.container_id == UNKNOWN:
         what = f"pod {uid}"
@@ -170,24 +182,27 @@ def _resolve(
 def _agreed(
     of: str, claims: Sequence[_Claim], what: str, contradict: Callable[[str], None]
 ) -> str | None:
-    """The one value that is claimed, `-` when none is, None (and a note) when several are."""
-    said: dict[str, str] = {}
+    """Returns the claimed value, `-` if there is none, or None and a note if there are several."""
+    reported: dict[str, str] = {}
     for claim in claims:
         if (value := getattr(claim, of)) != UNKNOWN:
-            said.setdefault(value, claim.source)
-    if len(said) < 2:
-        return next(iter(said), UNKNOWN)
-    words = ", ".join(f"{source} says {value}" for value, source in said.items())
-    contradict(f"{what}: its {of.replace('_', ' ')} is left unknown, {words}")
+            reported.setdefault(value, claim.source)
+    if len(reported) < 2:
+        return next(iter(reported), UNKNOWN)
+    values = ", ".join(f"{source} reports {value}" for value, source in sorted(reported.items()))
+    contradict(f"Sources disagree on the {_LABELS[of]} of {what}, so it is unknown: {values}.")
     return None
 
 
 def _sources(
-    seen: Seen, found: processes.Live, by_cgroup: Mapping[int, PodIdentity], contradictions: int
+    metadata: PodMetadata,
+    found: LiveContainers,
+    by_cgroup: Mapping[int, PodIdentity],
+    contradictions: int,
 ) -> Sources:
-    limits = sorted(seen.limits)
+    limits = sorted(metadata.limits)
     if found.cut:
-        limits.append("there was no time to look at every process")
+        limits.append("the deadline passed before all processes were read")
     return Sources(
         sockets=tuple(
             SocketFacts(
@@ -202,12 +217,12 @@ def _sources(
                 bad=answer.bad,
                 left_out=answer.left_out,
             )
-            for answer in seen.answers.values()
+            for answer in metadata.answers.values()
         ),
-        log_links=len(seen.links),
-        kubelet_pods=sum(any(said[0] != "CRI" for said in pod) for pod in seen.pods.values()),
+        log_links=len(metadata.links),
+        kubelet_pods=sum(any(claim[0] != "CRI" for claim in pod) for pod in metadata.pods.values()),
         live_mounts=len(found.mounts),
-        looks=seen.looks,
+        looks=metadata.polls,
         containers=len(by_cgroup),
         named=sum(one.pod != UNKNOWN for one in by_cgroup.values()),
         contradictions=contradictions,
@@ -216,20 +231,24 @@ def _sources(
 
 
 def _notes(mode: Mode, sources: Sources, contradictions: Sequence[str]) -> Iterator[str]:
-    """Plain sentences, at most MAX_NOTES."""
-    asked = sources.sockets
-    if mode == "true" and not any(one.state is CriState.ANSWERED for one in asked):
-        yield "No container runtime answered: names come from the kubelet's folders and /proc only."
-    for one in asked:
+    """Yields up to MAX_NOTES sentences."""
+    sockets = sources.sockets
+    if mode == "true" and not any(one.state is CriState.ANSWERED for one in sockets):
+        yield (
+            "No container runtime answered; names are from the kubelet's directories and /proc"
+            " only."
+        )
+    for one in sockets:
         if one.state is not CriState.ANSWERED:
-            yield f"{one.socket} gave no names: {one.state}, {one.detail}."
+            detail = "" if one.detail == UNKNOWN else f" ({one.detail})"
+            yield f"Runtime socket {one.socket} returned no names: {one.state}{detail}."
         elif one.bad:
             yield (
-                f"{one.socket}: {one.bad} items could not be read or contradict themselves,"
-                " they name nothing."
+                f"Runtime socket {one.socket}: {one.bad} items were ignored because they are"
+                " invalid or contradict themselves."
             )
     yield from (f"Names may be missing: {limit}." for limit in sources.incomplete)
-    room = MAX_NOTES - len(asked) - len(sources.incomplete) - 2
-    yield from (f"Contradiction, {words}." for words in contradictions[:room])
-    if len(contradictions) > room:
-        yield f"{len(contradictions) - room} more contradictions are not listed."
+    left = MAX_NOTES - len(sockets) - len(sources.incomplete) - 2
+    yield from contradictions[:left]
+    if len(contradictions) > left:
+        yield f"{len(contradictions) - left} more disagreements are not listed."

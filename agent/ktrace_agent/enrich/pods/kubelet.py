@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of pods and containers from the kubelet's own folders: no socket needed.
+"""Reads names of pods and containers from the kubelet's directories; needs no socket.
 
     /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log -> .../pods/NAMESPACE_POD_UID/...
     /var/log/pods/NAMESPACE_POD_UID/CONTAINER/
     /var/lib/kubelet/pods/UID/containers/CONTAINER/
 
-Only names of files are read. The first tells a container by its id; the others tell which
-names a pod has, but not which of its containers an id is.
+Only file names are read. The first maps a container id to its names. The others list the names
+of a pod and its containers, but without container ids.
 """
 
 import os
@@ -22,7 +22,7 @@ LINKS = "var/log/containers"
 LOGS = "var/log/pods"
 PODS = "var/lib/kubelet/pods"
 MAX_ENTRIES = 20_000
-"""Names that are read of each folder and, over all pods, of the folders below it."""
+"""Maximum number of names read from each directory, and from all its subdirectories."""
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _POD_NAME = r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?"
@@ -37,7 +37,7 @@ _CONTAINER = re.compile(_LABEL)
 
 @dataclass(frozen=True, slots=True)
 class LogLink:
-    """A container's log as /var/log/containers names it; no pod_uid where the target hides it."""
+    """A link in /var/log/containers; pod_uid is `-` if the link's target does not contain it."""
 
     container_id: str
     namespace: str
@@ -48,19 +48,19 @@ class LogLink:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """What the kubelet's folders say."""
+    """The contents of the kubelet's directories."""
 
     links: tuple[LogLink, ...] = ()
     pods: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Pod uid -> namespace and name."""
+    """Pod UID -> namespace and name."""
     containers: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Pod uid -> names of its containers, from both folders."""
+    """Pod UID -> names of its containers, from both directories."""
     cut: bool = False
-    """There was more than MAX_ENTRIES or the deadline allow."""
+    """MAX_ENTRIES or the deadline ended the reading."""
 
 
 def read(host_root: Path, deadline: float) -> Folders:
-    """Read the folders as far as they are there; `deadline` is of time.monotonic()."""
+    """Reads the directories that exist. `deadline` is on time.monotonic()."""
     reader = _Reader(deadline)
     links = [link for entry in reader.names(host_root / LINKS) if (link := _link(host_root, entry))]
     pods: dict[str, tuple[str, str]] = {}
@@ -86,7 +86,7 @@ def read(host_root: Path, deadline: float) -> Folders:
 
 
 class _Reader:
-    """Lists folders until there was enough of it."""
+    """Lists directories up to a total number of entries."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline

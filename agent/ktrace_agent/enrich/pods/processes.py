@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc says of containers that still live.
+"""Reads pod and container of running processes from /proc.
 
-/proc/PID/cgroup has the whole path where the kernel side kept four levels of it, and the
-kubelet mounts `pods/UID/containers/NAME/HASH` of its folder into each container as
-/dev/termination-log: a process's mountinfo tells its pod and container without any socket.
+/proc/PID/cgroup has the complete path, of which the BPF programs record four levels. The kubelet
+mounts `pods/UID/containers/NAME/HASH` of its directory into each container as
+/dev/termination-log, so the mountinfo of a process shows its pod and container.
 """
 
 import os
@@ -21,7 +21,7 @@ from ktrace_api.names import UNKNOWN
 
 MAX_PROCESSES = 65_536
 CGROUP_FOLDERS = ("pids", "memory", "unified", "")
-"""Where a hierarchy is mounted below /sys/fs/cgroup."""
+"""Mount points of the hierarchies below /sys/fs/cgroup."""
 
 _UID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
 _MOUNT = re.compile(
@@ -32,15 +32,15 @@ _MOUNT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """What was found of the containers that were asked for."""
+class LiveContainers:
+    """What was found about the requested containers."""
 
     names: dict[int, CgroupName] = field(default_factory=dict)
-    """cgroup id -> what its whole path says, where the kernel's four levels did not tell."""
+    """cgroup id -> name from its complete path, if the recorded levels were not enough."""
     mounts: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Container id -> pod uid and container name."""
+    """Container id -> pod UID and container name."""
     cut: bool = False
-    """Time or MAX_PROCESSES ended the search."""
+    """The deadline or MAX_PROCESSES ended the search."""
 
 
 def read(
@@ -49,17 +49,18 @@ def read(
     host_root: Path,
     proc: Path,
     deadline: float,
-) -> Live:
-    """Look at every process; `paths` are the kernel's, `names` what they say.
+) -> LiveContainers:
+    """Reads every process. `paths` are those that were recorded, `names` the parsed paths.
 
-    `host_root` has the host's sys/fs/cgroup, `proc` its pids; `deadline` is of time.monotonic().
+    `host_root` contains the host's sys/fs/cgroup, and `proc` the host's processes. `deadline` is
+    on time.monotonic().
     """
     cut_off: dict[str, set[int]] = {}
     for number, path in paths.items():
         if not names[number].has_container and path.count("/") >= LEVELS:
             cut_off.setdefault(path, set()).add(number)
     wanted = {name.container_id for name in names.values()} - {UNKNOWN}
-    live = Live()
+    live = LiveContainers()
     for count, pid in enumerate(_processes(proc)):
         if count >= MAX_PROCESSES or time.monotonic() > deadline:
             return replace(live, cut=True)
@@ -80,7 +81,10 @@ def read(
 
 
 def _inodes(host_root: Path, path: str) -> set[int]:
-    """A cgroup's id is the inode of its folder (64 bits): the same path may be another by now."""
+    """Returns the cgroup ids of a path now; the id of a cgroup is the inode of its directory.
+
+    A cgroup that was created again has the same path and another id.
+    """
     found = set()
     if ".." not in path.split("/"):
         for folder in CGROUP_FOLDERS:

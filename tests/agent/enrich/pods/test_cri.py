@@ -64,7 +64,7 @@ KNOWN = (
 
 
 def ask(path: Path, seconds: float = 2.0) -> Answer:
-    return cri.ask("unix:///x.sock", path, time.monotonic() + seconds)
+    return cri.query("unix:///x.sock", path, time.monotonic() + seconds)
 
 
 @pytest.mark.parametrize("api", ["v1", "v1alpha2"])
@@ -175,7 +175,7 @@ def test_who_speaks_no_grpc_costs_half_a_second(
 def test_the_terminal_stays_clean(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from ktrace_agent.enrich.pods import cri;"
-        "print(cri.ask('x', pathlib.Path(sys.argv[1]), time.monotonic() + 1).state)"
+        "print(cri.query('x', pathlib.Path(sys.argv[1]), time.monotonic() + 1).state)"
     )
     with listen(tmp_path / "s", _noise):
         done = subprocess.run(
@@ -212,7 +212,7 @@ def test_all_sockets_are_asked_at_once_and_each_once(tmp_path: Path) -> None:
         listen(run / "crio.sock", _nothing),
     ):
         begun = time.monotonic()
-        hung, answered = cri.ask_all([], tmp_path, begun + 0.5)
+        hung, answered = cri.query_all([], tmp_path, begun + 0.5)
         assert time.monotonic() - begun < 0.9
     assert (hung.socket, hung.state) == ("/run/crio/crio.sock", CriState.TIMEOUT)
     assert (answered.socket, answered.containers) == ("/run/cri-dockerd.sock", KNOWN[1])
@@ -223,10 +223,10 @@ def test_named_sockets_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with serve(tmp_path / "a b%41.sock", USUAL):
         names = ["unix:///a b%41.sock", "/none", "file", "\0"]
-        answers = cri.ask_all(names, tmp_path, time.monotonic() + 2)
+        answers = cri.query_all(names, tmp_path, time.monotonic() + 2)
     assert [one.state for one in answers] == [CriState.ANSWERED, *[CriState.MISSING] * 3]
     assert [one.socket for one in answers] == names
-    assert cri.ask_all([], tmp_path, time.monotonic()) == []
+    assert cri.query_all([], tmp_path, time.monotonic()) == []
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three sources that agree, that are silent, and that contradict each other."""
+"""Sources that agree, that report nothing, and that contradict each other."""
 
 import threading
 from pathlib import Path
@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_agent.enrich.pods import kubelet, watch
 from ktrace_agent.enrich.pods.cri import Answer, CriState
 from ktrace_agent.enrich.pods.cri_wire import Container, Sandbox
-from ktrace_agent.enrich.pods.identify import MAX_NOTES, Identities, Seen, Watch, identify
+from ktrace_agent.enrich.pods.identify import MAX_NOTES, Identities, identify
 from ktrace_agent.enrich.pods.kubelet import Folders, LogLink
+from ktrace_agent.enrich.pods.watch import PodMetadata, Watch
 from ktrace_api.row import PodIdentity
 from tests.bpf.workers import wait_until
 
@@ -42,15 +44,15 @@ def answer(*items: Sandbox | Container, **facts: Any) -> Answer:
 
 @pytest.fixture
 def who(tmp_path: Path) -> Any:
-    """identify() of one path with nothing but what the sources are said to have said."""
+    """identify() of one path, with the given answers of the sources."""
 
     def ask(
         *answers: Answer, folders: Folders = NO_FOLDERS, path: str = PATH, **how: Any
     ) -> Identities:
-        seen = Seen()
-        seen.add(folders, answers)
+        metadata = PodMetadata()
+        metadata.add(folders, answers)
         root = tmp_path / "empty"
-        return identify({7: path}, host_root=root, proc=root / "proc", seen=seen, **how)
+        return identify({7: path}, host_root=root, proc=root / "proc", metadata=metadata, **how)
 
     return ask
 
@@ -69,7 +71,7 @@ def test_the_runtime_names_it(who: Any) -> None:
         pytest.param(
             (), Folders(pods={UID: ("shop", "web-0")}), PATH,
             WEB.model_copy(update={"container": "-"}), id="log folder: no container by its id"),
-        pytest.param((), Folders(), PATH, NAMELESS, id="nobody"),
+        pytest.param((), Folders(), PATH, NAMELESS, id="no source"),
         pytest.param((SANDBOX, CONTAINER), Folders(links=(LINK,), pods={UID: ("shop", "web-0")}),
                      PATH, WEB, id="all"),
         pytest.param((CONTAINER,), Folders(), PATH, WEB, id="its sandbox is bad"),
@@ -124,7 +126,7 @@ def test_a_contradiction_is_shown_and_nothing_is_guessed(
     assert found.sources.contradictions == 1
     (note,) = found.notes
     assert ID[:12] in note
-    assert f"{unknown[0].replace('_', ' ')} is left unknown" in note
+    assert note.startswith(f"Sources disagree on the {unknown[0].replace('_uid', ' UID')}")
 
 
 def test_what_went_away_keeps_its_name(who: Any) -> None:
@@ -145,48 +147,58 @@ def test_a_prefix_of_two_ids_is_none(who: Any) -> None:
     assert found.by_cgroup[7] == WEB.model_copy(update={"container": "-", "container_id": "-"})
 
 
-def test_notes_for_people(who: Any, tmp_path: Path) -> None:
-    assert who(mode="true").notes[0].startswith("No container runtime answered")
-    assert who(sockets=["/none.sock"]).notes == ("/none.sock gave no names: missing, -.",)
-    assert who(mode="false", sockets=["/none.sock"]).notes == ()
-    assert "2 items" in who(answer(bad=2)).notes[0]
-    assert "lists more than" in who(answer(left_out=1)).notes[0]
-    assert who(folders=Folders(cut=True)).notes[0].startswith("Names may be missing: the kubelet")
+def test_notes(who: Any, tmp_path: Path, snapshot: SnapshotAssertion) -> None:
+    (tmp_path / "empty/proc/1").mkdir(parents=True)
+    timeout = Answer("/run/y.sock", CriState.TIMEOUT, "DEADLINE_EXCEEDED: Deadline Exceeded")
+    other = Container(ID, POD, "db", OTHER_UID, "shop", "web-0")
+    notes = {
+        "no socket answered": who(mode="true"),
+        "a missing socket": who(sockets=["/none.sock"]),
+        "no socket is queried": who(mode="false", sockets=["/none.sock"]),
+        "a timeout": who(timeout),
+        "invalid items": who(answer(bad=2)),
+        "many items": who(answer(left_out=1)),
+        "large directories": who(folders=Folders(cut=True)),
+        "no time for processes": who(deadline_s=-1),
+        "two pods": who(answer(SANDBOX, other)),
+        "two containers": who(answer(CONTAINER, Container(ID, POD, "db", UID, "shop", "web-0"))),
+    }
+    assert {case: sorted(found.notes) for case, found in notes.items()} == snapshot
 
 
 def test_many_contradictions_are_counted(tmp_path: Path) -> None:
-    seen, paths = Seen(), {}
+    metadata, paths = PodMetadata(), {}
     for number in range(50):
         key = f"{number:064x}"
         paths[number] = f"/kubepods/pod{UID}/{key}"
-        seen.add(Folders(), [answer(*(Container(key, POD, name) for name in ("a", "b")))])
-    found = identify(paths, host_root=tmp_path, proc=tmp_path, seen=seen)
+        metadata.add(Folders(), [answer(*(Container(key, POD, name) for name in ("a", "b")))])
+    found = identify(paths, host_root=tmp_path, proc=tmp_path, metadata=metadata)
     assert len(found.notes) <= MAX_NOTES
     assert found.sources.contradictions == 50
-    assert found.notes[-1].endswith("more contradictions are not listed.")
+    assert found.notes[-1].endswith("more disagreements are not listed.")
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "MAX_KNOWN", 3)
-    seen = Seen()
+    metadata = PodMetadata()
     for number in range(9):
-        seen.add(Folders(), [answer(Container(ID, POD, f"n{number}"))])
-        seen.add(Folders(), [answer(Container(f"{number:064x}", POD, "app"))])
-    assert len(seen.containers) == 3
-    assert len(seen.containers[ID]) == watch.MAX_CLAIMS
-    assert seen.limits == {"more than 3 containers or pods were named"}
+        metadata.add(Folders(), [answer(Container(ID, POD, f"n{number}"))])
+        metadata.add(Folders(), [answer(Container(f"{number:064x}", POD, "app"))])
+    assert len(metadata.containers) == 3
+    assert len(metadata.containers[ID]) == watch.MAX_CLAIMS
+    assert metadata.limits == {"more than 3 containers or pods were reported"}
 
 
-def test_a_watch_sees_what_is_gone_at_the_end(tmp_path: Path) -> None:
+def test_a_watch_keeps_what_is_removed_before_the_end(tmp_path: Path) -> None:
     folder = tmp_path / kubelet.LOGS / f"shop_web-0_{UID}"
     watch = Watch(mode="auto", sockets=(), host_root=tmp_path, period_s=0.01)
     watch.start()
     folder.mkdir(parents=True)
-    wait_until(lambda: UID in watch.seen.pods, "a look at the folder", 10)
+    wait_until(lambda: UID in watch.metadata.pods, "a poll of the directory", 10)
     folder.rmdir()
     watch.stop()
     assert "identity" not in {thread.name for thread in threading.enumerate()}
-    found = identify({7: PATH}, host_root=tmp_path, proc=tmp_path, seen=watch.seen)
+    found = identify({7: PATH}, host_root=tmp_path, proc=tmp_path, metadata=watch.metadata)
     assert found.by_cgroup[7].pod == "web-0"
 
 
@@ -206,10 +218,10 @@ def test_a_name_is_never_one_that_a_source_disputes(
     containers: list[Container],
     pods: dict[str, tuple[str, str]],
 ) -> None:
-    seen = Seen()
-    seen.add(Folders(pods=pods), [answer(*sandboxes, *containers)])
+    metadata = PodMetadata()
+    metadata.add(Folders(pods=pods), [answer(*sandboxes, *containers)])
     nowhere = Path("/nonexistent")
-    found = identify({7: path}, mode="false", host_root=nowhere, proc=nowhere, seen=seen)
+    found = identify({7: path}, mode="false", host_root=nowhere, proc=nowhere, metadata=metadata)
     one = found.by_cgroup[7]
     if path != f"/kubepods/pod{UID}":
         names = {container.name for container in containers} - {"-"}
