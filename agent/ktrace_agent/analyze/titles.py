@@ -14,8 +14,8 @@ from ktrace_api.finding import Cause, FindingId
 
 _ID = FindingId
 
-Words = str | int | float
-"""What a field of a template may be."""
+Words = str | int | float | None
+"""The value of a field; None is shown as unknown."""
 
 
 class Variant(StrEnum):
@@ -244,11 +244,15 @@ def clause(finding: FindingId, cause: Cause, peer: str) -> str:
 
 
 def fill(template: str, **fields: Words) -> str:
-    """Fill a template. Raises KeyError if a field is missing or is not in the template."""
+    """Fill a template. Raises KeyError if a field is missing or is not in the template.
+
+    A field `peer` that is None becomes `unknown peer`.
+    """
     wanted = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     if wanted != fields.keys():
         raise KeyError(f"{template!r} needs {sorted(wanted)}, not {sorted(fields)}")
-    return _FORMATTER.vformat(template, (), fields)
+    known = {name: f"unknown {name}" if value is None else value for name, value in fields.items()}
+    return _FORMATTER.vformat(template, (), known)
 
 
 class _Formatter(Formatter):

@@ -106,3 +106,9 @@ def test_braces_in_a_name_are_text():
     """Process names are data: they must not be read as fields."""
     shown = title(FindingId.TCP_RESETS, peer="{who}", resets=1, who="{0.__class__} (1)")
     assert shown == "{who} reset 1 established connection from {0.__class__} (1)"
+
+
+def test_a_field_without_a_value_is_unknown():
+    """The remote address of a row may be NULL."""
+    shown = title(FindingId.TCP_CONNECT_REFUSED, peer=None, failed=3, total=3, by="shop, pid 7")
+    assert shown == "unknown peer refused 3 of 3 connections (shop, pid 7)"
