@@ -15,14 +15,10 @@ from pathlib import Path
 from ktrace_agent.errors import AgentError, UnsupportedKernel
 from ktrace_agent.host.libc import libc
 from ktrace_agent.kernel import load_errors
-from ktrace_agent.kernel.libbpf import (
-    BpfError,
-    KernelTypes,
-    Link,
-    Object,
-    library,
-    read_iterator,
-)
+from ktrace_agent.kernel.bpf_object import Link, Object
+from ktrace_agent.kernel.iterators import read_iterator
+from ktrace_agent.kernel.kernel_types import KernelTypes
+from ktrace_agent.kernel.libbpf import BpfError, library
 from ktrace_agent.kernel.probes import (
     GROWING_MAPS,
     TARGETS,
