@@ -307,9 +307,8 @@ TALKS = st.lists(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TALKS)
 def test_a_number_is_shared_by_the_two_ends_of_one_conversation_only(ask: Ask, talks: Any):
     """Each address is that of one namespace; two bits say which of the ends are on this node."""
