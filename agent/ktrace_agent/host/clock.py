@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's boot clock as this process can read it: the one that events are stamped with.
+"""Reads the kernel's boot clock, which stamps the events.
 
-A time namespace (time_namespaces(7), Linux 5.6) shifts CLOCK_BOOTTIME for the processes in it;
-bpf_ktime_get_boot_ns() knows no namespaces. Whoever holds a time against rows asks boot_ns().
+A time namespace (time_namespaces(7), Linux 5.6) shifts CLOCK_BOOTTIME for its processes, but not
+bpf_ktime_get_boot_ns(). Code that compares a time with rows must use boot_ns().
 """
 
 import time
@@ -14,23 +14,23 @@ from ktrace_agent.host.netns import PROC, inode_of
 
 _INITIAL_TIME_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO, include/linux/proc_ns.h
 _BOOTTIME = ("boottime", str(time.CLOCK_BOOTTIME))
-"""How the line begins; Linux 5.6 wrote numbers (94d440d61812)."""
+"""First word of the line; Linux 5.6 wrote numbers (94d440d61812)."""
 _NS = 10**9
 
 
 def boot_ns() -> int:
-    """Nanoseconds since the boot, as the kernel counts them.
+    """Return nanoseconds since boot, as the kernel counts them.
 
-    Raises AgentError where the shift of this process's time namespace is not known.
+    Raises AgentError if the offset of this process's time namespace is unknown.
     """
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _own_shift_ns()
 
 
 def shift_ns(proc: Path = PROC) -> int:
-    """What CLOCK_BOOTTIME is ahead of the kernel's boot clock in this process, in ns.
+    """Return CLOCK_BOOTTIME of this process minus the kernel's boot clock, in ns.
 
-    timens_offsets speaks of the namespace that children come into. Where that is another one
-    than the own, nothing tells the own one's: AgentError.
+    timens_offsets describes the time namespace of future children. If that is not the own one,
+    the own offset is unknown: raises AgentError.
     """
     own, children = (
         inode_of(proc / "self/ns" / name, "time") for name in ("time", "time_for_children")
@@ -40,7 +40,7 @@ def shift_ns(proc: Path = PROC) -> int:
     shift = _boottime(proc / "self/timens_offsets") if own == children else None
     if shift is None:
         raise AgentError(
-            "this process is in a time namespace whose offset /proc does not tell, so rows would"
+            "this process is in a time namespace whose offset /proc does not report, so rows would"
             " have a wrong time; run outside of it: `nsenter -t 1 -T ktrace`, or without"
             " `unshare -T`"
         )
@@ -49,12 +49,12 @@ def shift_ns(proc: Path = PROC) -> int:
 
 @cache
 def _own_shift_ns() -> int:
-    """Offsets are fixed once a process is in the namespace, and the agent enters no other."""
+    """Cached: the offset is fixed, and the agent never changes its time namespace."""
     return shift_ns()
 
 
 def _boottime(path: Path) -> int | None:
-    """The line `boottime SECONDS NANOSECONDS`; only the seconds are ever negative."""
+    """Parse the line `boottime SECONDS NANOSECONDS`; only the seconds can be negative."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def _boottime(path: Path) -> int | None:
 
 
 def wall_offset_ns() -> int:
-    """CLOCK_REALTIME minus the kernel's boot clock in ns, from the closest of five readings."""
+    """Return CLOCK_REALTIME minus the kernel's boot clock in ns: the closest of five readings."""
     best: tuple[int, int] | None = None
     for _ in range(5):
         before = boot_ns()
