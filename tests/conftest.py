@@ -4,7 +4,7 @@
 A test is marked with `@pytest.mark.world("bpf")`. If that world is missing, the test is skipped
 with the reason. Under `KTRACE_REQUIRE=bpf,...` a missing world is a failure instead.
 
-A test that takes seconds to search many inputs is marked with `@pytest.mark.slow`:
+A test that searches many inputs or starts many processes is marked with `@pytest.mark.slow`:
 `make test-fast` leaves it out, `make test` runs it.
 """
 
@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
 
-# A busy machine is no reason to fail: neither one slow example nor a slow strategy counts.
+# A busy machine must not fail a test: neither a slow example nor a slow strategy counts.
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fast", settings.get_profile("full"), max_examples=25)
 settings.load_profile("full")
