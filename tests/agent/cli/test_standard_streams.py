@@ -14,6 +14,8 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
 from tests.agent.conftest import Make, make_events
 
+pytestmark = pytest.mark.slow  # each case is a process or several
+
 ROOT = Path(__file__).resolve().parents[3]
 CLOSED, FULL = "Bad file descriptor", "No space left on device"
 
