@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the built BPF objects into a wheel; an editable install uses agent/bpf/build itself."""
+"""Adds the built BPF objects to a wheel; an editable install uses agent/bpf/build directly."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ OBJECTS = ("ktrace.bpf.o", "libktrace_ring.so")
 
 
 class BpfObjects(BuildHookInterface[Any]):
-    """A wheel without its objects would only fail on the node, so it is refused here."""
+    """Refuses a wheel without its objects, which would fail only later on the node."""
 
     PLUGIN_NAME = "bpf-objects"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the objects as ktrace_agent/bpf/*. Raises FileNotFoundError before `make bpf`."""
+        """Add the objects as ktrace_agent/bpf/*. Raises FileNotFoundError if they are not built."""
         if version == "editable":
             return
         build_data["pure_python"] = False

@@ -17,7 +17,8 @@ import time
 from ctypes import byref, c_int, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-from ktrace_agent.kernel.libbpf import Object, library
+from ktrace_agent.kernel.bpf_object import Object
+from ktrace_agent.kernel.libbpf import library
 from ktrace_agent.kernel.spool import Spool
 
 HERE = Path(__file__).resolve().parent

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what a target of the Makefile needs and this machine lacks: Debian or
-# Ubuntu packages, then .venv from requirements/dev.lock. Says what it installs,
-# asks nothing, does nothing when all is there.
+# Installs the Debian or Ubuntu packages that a target of the Makefile needs, then
+# .venv from requirements/dev.lock. Prints what it installs and never asks. If nothing
+# changed since the last run, it ends at once.
 #
 #   scripts/bootstrap.sh build     compilers, libbpf, .venv
-#   scripts/bootstrap.sh static    also what dist/ktrace-static is made with
-#   scripts/bootstrap.sh test      also what the tests of the real kernel use
-#   scripts/bootstrap.sh cluster   also what a Kubernetes on this machine is made of
+#   scripts/bootstrap.sh static    also the tools that build dist/ktrace-static
+#   scripts/bootstrap.sh test      also the tools of the tests of the real kernel
+#   scripts/bootstrap.sh cluster   also the parts of a Kubernetes on this machine
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # where a plain user's PATH lacks bpftool and nft
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # an ordinary user's PATH lacks bpftool and nft
 LOCK=requirements/dev.lock
 LIBBPF_MIN=1
 
@@ -28,7 +28,7 @@ as_root() {
 	elif has sudo; then
 		sudo "$@"
 	else
-		die "'$*' needs root, and there is no sudo: run it as root, then start again"
+		die "'$*' needs root, and sudo is missing: run it as root, then start again"
 	fi
 }
 
@@ -51,13 +51,13 @@ has_clang() {
 	return 1
 }
 
-# Headers are looked for by the compiler itself: folders differ between releases.
+# The compiler itself searches for headers: folders differ between releases.
 has_header() { echo "#include <$1>" | cc -E -x c - >/dev/null 2>&1; }
 
 has_bpftool() { bpftool version >/dev/null 2>&1; }
 
 bpftool_package() {
-	# Not grep -q: it leaves early, and under pipefail apt-cache's SIGPIPE would be a no.
+	# Not grep -q: it exits early, and under pipefail apt-cache's SIGPIPE would count as a no.
 	if apt-cache show bpftool 2>/dev/null | grep '^Filename:' >/dev/null; then
 		echo bpftool
 	else
@@ -67,8 +67,8 @@ bpftool_package() {
 
 has_netavark() { [ -x /usr/lib/podman/netavark ] || [ -x /usr/libexec/podman/netavark ]; }
 
-# From 1.30 on buildah looks for it before any build, also before one without a network; Debian's
-# package only recommends it.
+# Since 1.30 buildah needs it for every build, even one without a network. Debian's package only
+# recommends it.
 needs_netavark() {
 	local version
 	has dpkg || return 1
@@ -119,10 +119,10 @@ install_packages() {
 	local packages
 	mapfile -t packages < <(missing_packages "$1" | tr ' ' '\n')
 	[ "${#packages[@]}" -gt 0 ] || return 0
-	has apt-get || die "missing here: ${packages[*]} (names of Debian's packages): install them, then start again"
+	has apt-get || die "missing: ${packages[*]} (Debian package names). Install them, then start again"
 	say "installing ${packages[*]}"
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update >&2
-	mapfile -t packages < <(missing_packages "$1" | tr ' ' '\n') # now with fresh lists
+	mapfile -t packages < <(missing_packages "$1" | tr ' ' '\n') # again, with new package lists
 	as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get -q -y --no-install-recommends install "${packages[@]}" >&2
 }
@@ -132,15 +132,15 @@ check_libbpf() {
 	major=$(echo '#include <bpf/libbpf_version.h>
 LIBBPF_MAJOR_VERSION' | cc -E -P -x c - 2>/dev/null | tail -n 1)
 	[ "${major:-0}" -ge "$LIBBPF_MIN" ] 2>/dev/null ||
-		die "libbpf here is older than $LIBBPF_MIN.0 (Ubuntu 22.04 has 0.5): build on Debian 12, Ubuntu 24.04 or newer and copy dist/ktrace-static here"
+		die "libbpf is older than $LIBBPF_MIN.0 (Ubuntu 22.04 has 0.5). Build on Debian 12, Ubuntu 24.04 or newer and copy dist/ktrace-static to this machine"
 }
 
-# The environment is made anew when the lock, the interpreter or the folder change;
-# new metadata only lay the project's own links again.
+# A change of the lock, the interpreter or the folder creates the environment again. A change of
+# the metadata only installs the project itself again.
 make_venv() {
 	local python want_venv want_links
 	python=$(find_python)
-	[ -n "$python" ] || die "no python3 of 3.11 or newer here: install one, then start again"
+	[ -n "$python" ] || die "python3 3.11 or newer is missing: install it, then start again"
 	want_venv=$({
 		cat "$LOCK"
 		"$python" -c 'import sys; print(sys.version, sys.base_prefix)'
@@ -148,7 +148,7 @@ make_venv() {
 	} | sha256sum)
 	want_links=$(sha256sum <pyproject.toml)
 	if [ "$(cat .venv/.made-from 2>/dev/null)" != "$want_venv" ]; then
-		say "making .venv with $python from $LOCK"
+		say "creating .venv with $python from $LOCK"
 		rm -rf .venv
 		"$python" -m venv .venv
 		pip_install --require-hashes -r "$LOCK"
@@ -162,11 +162,26 @@ make_venv() {
 
 pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
 
+# Changes with everything that a full check depends on: the inputs, the folder, the interpreter and
+# the installed packages.
+inputs() {
+	{
+		sha256sum "$LOCK" pyproject.toml scripts/bootstrap.sh
+		stat -L -c '%n %Y %s' /var/lib/dpkg/status "$(command -v python3)" .venv/bin/python
+		pwd
+	} 2>/dev/null | sha256sum
+}
+
 case "${1:-}" in
 build | static | test | cluster) ;;
 *) die "usage: scripts/bootstrap.sh build|static|test|cluster" ;;
 esac
-[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported so far, this is $(uname -m)"
+stamp=.venv/.ready-$1
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(inputs)" ]; then
+	exit 0
+fi
+[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported so far, this machine is $(uname -m)"
 install_packages "$1"
 check_libbpf
 make_venv
+inputs >"$stamp"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds dist/ktrace-static: static_launcher.c with an image of all that the agent needs.
+"""Builds dist/ktrace-static: static_launcher.c and an image with everything the agent needs.
 
-The image holds this interpreter, the part of its library that the agent can reach, the packages
-of requirements/agent.lock as they are in this environment, the agent, its BPF objects and every
-shared library of these down to the dynamic loader (docs/adr/0002-static-file.md).
+The image contains this interpreter, the part of its library that the agent uses, the packages of
+requirements/agent.lock as installed in this environment, the agent, its BPF objects and all shared
+libraries including the dynamic loader (docs/adr/0002-static-file.md).
 """
 
 import compileall
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BPF_OBJECTS = ("ktrace.bpf.o", "libktrace_ring.so")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-# Of the standard library: what has no place on a node, and what would pull in more libraries.
+# Parts of the standard library that a node does not need or that need more libraries.
 STDLIB_LEFT_OUT = {
     "__pycache__", "config", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3",
     "pydoc_data", "site-packages", "dist-packages", "sqlite3", "test", "tests", "tkinter",
@@ -49,7 +49,7 @@ sys.exit(entry())
 
 
 def run(*command: str | Path) -> str:
-    """Standard output of a command. Raises CalledProcessError."""
+    """Return the standard output of a command. Raises CalledProcessError."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -60,7 +60,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def compile_in_place(folder: Path) -> None:
-    """Every .py becomes a .pyc beside it: smaller, and nothing is compiled on the node."""
+    """Replace every .py by its .pyc: smaller, and nothing is compiled on the node."""
     if not compileall.compile_dir(
         folder, quiet=1, legacy=True, optimize=0, stripdir=str(folder), ddir=None
     ):
@@ -70,7 +70,7 @@ def compile_in_place(folder: Path) -> None:
 
 
 def add_stdlib(image: Path, work: Path) -> None:
-    """Modules as lib/pythonXY.zip, extensions in lib/pythonX.Y/lib-dynload."""
+    """Add modules as lib/pythonXY.zip, extensions in lib/pythonX.Y/lib-dynload."""
     source = Path(sysconfig.get_path("stdlib"))
     flat = work / "stdlib"
     for path in source.rglob("*.py"):
@@ -92,7 +92,7 @@ def add_stdlib(image: Path, work: Path) -> None:
 
 
 def locked_packages() -> Iterator[metadata.Distribution]:
-    """What requirements/agent.lock names and this environment has (the rest is for others)."""
+    """Return the packages of requirements/agent.lock that are installed (some are conditional)."""
     lock = (ROOT / "requirements/agent.lock").read_text()
     for name in sorted(set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))):
         try:
@@ -114,7 +114,7 @@ def add_packages(image: Path) -> None:
 
 
 def shared_libraries(file: Path) -> Iterator[Path]:
-    """What the dynamic loader would load for `file`, from this machine."""
+    """Return the libraries that the dynamic loader of this machine loads for `file`."""
     done = subprocess.run(["ldd", file], check=False, capture_output=True, text=True)
     if "not found" in done.stdout:
         raise SystemExit(f"{file}: {done.stdout}")
@@ -123,7 +123,7 @@ def shared_libraries(file: Path) -> Iterator[Path]:
 
 
 def add_libraries(image: Path, interpreter: Path) -> None:
-    """Beside the interpreter: its loader as `ktrace`, and the closure of all libraries in lib/."""
+    """Add the interpreter's loader as `ktrace`, and all needed libraries in lib/."""
     loader = re.search(r"interpreter: (\S+)\]", run("readelf", "-l", interpreter))
     if loader is None:
         raise SystemExit(f"{interpreter} is not linked dynamically")
@@ -139,7 +139,7 @@ def add_libraries(image: Path, interpreter: Path) -> None:
 
 
 def strip_debug(image: Path) -> None:
-    """Symbols for debuggers, of the interpreter only: patched libraries of wheels may break."""
+    """Remove debug symbols, but not from wheels: their patched libraries may break."""
     files = [image / "bin/python", *(image / "lib").rglob("*.so*")]
     run("strip", "--strip-debug", *files)
 
@@ -159,7 +159,7 @@ def make_image(image: Path, work: Path) -> None:
 
 
 def pack(image: Path, target: Path) -> int:
-    """A ustar of the image, folders first, sorted and without owners and times; its size."""
+    """Pack the image as ustar, folders first, sorted, without owners and times; return the size."""
     with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as file:
         for path in sorted(image.rglob("*")):
             member = file.gettarinfo(path, str(path.relative_to(image)))

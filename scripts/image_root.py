@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lays out the root of an image in the build stage that runs it, one folder for each layer.
+"""Creates the root of an image in a build stage, one folder for each layer.
 
     image_root.py system FOLDER PACKAGE...   files of Debian packages that are installed here
-    image_root.py site FOLDER LOCK           Python packages of a lock, hashes checked
-    image_root.py app FOLDER WHEEL NAME...   the project, without the rooms that are named
-    image_root.py check FOLDER...            the layers together: no library is missing
+    image_root.py site FOLDER LOCK           Python packages of a lock, with hashes checked
+    image_root.py app FOLDER WHEEL NAME...   the project without the named packages
+    image_root.py check FOLDER...            checks that all layers together lack no library
 
-There is no shell, no package manager and no compiler in the image: what is not there cannot be
-used by whoever breaks into a privileged container, and needs no security update either. Standard
-library only, since it runs before anything is installed.
+The image contains no shell, package manager or compiler. An attacker in a privileged container
+cannot use them, and they need no security updates. Uses only the standard library, because it runs
+before anything is installed.
 """
 
 import compileall
@@ -25,7 +25,7 @@ DOCS = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bug|bash-completion)
 COPYRIGHT = re.compile(r"/usr/share/doc/[^/]+(/copyright)?$")
 LEFT_OUT = re.compile(
     r"/usr/lib/[^/]+/gconv/|/usr/share/(pixmaps|applications)/"
-    # modules that ask for libraries of which only a person at a terminal has need
+    # modules whose libraries are useful only at a terminal
     r"|/lib-dynload/(_sqlite3|_curses|_dbm|_gdbm|_tkinter|_test|_xx|_ctypes_test|readline)"
 )
 SITE_LEFT_OUT = re.compile(
@@ -33,7 +33,7 @@ SITE_LEFT_OUT = re.compile(
     r"|_tests?\.|\.(pyi|pxd|a|h|c|lib|rst)$"
 )
 AWS_SERVICES = {"s3", "sts", "sso", "sso-oidc", "signin"}
-"""What botocore reads to find credentials and to speak to S3; it brings 400 more."""
+"""Services that botocore needs to find credentials and to use S3; it contains 400 more."""
 ACCOUNTS = {
     "etc/passwd": "root:x:0:0:root:/root:/sbin/nologin\n"
     "nonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n",
@@ -43,12 +43,12 @@ ACCOUNTS = {
 
 
 def run(*command: str | Path) -> str:
-    """Standard output; the build ends where the command fails."""
+    """Return the standard output; the build ends if the command fails."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def system(root: Path, *packages: str) -> None:
-    """Files of the packages, their licences, and their versions where scanners look for them."""
+    """Copy the files and licences of packages, and their versions to the place scanners read."""
     for folder in ("proc", "sys", "dev", "run", "root", "tmp", "var/lib/dpkg/status.d"):
         (root / folder).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
@@ -65,7 +65,7 @@ def system(root: Path, *packages: str) -> None:
 
 
 def site(root: Path, lock: str) -> None:
-    """The packages of a lock, without their tests and without services that nobody asks for."""
+    """Install the packages of a lock without their tests and without unused AWS services."""
     _pip(root, "--require-hashes", "--requirement", lock)
     for path in sorted(root.rglob("*"), reverse=True):
         if path.is_dir():
@@ -81,7 +81,7 @@ def site(root: Path, lock: str) -> None:
 
 
 def app(root: Path, wheel: str, *unwanted: str) -> None:
-    """The project's wheel without packages and commands that belong into the other image."""
+    """Install the project's wheel without packages and commands of the other image."""
     _pip(root, "--no-deps", "--no-index", wheel)
     for name in unwanted:
         found = next(root.rglob(name))
@@ -93,7 +93,7 @@ def app(root: Path, wheel: str, *unwanted: str) -> None:
 
 
 def check(*layers: str) -> None:
-    """Ask the image's own loader for the libraries of every program and extension."""
+    """Resolve the libraries of every program and extension with the image's own loader."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for layer in layers:
@@ -105,7 +105,7 @@ def check(*layers: str) -> None:
                 inside = f"/{path.relative_to(root)}"
                 run("chroot", root, f"/{loader.relative_to(root)}", "--list", inside)
                 found += 1
-    print(f"the libraries of {found} files are all there")
+    print(f"all libraries of {found} files were found")
 
 
 def _pip(root: Path, *arguments: str) -> None:
@@ -123,7 +123,7 @@ def _wanted(path: str) -> bool:
 
 
 def _take(path: Path, root: Path) -> None:
-    """Copy a file or link to the same place below root; a folder is only made."""
+    """Copy a file or link to the same path below root; only create a folder."""
     target = root / str(path).lstrip("/")
     if path.is_dir() and not path.is_symlink():
         target.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _take(path: Path, root: Path) -> None:
 
 
 def _compile(root: Path) -> None:
-    """Byte code is made here, for the image's root is read-only; no time stamp can outdate it."""
+    """Compile now, because the image is read-only; hashes keep byte code valid at any time."""
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     if not compileall.compile_dir(
         root, quiet=1, stripdir=str(root), prependdir="/", invalidation_mode=mode
@@ -142,7 +142,7 @@ def _compile(root: Path) -> None:
 
 
 def _is_dynamic(path: Path) -> bool:
-    """Whether the dynamic loader has work with it: an ELF program or library, no object."""
+    """Return whether the file is an ELF program or shared library, not an object file."""
     with path.open("rb") as file:
         head = file.read(18)
     return head[:4] == b"\x7fELF" and int.from_bytes(head[16:18], "little") in (2, 3)

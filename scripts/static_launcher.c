@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The head of dist/ktrace-static: unpacks the image that build_static.py put
- * behind it and becomes the interpreter in it. The image goes into a tmpfs that
- * is mounted in no namespace and lives as long as our descriptor of it, so that
- * nothing stays behind however the process ends, and the process that users see
- * and kill is the collector itself.
+ * The first part of dist/ktrace-static. It unpacks the image that build_static.py
+ * appended and then executes the interpreter in it. The image is unpacked into a
+ * tmpfs that is mounted in no namespace and ends with its descriptor. So nothing
+ * remains however the process ends, and the process that users see and kill is
+ * the collector itself.
  *
- * Without CAP_SYS_ADMIN there is no such mount: then the image goes into a
- * folder of $TMPDIR, and a child removes that when this process has ended.
+ * Without CAP_SYS_ADMIN such a mount is not possible. Then the image is unpacked
+ * into a folder in $TMPDIR, and a child removes it after this process has ended.
  *
- * File: this program | tar (ustar) in zstd | 8 bytes length of the zstd | "KTRACE01"
+ * File: this program | tar (ustar) in zstd | length of the zstd (8 bytes) | "KTRACE01"
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -31,7 +31,7 @@
 
 #define MAGIC "KTRACE01"
 #define BLOCK 512
-#define ROOT_FD 97 /* high, so that it is in nobody's way */
+#define ROOT_FD 97 /* high, so that it collides with no other descriptor */
 
 struct trailer {
 	uint64_t length;
@@ -42,7 +42,7 @@ struct stream {
 	ZSTD_DStream *zstd;
 	ZSTD_inBuffer in;
 	ZSTD_outBuffer out;
-	size_t taken; /* of out */
+	size_t taken; /* bytes of out that were read */
 };
 
 struct ustar {
@@ -60,12 +60,12 @@ _Noreturn static void die(const char *what)
 _Noreturn static void broken(void)
 {
 	errno = EBADMSG;
-	die("the file is damaged or cut short, copy it again");
+	die("the file is damaged or truncated, copy it again");
 }
 
 /*
- * A standard stream that is closed would be the next file that is opened. /dev/null
- * the wrong way round is there instead: writing fails as it does on a closed one.
+ * The next opened file would take the number of a closed standard stream. /dev/null with
+ * the opposite access mode takes it instead, so that writes fail as on a closed stream.
  */
 static void fill_gaps(void)
 {
@@ -74,7 +74,7 @@ static void fill_gaps(void)
 			open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
 }
 
-/* The next `size` bytes of the tar; they are read into `to` or, with fd >= 0, written there. */
+/* Copies the next `size` bytes of the tar to `to` or, if fd >= 0, to that file. */
 static void take(struct stream *s, char *to, int fd, size_t size)
 {
 	while (size) {
@@ -101,7 +101,7 @@ static void take(struct stream *s, char *to, int fd, size_t size)
 	}
 }
 
-/* Folders come before their files; there are no links. */
+/* The tar lists folders before their files and contains no links. */
 static void unpack(struct stream *s, int root)
 {
 	char path[sizeof(((struct ustar *)0)->prefix) + 102], rest[BLOCK];
@@ -135,7 +135,7 @@ static void unpack(struct stream *s, int root)
 	}
 }
 
-/* Since v5.2 (commit 93766fbd2696); -1 without it or without the right to mount. */
+/* Needs v5.2 (commit 93766fbd2696) and the right to mount; else returns -1. */
 static int mount_nowhere(void)
 {
 	int root = -1, fs = syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
@@ -166,7 +166,7 @@ static void remove_folder(int parent, const char *name)
 	unlinkat(parent, name, AT_REMOVEDIR);
 }
 
-/* Waits for the end of all who hold the other end of the pipe, then removes the folder. */
+/* Waits until every process with the other end of the pipe has ended, then removes the folder. */
 static void watch(const char *folder, int end_of_pipe)
 {
 	char none;
@@ -249,7 +249,7 @@ int main(int argc, char **argv)
 	if (fd < 0)
 		fd = folder_with_a_watcher();
 	if (fd < 0 || dup2(fd, ROOT_FD) < 0 || !args)
-		die("no place to unpack");
+		die("no folder to unpack into");
 	close(fd);
 	unpack(&image, ROOT_FD);
 
@@ -266,7 +266,7 @@ int main(int argc, char **argv)
 	setenv("PYTHONPATH", site, 1);
 	setenv("KTRACE_BPF_DIR", bpf, 1);
 
-	/* the image's own loader, named ktrace, since the process bears its name */
+	/* the image's own loader is named ktrace, because the process gets its name */
 	args[n++] = "ktrace";
 	args[n++] = "--library-path";
 	args[n++] = libs;
@@ -276,5 +276,5 @@ int main(int argc, char **argv)
 	for (int i = 1; i < argc; i++)
 		args[n++] = argv[i];
 	execv(loader, args);
-	die("exec (a $TMPDIR that allows execution is needed)");
+	die("exec ($TMPDIR must allow execution)");
 }

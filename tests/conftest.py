@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worlds: what a test needs of the machine beyond Python.
+"""Worlds (what a test needs of the machine beyond Python) and the profiles of Hypothesis.
 
-A test says `@pytest.mark.world("bpf")`. Where that world is missing the test is
-skipped with the reason; under `KTRACE_REQUIRE=bpf,...` the same is a failure.
+A test is marked with `@pytest.mark.world("bpf")`. If that world is missing, the test is skipped
+with the reason. Under `KTRACE_REQUIRE=bpf,...` a missing world is a failure instead.
+
+A test that searches many inputs or starts many processes is marked with `@pytest.mark.slow`:
+`make test-fast` leaves it out, `make test` runs it.
 """
 
 import os
@@ -14,9 +17,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
+
+# A busy machine must not fail a test: neither a slow example nor a slow strategy counts.
+settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("full"), max_examples=25)
+settings.load_profile("full")
+
+TESTS = Path(__file__).parent
 
 
 def _root() -> str | None:
@@ -99,11 +110,16 @@ WORLDS: dict[str, Callable[[], str | None]] = {
     "s3": cache(_s3),
     "static": cache(_static),
 }
-"""Name -> why it is missing here, None when it is there."""
+"""Name -> reason why it is missing on this machine, or None."""
+BESIDE = {"cluster": "cluster", "chart": "rest", "images": "rest", "s3": "rest"}
+"""Folder -> worker: worlds that touch nothing of the host that another world counts.
+
+All other worlds capture or count on the whole host, so nothing may run beside them.
+"""
 
 
 def required() -> frozenset[str]:
-    """Worlds that must be there: KTRACE_REQUIRE, separated by commas."""
+    """Return the worlds that KTRACE_REQUIRE names, separated by commas."""
     names = frozenset(filter(None, os.environ.get("KTRACE_REQUIRE", "").split(",")))
     if unknown := names - WORLDS.keys():
         raise pytest.UsageError(
@@ -115,6 +131,15 @@ def required() -> frozenset[str]:
 
 def pytest_configure() -> None:
     required()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of worlds that can run beside each other."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if worker := BESIDE.get(folder):
+            item.add_marker("beside")
+            item.add_marker(pytest.mark.xdist_group(worker))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -130,7 +155,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Crew]:
-    """The processes of a module's workloads."""
+    """Worker processes for the workloads of a module."""
     one = Crew()
     yield one
     one.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals while a capture runs: the first ends it early, a second may end all."""
+"""Signals during a capture: the first ends it early, a second may abort it."""
 
 import signal
 import threading
@@ -11,44 +11,44 @@ from typing import Any
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 ENDS = (*BOTH, signal.SIGHUP)
-"""What asks a capture to end: a user, a supervisor, a connection that broke."""
+"""Signals that end a capture: from a user, a supervisor, or a broken connection."""
 
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Stop:
-    """A wish to end early: a signal handler tells it, the thread that it interrupts waits for it.
+    """A request to end early: a signal handler sets it, the interrupted thread waits for it.
 
-    Not a threading.Event: its wait() holds a lock for moments, and a handler that interrupts it
-    there waits in set() for that lock for ever. SimpleQueue.put() may interrupt its get().
+    threading.Event does not work here. Its wait() briefly holds a lock, and a handler that
+    interrupts wait() at that moment blocks forever in set(). SimpleQueue.put() may interrupt get().
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._is_set = False
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """Tell it; nothing more happens the second time."""
-        if not self._told:
-            self._told = True
+        """Request the end. Further calls have no effect."""
+        if not self._is_set:
+            self._is_set = True
             self._wake.put(None)
 
     def is_set(self) -> bool:
-        """Whether it was told."""
-        return self._told
+        """Return whether the end was requested."""
+        return self._is_set
 
     def wait(self, seconds: float) -> bool:
-        """Until it is told or `seconds` are over; whether it was told. For one thread only."""
-        if not self._told:
+        """Wait up to `seconds` for the request; return whether it came. One thread may wait."""
+        if not self._is_set:
             with suppress(Empty):
                 self._wake.get(timeout=seconds)
-        return self._told
+        return self._is_set
 
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """No signal of ENDS interrupts anything, except where stopping() is inside."""
+    """Ignore all signals of ENDS, except inside a nested stopping()."""
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in ENDS}
     try:
         yield
@@ -58,10 +58,10 @@ def ignored() -> Iterator[None]:
 
 @contextmanager
 def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[None]:
-    """The first signal sets `stop`; a further one of `gives_up` raises KeyboardInterrupt.
+    """Set `stop` on the first signal; raise KeyboardInterrupt on a further one of `gives_up`.
 
-    SIGHUP never gives up, since a shell repeats what the kernel sent; where it is ignored
-    (nohup(1)) it stays so.
+    SIGHUP never aborts, because the shell repeats the SIGHUP that the kernel sent. If SIGHUP is
+    ignored already (nohup(1)), it stays ignored.
     """
     given_up = False
 
@@ -69,7 +69,7 @@ def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) 
         nonlocal given_up
         if number in gives_up and stop.is_set():
             given_up = True
-            # A third Ctrl-C needs no Python; who sent SIGTERM twice has SIGKILL for that.
+            # A third Ctrl-C must work even if Python hangs. After two SIGTERM there is SIGKILL.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise KeyboardInterrupt
@@ -80,7 +80,7 @@ def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) 
     try:
         yield
     except Exception as error:
-        if given_up:  # DuckDB turns the interrupt of a query into an error of its own
+        if given_up:  # DuckDB turns the interrupt of a query into its own error
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -89,20 +89,20 @@ def stopping(stop: Stop, gives_up: Sequence[signal.Signals] = (signal.SIGINT,)) 
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """A signal that comes inside is handled behind it: for what cannot be given up halfway."""
+    """Handle signals that arrive inside only at the end, for work that must not stop halfway."""
     came: list[int] = []
     handlers: dict[signal.Signals, _Handler] = {}
-    if threading.current_thread() is threading.main_thread():  # handlers run in no other
+    if threading.current_thread() is threading.main_thread():  # handlers run only there
         handlers = {number: signal.getsignal(number) for number in ENDS}
-    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in ours:
+    callables = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in callables:
         signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        _restore(ours)
-        for one in came:
-            signal.raise_signal(one)
+        _restore(callables)
+        for arrived in came:
+            signal.raise_signal(arrived)
 
 
 def _restore(handlers: Mapping[signal.Signals, _Handler]) -> None:

@@ -84,9 +84,8 @@ def make_flows(rows: list[dict[str, Any]]) -> tuple[bytes, bytes]:
     return keys.tobytes(), values.tobytes()
 
 
-@pytest.fixture
-def make_recording() -> Iterator[Make]:
-    """Recording from records; its counters say that all of them were seen and written."""
+def _making() -> Iterator[Make]:
+    """Recordings from records; their counters say that every event was seen and written."""
     opened: list[int] = []
 
     def make(
@@ -125,12 +124,17 @@ def make_recording() -> Iterator[Make]:
         os.close(fd)
 
 
-@pytest.fixture
+make_recording = pytest.fixture(name="make_recording")(_making)
+make_module_recording = pytest.fixture(name="make_module_recording", scope="module")(_making)
+"""For a bundle that all tests of a module read: sealing takes half a second."""
+
+
+@pytest.fixture(scope="session")
 def config() -> CaptureConfig:
     return CaptureConfig(node="etcd-1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def node_info(config: CaptureConfig) -> NodeInfo:
     return NodeInfo(
         node="etcd-1",

@@ -2,6 +2,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
@@ -9,6 +10,14 @@ from typing import Any
 import pytest
 
 from ktrace_agent.signals import BOTH, ENDS, Stop, ignored, postponed, stopping
+
+
+@pytest.fixture(autouse=True)
+def default_sighup() -> Iterator[None]:
+    """SIGHUP has its default action, even if the tests were started with nohup(1)."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -80,8 +89,8 @@ MOMENTS = 400
 """More than one wait has, in steps of the interpreter."""
 
 
-def waits_told_at(moment: int) -> tuple[bool, bool]:
-    """A wait that a signal interrupts at its `moment`th step: whether it was told, and had one."""
+def wait_interrupted_at(moment: int) -> tuple[bool, bool]:
+    """Interrupt a wait at its `moment`th step; return whether it ended, and had such a step."""
     stop, steps = Stop(), 0
 
     def step(frame: FrameType, _event: str, _argument: object) -> Any:
@@ -109,10 +118,10 @@ def test_a_signal_at_any_moment_of_waiting_is_heard():
     signal.alarm(20)
     try:
         for moment in range(1, MOMENTS):
-            told, had = waits_told_at(moment)
+            ended, had = wait_interrupted_at(moment)
             if not had:
                 break
-            assert told, moment
+            assert ended, moment
         assert not had
         assert moment > 5
     finally:

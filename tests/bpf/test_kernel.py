@@ -4,8 +4,11 @@
 import pytest
 
 from ktrace_agent.errors import UnsupportedKernel
+from ktrace_agent.kernel.bpf_map import BPF_F_NO_PREALLOC
+from ktrace_agent.kernel.bpf_object import Object
 from ktrace_agent.kernel.collector import Collector, KernelConfig, object_path
-from ktrace_agent.kernel.libbpf import BPF_F_NO_PREALLOC, BpfError, KernelTypes, Object
+from ktrace_agent.kernel.kernel_types import KernelTypes
+from ktrace_agent.kernel.libbpf import BpfError
 from ktrace_agent.kernel.probes import GROWING_MAPS, TARGETS
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.capture import CaptureConfig

@@ -381,7 +381,7 @@ def test_services_and_policies_select_the_operator_and_no_agent():
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"operater": {}}, "operater"),
+        ({"operater": {}}, "operater"),  # codespell:ignore operater
         ({"operator": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": "2"}}, "replicas"),
         ({"operator": {"logLevel": "trace"}}, "logLevel"),

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node says of itself: clock, namespaces, counters."""
+"""Facts that the node reports without BPF: clock, namespaces, counters, sysctls, links."""

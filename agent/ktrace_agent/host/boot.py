@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which boot of the machine this is."""
+"""Identifies the current boot of the machine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from ktrace_agent.host.netns import PROC
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """Which boot of the machine this is; `-` and None where /proc does not say."""
+    """The current boot of the machine; `-` and None if /proc does not report it."""
 
     boot_id: str
     uptime_s: float | None
 
 
 def read(proc: Path = PROC) -> Boot:
-    """The kernel's boot id and the seconds since then."""
+    """Read the kernel's boot id and the seconds since boot."""
     raw = read_file(proc / "sys/kernel/random/boot_id")
     text = raw[:64].decode("ascii", "replace").strip() if isinstance(raw, bytes) else ""
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's boot clock as this process can read it: the one that events are stamped with.
+"""Reads the kernel's boot clock, which stamps the events.
 
-A time namespace (time_namespaces(7), Linux 5.6) shifts CLOCK_BOOTTIME for the processes in it;
-bpf_ktime_get_boot_ns() knows no namespaces. Whoever holds a time against rows asks boot_ns().
+A time namespace (time_namespaces(7), Linux 5.6) shifts CLOCK_BOOTTIME for its processes, but not
+bpf_ktime_get_boot_ns(). Code that compares a time with rows must use boot_ns().
 """
 
 import time
@@ -15,7 +15,7 @@ from ktrace_agent.host.small_file import text_or_empty
 
 _INITIAL_TIME_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO, include/linux/proc_ns.h
 _BOOTTIME = ("boottime", str(time.CLOCK_BOOTTIME))
-"""How the line begins; Linux 5.6 wrote numbers (94d440d61812)."""
+"""First word of the line; Linux 5.6 wrote numbers (94d440d61812)."""
 _NS = 10**9
 
 
@@ -33,7 +33,7 @@ class UnknownTimeNamespace(AgentError):
 
 
 def boot_ns() -> int:
-    """Nanoseconds since the boot, as the kernel counts them.
+    """Return nanoseconds since boot, as the kernel counts them.
 
     Raises UnknownTimeNamespace.
     """
@@ -41,10 +41,10 @@ def boot_ns() -> int:
 
 
 def shift_ns(proc: Path = PROC) -> int:
-    """What CLOCK_BOOTTIME is ahead of the kernel's boot clock in this process, in ns.
+    """Return CLOCK_BOOTTIME of this process minus the kernel's boot clock, in ns.
 
-    timens_offsets speaks of the namespace that children come into. Where that is another one
-    than the own, the own offset is not visible: raises UnknownTimeNamespace.
+    timens_offsets describes the time namespace of future children. If that is not the own one,
+    the own offset is unknown: raises UnknownTimeNamespace.
     """
     own, children = (
         inode_of(proc / "self/ns" / name, "time") for name in ("time", "time_for_children")
@@ -59,12 +59,12 @@ def shift_ns(proc: Path = PROC) -> int:
 
 @cache
 def _own_shift_ns() -> int:
-    """Offsets are fixed once a process is in the namespace, and the agent enters no other."""
+    """Cached: the offset is fixed, and the agent never changes its time namespace."""
     return shift_ns()
 
 
 def _boottime(path: Path) -> int | None:
-    """The line `boottime SECONDS NANOSECONDS`; only the seconds are ever negative."""
+    """Parse the line `boottime SECONDS NANOSECONDS`; only the seconds can be negative."""
     for line in text_or_empty(path).splitlines():
         match line.split():
             case [clock, seconds, nanoseconds] if clock in _BOOTTIME:
@@ -76,7 +76,7 @@ def _boottime(path: Path) -> int | None:
 
 
 def wall_offset_ns() -> int:
-    """CLOCK_REALTIME minus the kernel's boot clock in ns, from the closest of five readings."""
+    """Return CLOCK_REALTIME minus the kernel's boot clock in ns: the closest of five readings."""
     best: tuple[int, int] | None = None
     for _ in range(5):
         before = boot_ns()

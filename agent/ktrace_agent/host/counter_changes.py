@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two snapshots of the host's counters: all of it, and what node.json holds.
+"""Changes of the host's counters between two snapshots, and the part that fits node.json.
 
-Pure functions of the snapshots. Findings judge by all that changed (compare). Where that is more
-than node.json has room for, counters that tell of trouble go before those of traffic, and those
-before the rest (fit).
+Pure functions of the snapshots. Findings use all changes (compare). If they exceed the limit of
+node.json, error counters come before traffic counters, and these before the rest (fit).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,16 +13,16 @@ from ktrace_agent.host.counters import MAX_NETNS, Files, Missing, Raw, Snapshot
 from ktrace_agent.host.procfs import HELD_AGAINST, PER_HOST, PER_NETNS, Counters, Number
 
 KEPT_NETNS = 64
-"""Namespaces that fit() keeps at most; compare() takes as many as a snapshot reads."""
+"""Maximum number of namespaces that fit() keeps; compare() takes all that a snapshot reads."""
 MAX_BYTES = 64 * 1024
-"""Size of what fit() keeps as JSON at most, also when it is indented by two blanks."""
+"""Maximum JSON size of the changes that fit() keeps, even indented by two spaces."""
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_TROUBLE = _names(
+_ERRORS = _names(
     """
     TcpExt.ListenOverflows TcpExt.ListenDrops TcpExt.TCPBacklogDrop TcpExt.TCPReqQFullDrop
     TcpExt.TCPReqQFullDoCookies TcpExt.TCPTimeouts TcpExt.TCPSynRetrans TcpExt.TCPLostRetransmit
@@ -39,7 +38,8 @@ _TROUBLE = _names(
     insert_failed drop early_drop invalid search_restart dropped time_squeeze
     """
 ).union(*HELD_AGAINST.values())
-"""And what they are held against: a reset that the namespace made itself is no trouble."""
+"""Counters of errors, and the reference counters that findings subtract from them, such as resets
+that the namespace sent itself."""
 _TRAFFIC = _names(
     """
     Tcp.ActiveOpens Tcp.PassiveOpens Tcp.CurrEstab Tcp.InSegs Tcp.OutSegs
@@ -55,10 +55,10 @@ _GAUGES = _TRAFFIC & _names(
     UDP6.inuse sockets.used entries value
     """
 ) | {"some.avg10", "full.avg10"}
-"""Kept when they did not change, unless they are zero."""
+"""Kept even if unchanged, unless they are zero."""
 
 _ENTRY_BYTES = 120
-"""An entry of a report as indented JSON without its name and numbers; measured by a test."""
+"""Size of one indented JSON entry without its name and numbers; a test measures it."""
 _FILE_BYTES = 48
 _NETNS_BYTES = 160
 
@@ -77,9 +77,9 @@ FileChanges = dict[str, dict[str, Change]]
 
 @dataclass(frozen=True, slots=True)
 class NetnsReport:
-    """One namespace: what changed in it, or why that is not known.
+    """The changes in one namespace, or the reason why they are unknown.
 
-    With Missing.APPEARED the counters are those since the namespace was made.
+    With Missing.APPEARED they are counted since the creation of the namespace.
     """
 
     netns: int
@@ -89,17 +89,17 @@ class NetnsReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the counters did between two snapshots."""
+    """The changes of all counters between two snapshots."""
 
     host: FileChanges
     netns: tuple[NetnsReport, ...]
     """The agent's own namespace first, then those with events."""
     netns_left_out: int
-    """Namespaces with events beyond the most that are kept."""
+    """Number of namespaces with events above the limit."""
     counters_left_out: int
-    """Changes that found no room: none before fit()."""
+    """Number of changes that did not fit; 0 before fit()."""
     missing: Mapping[str, Missing]
-    """Files of the host without figures."""
+    """Files of the host without values."""
 
 
 class _Candidate(NamedTuple):
@@ -112,10 +112,10 @@ class _Candidate(NamedTuple):
 
 
 def compare(before: Snapshot, after: Snapshot, events: Iterable[int]) -> Report:
-    """All that changed in the host, in the agent's own namespace and in those of `events`.
+    """Return all changes of the host, of the agent's own namespace and of those in `events`.
 
-    `events` are inodes, the ones that matter most first. What is zero in difference is left out
-    unless it is a gauge or of procfs.HELD_AGAINST.
+    `events` are inodes, the most important first. Unchanged counters are left out, except gauges
+    and procfs.HELD_AGAINST.
     """
     wanted = list(dict.fromkeys([*([after.own] if after.own else []), *events]))
     missing: dict[str, Missing] = {}
@@ -149,7 +149,7 @@ def _report(before: Snapshot, after: Snapshot, inode: int) -> NetnsReport:
 
 
 def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, Missing | None]:
-    """The files of a namespace at both moments; nothing in them where they cannot be compared."""
+    """Return the files of a namespace before and after; empty if they cannot be compared."""
     new = after.netns.get(inode, Missing.VANISHED)
     if isinstance(new, Missing):
         return {}, {}, new
@@ -162,25 +162,25 @@ def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, 
 
 
 def _changes(file: str, old: Counters, new: Counters) -> dict[str, Change]:
-    held_against = HELD_AGAINST.get(file, frozenset())
+    references = HELD_AGAINST.get(file, frozenset())
     changes = {}
     for name, last in new.items():
         first = old.get(name, 0)  # IcmpMsg and the like appear with their first message
         delta = round(last - first, 6) if isinstance(last, float) else last - first
-        if last != first or _stands(name, last) or name in held_against:
+        if last != first or _kept_unchanged(name, last) or name in references:
             changes[name] = Change(first, last, delta)
     return changes
 
 
-def _stands(name: str, value: Number) -> bool:
-    """Told although it did not change."""
+def _kept_unchanged(name: str, value: Number) -> bool:
+    """Return whether a counter is reported although it did not change."""
     return name in _GAUGES and bool(value)
 
 
 def fit(report: Report) -> Report:
-    """What of a report goes into node.json: KEPT_NETNS namespaces, MAX_BYTES of changes."""
+    """Cut a report to what node.json may hold: KEPT_NETNS namespaces, MAX_BYTES of changes."""
     netns = report.netns[:KEPT_NETNS]
-    room = MAX_BYTES - len(netns) * _NETNS_BYTES
+    left = MAX_BYTES - len(netns) * _NETNS_BYTES
     on_host: FileChanges = {}
     places: list[FileChanges] = [{} for _ in netns]
     left_out = 0
@@ -191,10 +191,10 @@ def fit(report: Report) -> Report:
         files = on_host if candidate.place < 0 else places[candidate.place]
         cost = _ENTRY_BYTES + len(candidate.name) + sum(len(str(n)) for n in candidate.change)
         cost += 0 if candidate.file in files else _FILE_BYTES
-        if cost > room:
+        if cost > left:
             left_out += 1
             continue
-        room -= cost
+        left -= cost
         files.setdefault(candidate.file, {})[candidate.name] = candidate.change
     return replace(
         report,
@@ -208,7 +208,7 @@ def fit(report: Report) -> Report:
 def _candidates(place: int, files: FileChanges) -> Iterator[_Candidate]:
     for file, changes in files.items():
         for name, change in changes.items():
-            if change.before == change.after and not _stands(name, change.after):
+            if change.before == change.after and not _kept_unchanged(name, change.after):
                 continue
-            rank = 0 if name in _TROUBLE else 1 if name in _TRAFFIC or place < 0 else 2
+            rank = 0 if name in _ERRORS else 1 if name in _TRAFFIC or place < 0 else 2
             yield _Candidate(rank, place, file, name, change)

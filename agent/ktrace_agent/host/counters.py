@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters of this host and of its network namespaces, read before and after a capture.
 
-A snapshot only reads (standard library, bounded in time and number); parsing and comparing
-wait until the programs are detached (deltas.py). Another
-namespace is read through /proc/PID/net of a process that lives in it, so no setns() is needed
-and a namespace without a process cannot be read. What is missing has a typed reason, nothing
-here raises.
+A snapshot only reads: standard library, limited time and number. Parsing and comparing wait until
+the programs are detached (counter_changes.py). Another namespace is read through /proc/PID/net of
+one of its processes. That needs no setns(), but a namespace without a process cannot be read.
+Missing values have a typed reason; nothing here raises.
 """
 
 import errno
@@ -20,29 +19,29 @@ from ktrace_agent.host.clock import boot_ns
 from ktrace_agent.host.netns import PROC, find_netns, inode_of
 
 MAX_NETNS = 256
-"""Namespaces that a snapshot reads at most."""
+"""Maximum number of namespaces that a snapshot reads."""
 READ_SECONDS = 1.0
-"""Time that a snapshot takes at most."""
+"""Maximum duration of a snapshot."""
 _FILE_BYTES = 256 * 1024
 
 
 class Missing(StrEnum):
-    """Why a counter file or a namespace has no figures."""
+    """Why a counter file or a namespace has no values."""
 
     VANISHED = "vanished"
-    """It was there and is no longer: its last process ended."""
+    """It existed before: its last process has ended."""
     APPEARED = "appeared"
-    """It had no process when the capture began: its figures are since it was made."""
+    """It had no process when the capture began: its values are counted since its creation."""
     ABSENT = "absent"
     """This kernel does not offer the file."""
     DENIED = "denied"
     """The kernel does not let this user read it."""
     TOO_LATE = "too_late"
-    """The time for reading was over."""
+    """The time limit for reading was reached."""
     TOO_MANY = "too_many"
-    """More namespaces than are read."""
+    """There are more namespaces than the limit."""
     UNREADABLE = "unreadable"
-    """Reading failed in another way."""
+    """Reading failed with another error."""
 
 
 Raw = bytes | Missing
@@ -57,9 +56,9 @@ class Snapshot:
     netns: Mapping[int, Files | Missing]
     """By inode of the namespace."""
     own: int
-    """Inode of the agent's namespace; 0 where /proc does not say."""
+    """Inode of the agent's namespace; 0 if /proc does not report it."""
     whole: bool
-    """All processes were looked at: a namespace that is not here had none."""
+    """All processes were checked: a namespace that is not here had no process."""
     begun_ns: int = 0
     """The kernel's boot clock before the first file was read."""
     ended_ns: int = 0
@@ -77,18 +76,18 @@ def _why(problem: OSError) -> Missing:
 
 
 def read_file(path: Path | str) -> Raw:
-    """A small file of /proc as it is, at most 256 KiB of it."""
+    """Read a small file of /proc unchanged, maximum 256 KiB."""
     try:
         return small_file.read_bytes(path, _FILE_BYTES)
     except OSError as problem:
         return _why(problem)
 
 
-def _read_netns(proc: Path, inode: int, witnesses: Iterable[str]) -> Files | Missing:
+def _read_netns(proc: Path, inode: int, pids: Iterable[str]) -> Files | Missing:
     reason = Missing.VANISHED
-    for pid in witnesses:
+    for pid in pids:
         files = {name: read_file(f"{proc}/{pid}/net/{name}") for name in procfs.PER_NETNS}
-        # A pid that ended meanwhile may be another process in another namespace by now.
+        # The pid may belong to another process in another namespace by now.
         if inode_of(f"{proc}/{pid}/ns/net") != inode:
             continue
         if any(isinstance(raw, bytes) for raw in files.values()):
@@ -104,9 +103,9 @@ def snapshot(
     limit: int = MAX_NETNS,
     seconds: float = READ_SECONDS,
 ) -> Snapshot:
-    """Read all counters now; of network namespaces only those in `only`, where it is given.
+    """Read all counters now; if `only` is given, only these network namespaces.
 
-    The agent's own namespace comes first and is always read.
+    The agent's own namespace is always read, and first.
     """
     begun_ns = boot_ns()
     end = time.monotonic() + seconds

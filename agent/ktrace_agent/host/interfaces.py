@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links and addresses of the agent's own network namespace, by ioctl and /proc.
 
-/sys/class/net shows the namespace of whoever mounted it, so it is asked only for what an
-interface of the same index says there. Nothing raises: what cannot be read is left out.
+/sys/class/net shows the namespace of the process that mounted it. It is used only for the state of
+an interface with the same index. Nothing raises: unreadable values are left out.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ _MAX_IPV4 = 1024
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface; mtu in bytes, state as operstate says it, addresses with prefix length."""
+    """One interface: MTU in bytes, state as in operstate, addresses with prefix length."""
 
     name: str
     index: int
@@ -41,7 +41,7 @@ class Link:
 def read(
     limit: int = MAX_INTERFACES, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")
 ) -> tuple[tuple[Link, ...], int]:
-    """The first `limit` interfaces by index, and how many more there are."""
+    """Return the first `limit` interfaces by index, and the number of further ones."""
     try:
         found = sorted(socket.if_nameindex())
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -55,7 +55,7 @@ def read(
             Link(
                 name=name,
                 index=index,
-                mtu=_ask(sock, _SIOCGIFMTU, name, "i"),
+                mtu=_query(sock, _SIOCGIFMTU, name, "i"),
                 state=_state(sock, name, index, sys),
                 addresses=tuple(addresses.get(name, [])[:8]),
             )
@@ -64,7 +64,7 @@ def read(
     return links, max(0, len(found) - limit)
 
 
-def _ask(sock: socket.socket, request: int, name: str, form: str) -> int:
+def _query(sock: socket.socket, request: int, name: str, form: str) -> int:
     ifreq = struct.pack(f"16s{_IFREQ - 16}x", name.encode())
     try:
         answer = fcntl.ioctl(sock, request, ifreq)
@@ -80,13 +80,13 @@ def _state(sock: socket.socket, name: str, index: int, sys: Path) -> str:
         state := text_or_empty(folder / "operstate").strip()
     ):
         return state
-    flags = _ask(sock, _SIOCGIFFLAGS, name, "H")
+    flags = _query(sock, _SIOCGIFFLAGS, name, "H")
     return "up" if flags & _IFF_UP and flags & _IFF_RUNNING else "down"
 
 
 def _ipv4(sock: socket.socket) -> dict[str, list[str]]:
-    """All IPv4 addresses by interface; an address under an alias (eth0:1) counts for eth0."""
-    import array  # only here: a buffer whose address an ioctl may take
+    """Return all IPv4 addresses by interface; those of an alias (eth0:1) belong to eth0."""
+    import array  # a buffer whose address can be passed to an ioctl
 
     buffer = array.array("B", bytes(_MAX_IPV4 * _IFREQ))
     place, _ = buffer.buffer_info()
@@ -110,7 +110,7 @@ def _ipv4(sock: socket.socket) -> dict[str, list[str]]:
 
 
 def _ipv6(path: Path) -> list[tuple[str, str]]:
-    """Interface and address of each line of if_inet6: address index length scope flags name."""
+    """Parse if_inet6 into interface and address: address index length scope flags name."""
     found = []
     for line in text_or_empty(path).splitlines():
         match line.split():

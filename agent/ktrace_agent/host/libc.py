@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C library by ctypes: the system calls that Python has no function for."""
+"""The C library by ctypes, for system calls without a Python function."""
 
 import ctypes
 from functools import cache
@@ -7,5 +7,5 @@ from functools import cache
 
 @cache
 def libc() -> ctypes.CDLL:
-    """The C library of this process, with errno kept."""
+    """Return the C library of this process; it keeps errno."""
     return ctypes.CDLL(None, use_errno=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces: which exist, which process lives in each, and how to run code in one."""
+"""Network namespaces: lists them with their processes, and runs code in one."""
 
 import ctypes
 import os
@@ -13,16 +13,16 @@ from ktrace_agent.host.libc import libc
 PROC = Path("/proc")
 CLONE_NEWNET = 0x40000000
 _PROCESSES = 3
-"""Processes kept for each namespace: one of them may end before it is used."""
+"""Number of processes kept for each namespace: one may end before it is used."""
 
 T = TypeVar("T")
 
 
 def run_in_netns(pid: int, inode: int, work: Callable[[], T]) -> T | None:
-    """`work()` in the network namespace of process `pid`; None where it is gone or another by now.
+    """Run `work()` in the network namespace of `pid`; return None if that is not `inode` any more.
 
-    setns(2) moves one thread; a pool of one gives it work once and ends it.
-    Raises OSError where the kernel refuses, and what `work` raises.
+    setns(2) moves one thread, so a separate thread does the work and ends.
+    Raises OSError if the kernel refuses, and everything that `work` raises.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns") as pool:
         return pool.submit(_enter, pid, inode, work).result()
@@ -45,7 +45,7 @@ def _enter(pid: int, inode: int, work: Callable[[], T]) -> T | None:
 
 
 def inode_of(link: str | Path, kind: str = "net") -> int | None:
-    """Inode of a namespace link such as /proc/1/ns/net; None where it is unreadable.
+    """Return the inode of a namespace link such as /proc/1/ns/net; None if it is unreadable.
 
     The link reads `net:[4026531833]` (namespaces(7)); `kind` is the part before the colon.
     """
@@ -58,7 +58,7 @@ def inode_of(link: str | Path, kind: str = "net") -> int | None:
 
 
 def find_netns(proc: Path, over: Callable[[], bool]) -> dict[int, list[str]]:
-    """Inode -> some of the processes that live there, the oldest first."""
+    """Return inode -> some processes of that namespace, the oldest first."""
     found: dict[int, list[str]] = {}
     try:
         names = os.listdir(proc)  # noqa: PTH208  # strings are enough, a big host has thousands

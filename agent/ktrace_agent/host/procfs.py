@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parsers of the kernel's counter files: bytes in, names and numbers out.
 
-They are total: what is not of the known form is left out, nothing raises. Formats:
+They never raise: text of an unknown form is left out. Formats:
 net/ipv4/proc.c, net/ipv6/proc.c, net/core/net-procfs.c, kernel/sched/psi.c,
 net/netfilter/nf_conntrack_standalone.c.
 """
@@ -46,7 +46,7 @@ def _bounded(pairs: Iterator[tuple[str, Number]]) -> Counters:
 
 
 def columns(data: bytes) -> Counters:
-    """netstat and snmp: a line of names, then a line of values, both with the same prefix."""
+    """Parse netstat and snmp: a line of names, then a line of values, with the same prefix."""
     return _bounded(_columns(_lines(data)))
 
 
@@ -62,7 +62,7 @@ def _columns(lines: list[str]) -> Iterator[tuple[str, Number]]:
 
 
 def pairs(data: bytes) -> Counters:
-    """snmp6: a name and a value a line."""
+    """Parse snmp6: a name and a value on each line."""
     return _bounded(_pairs(_lines(data)))
 
 
@@ -74,7 +74,7 @@ def _pairs(lines: list[str]) -> Iterator[tuple[str, Number]]:
 
 
 def sockstat(data: bytes) -> Counters:
-    """sockstat and sockstat6: `TCP: inuse 1 orphan 0`; memory is in pages."""
+    """Parse sockstat and sockstat6: `TCP: inuse 1 orphan 0`; memory is in pages."""
     return _bounded(_sockstat(_lines(data)))
 
 
@@ -90,7 +90,7 @@ def _sockstat(lines: list[str]) -> Iterator[tuple[str, Number]]:
 
 
 def softnet(data: bytes) -> Counters:
-    """softnet_stat: a line of hexadecimal columns for each CPU, summed here."""
+    """Parse softnet_stat: a line of hexadecimal columns for each CPU; returns the sums."""
     sums: Counters = {}
     for line in _lines(data):
         words = line.split()
@@ -101,7 +101,7 @@ def softnet(data: bytes) -> Counters:
 
 
 def pressure(data: bytes) -> Counters:
-    """PSI: percent of time that some or all tasks waited (avg10, avg60, avg300), total in us."""
+    """Parse PSI: percent of time that some or all tasks waited (avg10, 60, 300), total in us."""
     return _bounded(_pressure(_lines(data)))
 
 
@@ -119,9 +119,9 @@ def _pressure(lines: list[str]) -> Iterator[tuple[str, Number]]:
 
 
 def conntrack(data: bytes) -> Counters:
-    """stat/nf_conntrack: names, then hexadecimal columns for each CPU, summed here.
+    """Parse stat/nf_conntrack: names, then hexadecimal columns for each CPU; returns the sums.
 
-    `entries` is the size of the namespace's table, which every line repeats.
+    `entries` is the size of the namespace's table. Every line repeats it, so it is not summed.
     """
     names, *lines = _lines(data)
     counters: Counters = {}
@@ -135,7 +135,7 @@ def conntrack(data: bytes) -> Counters:
 
 
 def value(data: bytes) -> Counters:
-    """A file that holds one integer, such as most sysctls."""
+    """Parse a file with one integer, such as most sysctls."""
     text = data.decode("ascii", "replace").strip()
     return {"value": int(text)} if _INTEGER.fullmatch(text) else {}
 
@@ -147,17 +147,17 @@ ABORTS = (
     "TcpExt.TCPAbortOnMemory",
     "TcpExt.TCPAbortOnTimeout",
 )
-"""Connections that the sockets of a namespace aborted themselves, in netstat."""
+"""Connections that sockets of the namespace aborted themselves, in netstat."""
 DUPLICATES = "TcpExt.TCPDSACKRecv"
-"""Segments sent again that their receivers had already, in netstat."""
+"""Retransmitted segments that their receivers already had, in netstat."""
 
 HELD_AGAINST: dict[str, frozenset[str]] = {
     "netstat": frozenset({*ABORTS, DUPLICATES}),
     "snmp": frozenset({"Udp.InDatagrams"}),
     "snmp6": frozenset({"Udp6InDatagrams"}),
 }
-"""Counters that findings hold others against, by file: what they subtract or divide by. They are
-told also where they did not change: one that is not told is not known, and never zero."""
+"""Reference counters that findings subtract or divide by, by file. Reported even if unchanged, so
+that a missing counter means unknown, not zero."""
 
 PER_NETNS: dict[str, Callable[[bytes], Counters]] = {
     "netstat": columns,
@@ -167,7 +167,7 @@ PER_NETNS: dict[str, Callable[[bytes], Counters]] = {
     "sockstat6": sockstat,
     "stat/nf_conntrack": conntrack,
 }
-"""Files of /proc/PID/net that count for one network namespace."""
+"""Files of /proc/PID/net with counters of one network namespace."""
 
 PER_HOST: dict[str, tuple[str, Callable[[bytes], Counters]]] = {
     "softnet_stat": ("net/softnet_stat", softnet),
@@ -177,4 +177,4 @@ PER_HOST: dict[str, tuple[str, Callable[[bytes], Counters]]] = {
     "conntrack/count": ("sys/net/netfilter/nf_conntrack_count", value),
     "conntrack/max": ("sys/net/netfilter/nf_conntrack_max", value),
 }
-"""Files of /proc that count for the whole host; conntrack/count is the agent's namespace's."""
+"""Files of /proc with counters of the host; conntrack/count is that of the agent's namespace."""

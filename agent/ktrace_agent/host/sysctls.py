@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel settings of networking that explain what a capture shows."""
+"""Network settings of the kernel that help to explain a capture."""
 
 from pathlib import Path
 
@@ -36,11 +36,11 @@ SYSCTLS = (
     "net/netfilter/nf_conntrack_tcp_timeout_established",
     "net/netfilter/nf_conntrack_udp_timeout",
 )
-"""Read, never written; those of net/ are the agent's own namespace's."""
+"""Only read, never written. Those of net/ belong to the agent's network namespace."""
 
 
 def read(proc: Path = PROC) -> dict[str, str]:
-    """Name -> value of those SYSCTLS that can be read; blanks as one space."""
+    """Return name -> value of all readable SYSCTLS, with blanks collapsed."""
     values = {}
     for path in SYSCTLS:
         raw = read_file(proc / "sys" / path)

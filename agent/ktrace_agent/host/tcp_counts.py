@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own counts of what the programs should have seen.
+"""The kernel's own TCP counters, to compare with the recorded events.
 
-Both snapshots are taken while every program is attached, so what the kernel counted between
-them must be among the events. A namespace's inode may be used again meanwhile; its counters
-then are younger than the first snapshot, and still nothing in them is older than the programs.
+Both snapshots are taken while every program is attached, so everything that the kernel counted
+between them must be among the events. If the inode of a namespace is reused meanwhile, its counters
+are younger than the first snapshot, but still younger than the attached programs.
 """
 
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ from ktrace_agent.host.procfs import columns
 
 @dataclass(frozen=True, slots=True)
 class TcpCounts:
-    """What the kernel itself counted in one network namespace (SNMP's MIB of TCP)."""
+    """Counters of the kernel in one network namespace (the TCP part of the SNMP MIB)."""
 
     passive_opens: int
     active_opens: int
     retransmitted: int
-    """Segments that were sent again: RetransSegs without TCPRetransFail."""
+    """Retransmitted segments: RetransSegs minus TCPRetransFail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """The kernel's own counts while all programs were attached, to hold the rows against."""
+    """The kernel's own counts while all programs were attached, to compare with the rows."""
 
     since_ns: int
-    """The kernel's boot clock before the first reading; what is counted happened since."""
+    """The kernel's boot clock before the first reading; all counted events are later."""
     until_ns: int
     """After the last reading."""
     netns: Mapping[int, TcpCounts]
-    """By inode; those that could be read both times."""
+    """By inode; only namespaces that could be read both times."""
 
 
 def witness(before: Snapshot, after: Snapshot) -> Witness:
-    """What the counters of TCP rose by in every namespace that could be read both times."""
+    """Return the increase of the TCP counters in each namespace that was readable both times."""
     counts = {}
     for netns, files in after.netns.items():
         first, last = _read(before.netns.get(netns)), _read(files)
@@ -60,7 +60,7 @@ def _read(files: object) -> TcpCounts | None:
         return TcpCounts(
             passive_opens=int(counters["Tcp.PassiveOpens"]),
             active_opens=int(counters["Tcp.ActiveOpens"]),
-            # Failed attempts are counted as segments sent again, and as failed since v4.15.
+            # Since v4.15 failed retransmissions count as retransmitted and as failed.
             retransmitted=int(counters["Tcp.RetransSegs"] - counters["TcpExt.TCPRetransFail"]),
         )
     except KeyError:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs: probed, loaded, attached, drained; and the recording that they leave."""
+"""The BPF programs: probed, loaded, attached and drained; and the recording they produce."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel side as one object: choose, configure, load, attach, read its maps, detach.
+"""The BPF side as one object: choose, configure, load, attach, read its maps, detach.
 
-The structures here mirror agent/bpf/events.h for what is needed while the capture runs;
-records.py mirrors the records.
+The structures here mirror the parts of agent/bpf/events.h that a running capture needs.
+tables/records.py mirrors the records.
 """
 
 import ctypes
@@ -16,14 +16,10 @@ from ktrace_agent.errors import AgentError, UnsupportedKernel
 from ktrace_agent.host import cgroups
 from ktrace_agent.host.libc import libc
 from ktrace_agent.kernel import load_errors
-from ktrace_agent.kernel.libbpf import (
-    BpfError,
-    KernelTypes,
-    Link,
-    Object,
-    library,
-    read_iterator,
-)
+from ktrace_agent.kernel.bpf_object import Link, Object
+from ktrace_agent.kernel.iterators import read_iterator
+from ktrace_agent.kernel.kernel_types import KernelTypes
+from ktrace_agent.kernel.libbpf import BpfError, library
 from ktrace_agent.kernel.probes import (
     GROWING_MAPS,
     TARGETS,
@@ -102,7 +98,7 @@ class KernelConfig(ctypes.Structure):
 
 
 class _Features:
-    """The kernel's answers to probes.choose()."""
+    """What the running kernel offers, for probes.choose()."""
 
     def __init__(self) -> None:
         self._types = KernelTypes()
@@ -123,7 +119,7 @@ class _Features:
 
 
 def object_path(name: str) -> Path:
-    """A built file of agent/bpf: from KTRACE_BPF_DIR, the wheel, or the checkout's build."""
+    """Return a built file of agent/bpf: from KTRACE_BPF_DIR, the wheel, or the checkout."""
     package = Path(__file__).resolve().parents[1]
     folders = [package / "bpf", package.parent / "bpf" / "build"]
     if chosen := os.environ.get("KTRACE_BPF_DIR"):
@@ -135,13 +131,13 @@ def object_path(name: str) -> Path:
 
 
 def _ring_size(wanted: int) -> int:
-    """The power of two that holds `wanted`, in whole pages."""
+    """Return the smallest power of two that holds `wanted` bytes and whole pages."""
     page = os.sysconf("SC_PAGESIZE")
     return 1 << (max(wanted, page) - 1).bit_length()
 
 
 class Collector:
-    """The loaded object. close() ends every link, program and map; so does the process's end."""
+    """The loaded object. close() removes its links, programs and maps; so does the process exit."""
 
     def __init__(self, config: CaptureConfig, *, cgroup_v1: bool) -> None:
         try:
@@ -163,7 +159,7 @@ class Collector:
             raise
 
     def _load(self) -> tuple[tuple[Choice, ...], Object]:
-        """Load what was chosen; what the kernel refuses is named and chosen anew without it."""
+        """Load the chosen programs. If the kernel refuses some, choose again without them."""
         refused: dict[str, str] = {}
         while True:
             choices = choose(self._features, self._config.events, refused)
@@ -179,7 +175,7 @@ class Collector:
                 load_errors.raise_if_denied(guilty.values(), tried=len(names))
                 if not guilty:
                     raise AgentError(
-                        f"the programs load one by one, not together: {error}"
+                        f"the programs load one by one, but not together: {error}"
                     ) from error
                 refused |= {name: load_errors.reason(one) for name, one in guilty.items()}
 
@@ -206,7 +202,7 @@ class Collector:
         return bpf
 
     def _find_guilty(self, names: set[str]) -> dict[str, BpfError]:
-        """Load each program alone: the refused ones, each with the kernel's answer."""
+        """Load each program alone; return the refused ones with their errors."""
         guilty = {}
         for name in sorted(names):
             try:
@@ -217,7 +213,7 @@ class Collector:
         return guilty
 
     def attach(self) -> None:
-        """Attach all but the iterators' own start; events flow from here on."""
+        """Attach all programs. From now on events are recorded; iterators run in iterate()."""
         for choice in self.choices:
             for name in choice.programs:
                 program, target = self._object.programs[name], TARGETS[name]
@@ -227,21 +223,21 @@ class Collector:
                 elif isinstance(target, Event):
                     event = self._features.event_id(target.name)
                     if event is None:
-                        raise AgentError(f"event {target.name} vanished while attaching")
+                        raise AgentError(f"event {target.name} disappeared while attaching")
                     self._links.append(program.attach_tracepoint(event))
                 else:
                     self._links.append(program.attach())
         self._features.close()  # the kernel's BTF is 6 MB of memory
 
     def iterate(self, name: str) -> bytes:
-        """Run iterator `name` once in this thread's network namespace; b"" where it is refused."""
+        """Run iterator `name` once in this thread's network namespace; b"" if it was not loaded."""
         link = self._iterators.get(name)
         return read_iterator(link) if link else b""
 
     def detach(self) -> None:
-        """End the events. After this the kernel writes no record.
+        """Detach the programs that record events. Afterwards the kernel writes no record.
 
-        Each link waits for a grace period of RCU of its own: all at once they share one.
+        Each link waits for its own RCU grace period. Closed in parallel, they share one.
         """
         if self._links:
             with ThreadPoolExecutor(max_workers=len(self._links)) as pool:
@@ -254,10 +250,11 @@ class Collector:
         return self._object.map("ring").fd
 
     def counters(self, *, with_misses: bool = False) -> dict[RowType, HookCounters]:
-        """Accounting of every hook, summed over CPUs.
+        """Return the accounting of every hook, summed over CPUs.
 
-        With `with_misses` also events whose program the kernel skipped since it was already
-        running on that CPU (a softirq upon it), and that no second copy told: lost_map.
+        `with_misses` adds, as lost_map, the events whose program the kernel skipped because it was
+        already running on that CPU (interrupted by a softirq), unless the program's second copy
+        recorded them.
         """
         names = [field.name for field in fields(HookCounters)]
         array = self._object.map("counters")
@@ -269,7 +266,7 @@ class Collector:
             for row, misses in self._misses().items():
                 sums[row]["seen"] += misses
                 sums[row]["lost_map"] += misses
-                # The socket's next state shows a skipped change, too.
+                # The next state of the socket also reveals a skipped change.
                 sums[row]["unseen"] = max(0, sums[row]["unseen"] - misses)
         return {row: HookCounters(**values) for row, values in sums.items()}
 
@@ -281,8 +278,8 @@ class Collector:
                     misses = self._object.programs[name].recursion_misses()
                     missed[row] = missed.get(row, 0) + misses
         if RowType.TCP_STATE in missed:
-            (rescued,) = _sum(self._object.map("rescued").lookup_percpu(0), 1)
-            missed[RowType.TCP_STATE] = max(0, missed[RowType.TCP_STATE] - rescued)
+            (recorded,) = _sum(self._object.map("rescued").lookup_percpu(0), 1)
+            missed[RowType.TCP_STATE] = max(0, missed[RowType.TCP_STATE] - recorded)
         return missed
 
     def overflow(self) -> Overflow:
@@ -290,13 +287,14 @@ class Collector:
         return Overflow(*_sum(values, len(fields(Overflow))))
 
     def flows(self) -> tuple[bytes, bytes]:
-        """Arrays of kt_flow_key and kt_flow."""
+        """Return the arrays of kt_flow_key and kt_flow."""
         return self._object.map("flows").items()
 
     def cgroups(self) -> dict[int, str]:
-        """cgroup id -> path, as many levels as the kernel side kept.
+        """Return cgroup id -> path, with as many levels as the kernel side kept.
 
-        With a pod filter only those of the pods: who asks for them is told of no others.
+        With a pod filter only the cgroups of these pods: the author of the snapshot must not get
+        the names of others.
         """
         keys, values = self._object.map("cgroups").items()
         found = (CgroupNames * (len(keys) // 8)).from_buffer_copy(values)
@@ -314,7 +312,7 @@ class Collector:
 
 
 def survey(config: CaptureConfig) -> tuple[Choice, ...]:
-    """What a capture of this configuration would choose; loads and unloads, attaches nothing."""
+    """Return the choices of a capture with this configuration. Loads programs, attaches none."""
     collector = Collector(config, cgroup_v1=False)
     collector.close()
     return collector.choices
@@ -332,10 +330,10 @@ def _cgroup_path(names: CgroupNames) -> str:
 
 def _refusal(choice: Choice) -> str:
     reasons = "; ".join(f"{refusal.program}: {refusal.reason}" for refusal in choice.refused)
-    return f"this kernel cannot tell {choice.missing} ({reasons}): see `ktrace doctor`"
+    return f"this kernel cannot report {choice.missing} ({reasons}): see `ktrace doctor`"
 
 
 def _synchronize_rcu() -> None:
-    """Wait until no program that was detached still runs: membarrier(2), MEMBARRIER_CMD_GLOBAL."""
+    """Wait until no detached program still runs: membarrier(2) with MEMBARRIER_CMD_GLOBAL."""
     membarrier = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
     libc().syscall(ctypes.c_long(membarrier), ctypes.c_long(1), ctypes.c_long(0), ctypes.c_long(0))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this kernel and this node offer, with a typed reason for what they do not.
+"""What this kernel and this node offer, with a typed reason for everything that is missing.
 
-`inspect()` only looks and never raises; `check()` raises where a capture cannot begin. What
-single programs need is decided later, program by program (probes.py).
+`inspect()` only reads and never raises. `check()` raises if a capture cannot begin. The needs of
+single programs are checked later, program by program (probes.py).
 """
 
 import ctypes
@@ -41,7 +41,7 @@ CgroupVersion = Literal["v1", "v2", "hybrid", "-"]
 
 
 class Lack(StrEnum):
-    """What a node may lack; only what is BLOCKING keeps a capture from running."""
+    """What a node may lack. Only the members of BLOCKING prevent a capture."""
 
     BPF_PERMISSION = "bpf_permission"
     BTF = "btf"
@@ -63,12 +63,12 @@ BLOCKING: Mapping[Lack, type[KtraceError]] = {
     Lack.CLOCK: AgentError,
     Lack.FILES: AgentError,
 }
-"""In the order in which they are told: what a user can change comes first."""
+"""In the order of reporting: what a user can change comes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Something that is not there: why, what it costs and what to do, a line each."""
+    """Something that is missing: the reason with its effect, and what to do, one line each."""
 
     what: Lack
     why: str
@@ -77,7 +77,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """How control groups are mounted; controllers are those of v1 hierarchies, sorted."""
+    """How cgroups are mounted; `v1_controllers` are those of v1 hierarchies, sorted."""
 
     version: CgroupVersion
     v1_controllers: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Cgroup:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """One node as it was found."""
+    """One node as inspected."""
 
     release: str
     """`uname -r`."""
@@ -93,34 +93,35 @@ class Platform:
     machine: str
     euid: int
     capabilities: frozenset[str]
-    """Effective ones, of those in CAPABILITIES."""
+    """The effective ones among CAPABILITIES."""
     btf: bool
     lockdown: str
-    """none, integrity, confidentiality; `-` where the kernel does not say."""
+    """none, integrity or confidentiality; `-` if the kernel does not report it."""
     unprivileged_bpf: str
-    """Whether users without rights may load programs: allowed, disabled, locked, `-`."""
+    """Whether unprivileged users may load programs: allowed, disabled, locked, `-`."""
     cgroup: Cgroup
     tracefs: str
-    """Where it is mounted, `private` where a mount of our own works, `-` where neither does."""
+    """Mount point; `private` if only a private mount works, `-` if neither works."""
     libbpf: str
-    """Version, such as 1.5; `-` where it cannot be loaded."""
+    """Version, such as 1.5; `-` if it cannot be loaded."""
     missing: tuple[Missing, ...]
 
     def lacks(self, what: Lack) -> Missing | None:
-        """The reason why `what` is not there, None where it is."""
+        """Return the reason why `what` is missing, or None if it is available."""
         return next((one for one in self.missing if one.what is what), None)
 
 
 def check(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) -> Platform:
-    """The platform, where a capture can begin.
+    """Return the platform if a capture can begin.
 
-    Raises PermissionDenied or UnsupportedKernel with one line that says what to do next.
+    Raises PermissionDenied, UnsupportedKernel or AgentError with one line that includes the next
+    step.
     """
     return require(inspect(proc=proc, btf=btf, lockdown=lockdown))
 
 
 def require(found: Platform) -> Platform:
-    """The same platform, where nothing that is BLOCKING is missing; raises like check()."""
+    """Return the same platform; raise like check() if anything in BLOCKING is missing."""
     for what, error in BLOCKING.items():
         if lack := found.lacks(what):
             raise error(f"{lack.why}; {lack.next_step}")
@@ -128,7 +129,7 @@ def require(found: Platform) -> Platform:
 
 
 def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) -> Platform:
-    """Everything that a capture depends on, without changing anything."""
+    """Return everything that a capture depends on. Changes nothing on the node."""
     uname = platform.uname()
     capabilities = _effective(text_or_empty(proc / "self/status"))
     cgroup = parse_cgroups(text_or_empty(proc / "self/mountinfo"))
@@ -145,7 +146,7 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
         (files := load_errors.files_problem()) and Missing(Lack.FILES, *files),
         tracefs_why and Missing(Lack.TRACEFS, tracefs_why, _TRACEFS_HELP),
         cgroup.version == "-" and Missing(Lack.CGROUP, "no cgroup is mounted", _CGROUP_HELP),
-        _unseen_processes(proc, capabilities),
+        _other_processes(proc, capabilities),
         _namespaces(capabilities),
     ]
     return Platform(
@@ -168,15 +169,15 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
 
 _BTF_HELP = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (most distributions since 2021)"
 _TRACEFS_HELP = (
-    "run as root, or `mount -t tracefs nodev /sys/kernel/tracing`; without it peers of"
-    " unconnected UDP sockets and errnos of connect() are unknown"
+    "run as root, or `mount -t tracefs nodev /sys/kernel/tracing`; without it the peers of"
+    " unconnected UDP sockets and the errnos of connect() are unknown"
 )
 _CGROUP_HELP = "mount /sys/fs/cgroup into the container; without it rows have no cgroup name"
 _UNPRIVILEGED = {"0": "allowed", "1": "locked", "2": "disabled"}
 
 
 def parse_capabilities(status: str) -> int:
-    """CapEff of /proc/PID/status as a bit set; 0 where the line is missing."""
+    """Return CapEff of /proc/PID/status as a bit set; 0 if the line is missing."""
     match = re.search(r"^CapEff:\s*([0-9a-fA-F]{1,16})$", status, re.MULTILINE)
     return int(match[1], 16) if match else 0
 
@@ -187,16 +188,16 @@ def _effective(status: str) -> frozenset[str]:
 
 
 def parse_lockdown(text: str) -> str:
-    """`none [integrity] confidentiality` -> integrity; `-` where nothing is in brackets."""
+    """Parse `none [integrity] confidentiality` into integrity; `-` without brackets."""
     match = re.search(r"\[(\w{1,32})\]", text)
     return match[1] if match else "-"
 
 
 def parse_cgroups(mountinfo: str) -> Cgroup:
-    """How cgroups are mounted, from /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+    """Parse /proc/PID/mountinfo (proc_pid_mountinfo(5)) for the mounted cgroup hierarchies.
 
-    v2: only the unified hierarchy, or beside it only named ones; v1: only v1 hierarchies;
-    hybrid: v1 controllers with a cgroup2 beside them.
+    v2: only the unified hierarchy, apart from named v1 hierarchies without a controller. v1: only
+    v1 hierarchies. hybrid: v1 controllers and the unified hierarchy.
     """
     unified = legacy = False
     controllers: set[str] = set()
@@ -215,19 +216,19 @@ def parse_cgroups(mountinfo: str) -> Cgroup:
 
 
 def _btf_problem(path: Path) -> str:
-    """Why the kernel's BTF cannot be used; empty where it can."""
+    """Return why the kernel's BTF cannot be used; empty if it can."""
     try:
         with path.open("rb") as file:
             magic = int.from_bytes(file.read(2), "little")
     except FileNotFoundError:
-        return f"this kernel has no type information ({path} is missing)"
+        return f"this kernel has no BTF ({path} is missing)"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
-    return "" if magic == _BTF_MAGIC else f"{path} is not BTF"
+    return "" if magic == _BTF_MAGIC else f"{path} does not contain BTF"
 
 
 def _libbpf() -> tuple[str, str]:
-    """Version of libbpf and, where it cannot be used, the reason."""
+    """Return the version of libbpf and, if it cannot be used, the reason."""
     from ktrace_agent.kernel.libbpf import library
 
     try:
@@ -242,7 +243,7 @@ def _libbpf() -> tuple[str, str]:
 
 
 def _tracefs() -> tuple[str, str]:
-    """Where tracefs is and, where it is nowhere, the reason."""
+    """Return the mount point of tracefs and, if it is not available, the reason."""
     from ktrace_agent.kernel.tracefs import MOUNT_POINTS, Tracefs
 
     for point in MOUNT_POINTS:
@@ -260,21 +261,20 @@ _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_n
 
 
 def _permission(proc: Path, capabilities: frozenset[str]) -> Missing | None:
-    """Whether programs may be loaded: bpf(2) asks for capabilities of the initial namespace."""
+    """Check the right to load programs: capabilities in the initial user namespace."""
     if not _is_initial(proc / "self/ns", "user", _INITIAL_USER_NAMESPACE):
         return Missing(
             Lack.BPF_PERMISSION,
-            "this process is in a user namespace: the capabilities that it has there do not count"
-            " for BPF",
-            "run outside of it: as root of the host, or in a container of the host's users",
+            "this process is in a user namespace, where its capabilities are not valid for BPF",
+            "run outside of it: as root of the host, or in a container without user namespace",
         )
     if "CAP_SYS_ADMIN" in capabilities or {"CAP_BPF", "CAP_PERFMON"} <= capabilities:
         return None
     lacking = " and ".join(sorted({"CAP_BPF", "CAP_PERFMON"} - capabilities))
     return Missing(
         Lack.BPF_PERMISSION,
-        f"loading BPF programs needs root or {lacking}",
-        "run with sudo, or as a privileged container",
+        f"root (or {lacking}) is required to load eBPF programs",
+        "try `sudo ktrace`, or run it in a privileged container",
     )
 
 
@@ -283,7 +283,7 @@ def _lockdown(mode: str) -> Missing | None:
         return None
     return Missing(
         Lack.LOCKDOWN,
-        "kernel lockdown is `confidentiality`: programs may not read kernel memory",
+        "kernel lockdown is `confidentiality`: eBPF programs cannot read kernel memory",
         "boot with lockdown=integrity or less",
     )
 
@@ -296,19 +296,19 @@ def _clock(proc: Path) -> Missing | None:
     return None
 
 
-def _unseen_processes(proc: Path, capabilities: frozenset[str]) -> Missing | None:
-    """Whether this is a pid namespace of its own, or other users' processes are closed."""
+def _other_processes(proc: Path, capabilities: frozenset[str]) -> Missing | None:
+    """Check for a separate PID namespace, and for access to other users' processes."""
     if not _is_initial(proc / "self/ns", "pid", _INITIAL_PID_NAMESPACE):
         return Missing(
             Lack.OTHER_PROCESSES,
-            "the agent is in a pid namespace of its own",
-            "run with hostPID: without it namespaces of other processes are not found",
+            "the agent is not in the host PID namespace",
+            "run with hostPID; without it namespaces of other processes are not found",
         )
     if "CAP_SYS_PTRACE" in capabilities:
         return None
     return Missing(
         Lack.OTHER_PROCESSES,
-        "CAP_SYS_PTRACE is missing: namespaces of other users' processes are not seen",
+        "CAP_SYS_PTRACE is missing: namespaces of other users' processes cannot be read",
         "add CAP_SYS_PTRACE; without it their counters and sockets are left out",
     )
 
@@ -317,7 +317,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.
 
 
 def _is_initial(namespaces: Path, kind: str, inode: int) -> bool:
-    """Whether that is the namespace that the kernel began with; yes where it cannot be told."""
+    """Return whether this is the initial namespace; True if that is unknown."""
     return inode_of(namespaces / kind, kind) in (inode, None)
 
 
@@ -327,5 +327,5 @@ def _namespaces(capabilities: frozenset[str]) -> Missing | None:
     return Missing(
         Lack.NAMESPACES,
         "CAP_SYS_ADMIN is missing: other network namespaces cannot be entered",
-        "add CAP_SYS_ADMIN; without it the socket inventory is that of the own namespace",
+        "add CAP_SYS_ADMIN; without it the socket inventory covers only the agent's namespace",
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which programs serve which hook: candidates best first, chosen by feature, never by version.
+"""Assigns programs to hooks: candidates best first, chosen by feature, never by version.
 
-A hook is a fact that rows need ("UDP sends", "the errno of connect"). Each has one or more
-candidates, a set of programs that must all be usable. The choice and the reason for every
-refused candidate go to node.json and to `ktrace doctor`.
+A hook is a fact that rows need ("UDP sends", "the errno of connect"). It has one or more
+candidates. A candidate is a set of programs that must all be usable. The choice, and the reason
+for every refused candidate, go to node.json and to `ktrace doctor`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,18 +17,18 @@ class Features(Protocol):
     """What the running kernel offers."""
 
     def tracepoint_args(self, name: str) -> int | None:
-        """How many arguments a raw tracepoint passes; None where it does not exist."""
+        """Return the number of arguments of a raw tracepoint; None if it does not exist."""
 
     def event_id(self, name: str) -> int | None:
-        """The id of a classic tracepoint `group/event`; None where it does not exist."""
+        """Return the id of a classic tracepoint `group/event`; None if it does not exist."""
 
     def has_struct(self, name: str) -> bool:
-        """Whether the kernel's BTF knows `struct name`."""
+        """Return whether the kernel's BTF contains `struct name`."""
 
 
 @dataclass(frozen=True)
 class RawTracepoint:
-    """A program of type tp_btf: needs the tracepoint in BTF with at least `args` arguments."""
+    """A program of type tp_btf. The tracepoint needs at least `args` arguments in BTF."""
 
     name: str
     args: int
@@ -36,7 +36,7 @@ class RawTracepoint:
     def missing(self, features: Features) -> str:
         found = features.tracepoint_args(self.name)
         if found is None:
-            return f"the kernel's BTF has no tracepoint {self.name}"
+            return f"the kernel's BTF does not contain tracepoint {self.name}"
         if found < self.args:
             return f"tracepoint {self.name} passes {found} arguments, {self.args} are needed"
         return ""
@@ -50,19 +50,19 @@ class Event:
 
     def missing(self, features: Features) -> str:
         if features.event_id(self.name) is None:
-            return f"tracefs shows no event {self.name}"
+            return f"tracefs does not contain event {self.name}"
         return ""
 
 
 @dataclass(frozen=True)
 class Iterator:
-    """An iterator program; whether the kernel has it is known at load."""
+    """An iterator program. Only loading it shows whether the kernel supports it."""
 
     name: str
     over: str = ""
-    """The map that it goes over, where it is one's elements."""
+    """The map whose elements it visits; empty for other iterators."""
 
-    def missing(self, features: Features) -> str:  # noqa: ARG002  # the face of all targets
+    def missing(self, features: Features) -> str:  # noqa: ARG002  # interface of all targets
         return ""
 
 
@@ -71,7 +71,7 @@ Target = RawTracepoint | Event | Iterator
 
 @dataclass(frozen=True)
 class Hook:
-    """One fact, who can tell it, and what rows lack without it."""
+    """One fact, the programs that can record it, and what rows lack without it."""
 
     name: str
     missing: str
@@ -82,7 +82,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A program that cannot be used here, and why."""
+    """A program that cannot be used on this kernel, and the reason."""
 
     program: str
     reason: str
@@ -90,7 +90,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Choice:
-    """What serves a hook: `programs` is empty where every candidate was refused."""
+    """The programs that serve a hook; empty if every candidate was refused."""
 
     hook: str
     programs: tuple[str, ...]
@@ -137,7 +137,7 @@ _UDP = frozenset({EventKind.UDP})
 HOOKS: tuple[Hook, ...] = (
     Hook(
         "tcp_state",
-        "TCP state changes, connect outcomes and the owners of TCP sockets",
+        "TCP state changes, outcomes of connection attempts and the owners of TCP sockets",
         (("tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"),),
         _TCP,
         required=True,
@@ -158,13 +158,13 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "connect",
-        "connects that fail at once or are denied, and the time before the SYN",
+        "connection attempts that fail at once or are denied, and the time before the SYN",
         (tuple(_enter_exit("connect")),),
         _TCP,
     ),
     Hook(
         "connect_icmp",
-        "errnos of connects that an ICMP message ended and that nobody waited for",
+        "errnos of connection attempts that an ICMP message ended while no process was waiting",
         (("connect_icmp",),),
         frozenset({EventKind.CONNECT}),
     ),
@@ -188,7 +188,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "inventory",
-        "owners of sockets that existed before, the stock of sockets, pending connects",
+        "owners of sockets that existed before, the socket inventory, pending connection attempts",
         (("prime_owners", "list_sockets", "list_pending"),),
         _TCP,
     ),
@@ -196,16 +196,16 @@ HOOKS: tuple[Hook, ...] = (
 
 
 GROWING_MAPS = ("listeners", "flows", "cgroups", "pods")
-"""Hash maps that take memory for an entry when it comes (BPF_F_NO_PREALLOC)."""
+"""Hash maps that allocate each entry when it is added (BPF_F_NO_PREALLOC)."""
 
 
 def preallocates(features: Features) -> bool:
-    """Whether the growing maps must take all their memory at once here.
+    """Return whether the growing maps must allocate all their memory at load time.
 
-    Programs of classic tracepoints may not allocate before v6.1 (34dd3bad1a6f): loading them
-    warns, which is a panic under panic_on_warn, and PREEMPT_RT refuses it. What made it safe is
-    the allocator that this structure belongs to. It costs 29 MiB of the kernel's memory with the
-    usual limits: 131,072 flows of 192 bytes, 8,192 cgroups of 448, 16,384 listeners of 88.
+    Before v6.1 (34dd3bad1a6f) programs of classic tracepoints must not allocate: loading them
+    prints a warning, which is a panic under panic_on_warn, and PREEMPT_RT refuses them. The
+    allocator of struct bpf_mem_alloc made it safe. Preallocation costs 29 MiB of kernel memory at
+    the default limits: 131,072 flows of 192 bytes, 8,192 cgroups of 448, 16,384 listeners of 88.
     """
     return not features.has_struct("bpf_mem_alloc")
 
@@ -215,9 +215,9 @@ def choose(
     events: Iterable[EventKind] = tuple(EventKind),
     refused: Mapping[str, str] | None = None,
 ) -> tuple[Choice, ...]:
-    """The best usable candidate of every hook that `events` need.
+    """Return the best usable candidate of every hook that `events` need.
 
-    `refused` names programs that the kernel did not load, with its reason.
+    `refused` maps programs that the kernel did not load to the reason.
     """
     wanted, refused = frozenset(events), refused or {}
     return tuple(_choose_one(hook, features, refused) for hook in HOOKS if hook.kinds & wanted)

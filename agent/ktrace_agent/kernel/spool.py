@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spool: raw records on disk between the ring and the table, drained by libktrace_ring.so."""
+"""The spool: raw records on disk, drained from the ring buffer by libktrace_ring.so."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ EVENT_BYTES = 152
 
 
 class Spool:
-    """Drains the ring into an unnamed file in a thread that holds no lock of Python's."""
+    """Drains the ring buffer into an unnamed file, in a thread that does not hold the GIL."""
 
     def __init__(self, ring_fd: int, folder: Path) -> None:
         lib = ctypes.CDLL(str(object_path("libktrace_ring.so")), use_errno=True)
@@ -44,19 +44,19 @@ class Spool:
         self._thread.start()
 
     def finish(self) -> None:
-        """Take what is left in the ring. The programs must be detached by now."""
+        """Drain the rest of the ring. The programs must be detached already."""
         if self._thread.is_alive():
             self._lib.kt_ring_stop(self._ring)
             self._thread.join()
         self.drain()
 
     def drain(self) -> None:
-        """Take all that is in the ring now."""
+        """Drain all records that are in the ring now."""
         if code := self._lib.kt_ring_drain(self._ring):
             raise AgentError(f"the ring buffer cannot be read: {os.strerror(-code)}")
 
     def append(self, records: bytes) -> int:
-        """Put more whole records behind the drained ones; how many found room on the disk."""
+        """Append whole records to the drained ones; return how many fit on the disk."""
         end = os.lseek(self.fd, 0, os.SEEK_END)
         try:
             written = os.write(self.fd, records) if records else 0
@@ -75,14 +75,14 @@ class Spool:
 
     @property
     def lost(self) -> dict[RowType, int]:
-        """Records that left the ring and did not fit the disk."""
+        """Records that left the ring but did not fit on the disk."""
         counts = {
             row: int(self._lib.kt_ring_lost(self._ring, i)) for i, row in enumerate(ROW_TYPES)
         }
         return {row: count for row, count in counts.items() if count}
 
     def close(self) -> None:
-        """End the drain and let go of the file; a duplicate of its descriptor keeps it."""
+        """Stop the drain and close the file. A duplicate of its descriptor keeps the file alive."""
         ring, self._ring = self._ring, None
         if ring:
             if self._thread.is_alive():

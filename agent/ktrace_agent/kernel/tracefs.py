@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids of classic tracepoints, from tracefs.
+"""Ids of classic tracepoints, read from tracefs.
 
-From where it is mounted, else from a mount of our own that is attached nowhere and ends with its
+If tracefs is not mounted, a private mount is used. It is attached to no namespace and ends with its
 descriptor.
 """
 
@@ -30,7 +30,7 @@ def _call(number: int, *args: object) -> int:
 
 
 def _detached_mount() -> int:
-    """A descriptor of tracefs that is mounted in no namespace."""
+    """Return a descriptor of a tracefs that is mounted in no namespace."""
     context = _call(_FSOPEN, c_char_p(b"tracefs"), c_long(_FSOPEN_CLOEXEC))
     try:
         _call(_FSCONFIG, c_long(context), c_long(_FSCONFIG_CMD_CREATE), None, None, c_long(0))
@@ -40,7 +40,7 @@ def _detached_mount() -> int:
 
 
 class Tracefs:
-    """tracefs for reading; `unavailable` says why it is not there, else it is empty."""
+    """tracefs for reading. `unavailable` is the reason if it cannot be used, else empty."""
 
     def __init__(self) -> None:
         self.unavailable = ""
@@ -52,10 +52,10 @@ class Tracefs:
         try:
             self._fd = _detached_mount()
         except OSError as error:
-            self.unavailable = f"tracefs is not mounted and cannot be: {error.strerror}"
+            self.unavailable = f"tracefs is not mounted and cannot be mounted: {error.strerror}"
 
     def event_id(self, name: str) -> int | None:
-        """The id of `group/event`; None where the kernel has no such tracepoint."""
+        """Return the id of `group/event`; None if the kernel lacks this tracepoint."""
         if self._fd < 0:
             return None
         try:

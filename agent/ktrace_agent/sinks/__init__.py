@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where bundles go: deliver, verify, say where."""
+"""Destinations of sealed bundles: delivered and verified."""

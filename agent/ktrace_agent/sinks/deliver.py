@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a sealed bundle on this node to where its reader looks for it.
+"""Delivers a sealed bundle to its destination.
 
-Sinks are loaded here and not before: boto3 alone is 30 MB of memory that a capture can do
-without.
+Sinks are imported only here: boto3 alone takes 30 MB of memory, which a capture does not need.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
 
 UPLOAD_SECONDS = 300
-"""For a delivery with all its tries where nobody says otherwise."""
+"""Default time limit of a delivery with all its attempts."""
 
 
 def deliver(
@@ -26,9 +25,9 @@ def deliver(
     seconds: float,
     say: Callable[[str], None],
 ) -> Delivered:
-    """Bring all files of the bundle to `target`, the archive last; each is verified there.
+    """Deliver all files of the bundle to `target`, the archive last, and verify each there.
 
-    Raises SinkFailed that names the place, and the bundle on this node: it stays there.
+    Raises SinkFailed that names the destination and the bundle, which stays on this node.
     """
     parcels = _parcels(sealed)
     budget = Budget(seconds)
@@ -50,14 +49,14 @@ def deliver(
 
 
 def place(target: S3Target | VolumeTarget) -> str:
-    """The folder of `target` as a reader names it."""
+    """Return the folder of `target` as a user writes it."""
     if isinstance(target, S3Target):
         return f"s3://{target.output.bucket}/{target.folder}"
     return f"{target.mount}/{target.folder}"
 
 
 def _parcels(sealed: "Sealed") -> list[Parcel]:
-    """The files beside the archive by its manifest, then the archive."""
+    """Return the single files, with the hashes of the manifest, then the archive."""
     known = {file.name: file for file in sealed.manifest.files}
     beside = [known[path.name] for path in sealed.paths[:-1]]
     parcels = [

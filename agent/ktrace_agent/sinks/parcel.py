@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sink is given: files whose content is known, and the time that it may take."""
+"""The input of a sink: files with known content, and a time limit."""
 
 import hashlib
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A file of a bundle on its way; its name there is its name here."""
+    """A file of a bundle to deliver; it keeps its name at the destination."""
 
     path: Path
     bytes: int
@@ -21,14 +21,14 @@ class Parcel:
         return self.path.name
 
     def same_as(self, size: int, sha256: str) -> bool:
-        """Whether content of this size and hash is this file's."""
+        """Return whether `size` and `sha256` are those of this file."""
         return (self.bytes, self.sha256) == (size, sha256)
 
 
 def composite_sha256(path: Path, part_bytes: int) -> tuple[bytes, int]:
-    """Hash over the hashes of parts of this size, and how many parts there are.
+    """Return the SHA-256 over the SHA-256 of all parts of this size, and the number of parts.
 
-    What S3 calls the composite checksum of an object that was sent in parts.
+    This is S3's composite checksum of an object that was uploaded in parts.
     """
     hashes = []
     with path.open("rb") as file:
@@ -44,7 +44,7 @@ def composite_sha256(path: Path, part_bytes: int) -> tuple[bytes, int]:
 
 
 class Budget:
-    """Time for a delivery with all its tries; it begins when it is made."""
+    """Time limit of a delivery with all its attempts; it starts with the object."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -52,5 +52,5 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds; 0 when it is used up."""
+        """Remaining seconds; 0 if the limit is reached."""
         return max(0.0, self._end - time.monotonic())

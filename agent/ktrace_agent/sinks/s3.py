@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder in a bucket as a destination: sent, verified, and never written over.
+"""A folder in a bucket as a destination: files are uploaded, verified, and never overwritten.
 
-boto3 sends from the file, in parts where it is large, with a SHA-256 that the server checks. After
-that the server is asked what it holds: its own checksum must be the file's, and where it keeps
-none the object is read back. Only then is a file delivered.
+boto3 uploads from the file, large files in parts, with a SHA-256 that the server checks. Then the
+server's checksum is compared with that of the file. If the server keeps no checksum, the object is
+read back. Only then is a file delivered.
 
-Tries go on until the time is up, also while the server is down; what a new try cannot change
-ends after three.
+Attempts continue until the time limit, even while the server is down. Errors that a retry cannot
+fix are given up after three attempts.
 """
 
 import base64
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 PART_BYTES = 16 * 2**20
-"""Up to this size a file goes in one request, beyond it in parts of this size."""
+"""Files up to this size are uploaded in one request, larger ones in parts of this size."""
 PERMANENT_TRIES = 3
 _SENDERS = 2
 _MIN_LEFT_S = 0.5
@@ -46,20 +46,20 @@ Say = Callable[[str], None]
 
 
 class S3:
-    """One folder of a bucket. Raises S3Failed in one line that names bucket and endpoint."""
+    """One folder of a bucket. Raises S3Failed with one line that names bucket and endpoint."""
 
     def __init__(self, target: S3Target, budget: Budget, say: Say) -> None:
         self._target, self._output = target, target.output
         self._place = Place(target.output)
         self._budget, self._say = budget, say
         self._conditional = True
-        """Whether the server understands If-None-Match."""
+        """Whether the server supports If-None-Match."""
         self._why: S3Failed | None = None
-        """What kept the last request from its answer."""
+        """Error of the last failed request."""
         self._client = self._connect(os.environ)
 
     def deliver(self, parcels: Sequence[Parcel]) -> None:
-        """All of them, in this order; each is there and verified before the next begins."""
+        """Deliver all files in this order; each is verified before the next one starts."""
         for parcel in parcels:
             self._say(f"sending {parcel.name} to {self._place}")
             self._send_until_there(parcel)
@@ -77,7 +77,7 @@ class S3:
                     read_timeout=patience,
                     retries={"mode": "standard", "total_max_attempts": 2},
                     s3={"addressing_style": "path" if self._output.path_style else "auto"},
-                    # What the target names is what is allowed: no other place by a variable.
+                    # Only the endpoint of the target is allowed, never one from a variable.
                     ignore_configured_endpoint_urls=True,
                 ),
             )
@@ -89,7 +89,7 @@ class S3:
         return client
 
     def _check_time(self, **_: Any) -> None:
-        """Before every request, also those that botocore repeats by itself."""
+        """Raise if time is up. Runs before every request, including retries of botocore."""
         if not self._budget.left:
             raise self._too_late()
 
@@ -116,7 +116,7 @@ class S3:
                     raise
                 if not error.permanent and self._budget.left < _MIN_LEFT_S:
                     raise self._too_late() from error
-                # Shorter towards the end, so that the last attempt is close to it.
+                # Shorter near the end, so that the last attempt uses the remaining time.
                 pause = min(random.uniform(0, longest), self._budget.left / 2)  # noqa: S311
                 self._say(f"{error}; retrying in {pause:.1f} s")
             else:
@@ -144,11 +144,11 @@ class S3:
         )
 
     def _is_there(self, parcel: Parcel) -> bool:
-        """Whether an earlier try arrived although its answer did not.
+        """Return whether an earlier attempt arrived although its response was lost.
 
-        Raises S3Failed where the key holds something else. A refusal decides nothing: who may not
-        list a bucket gets 403 for a key that is not there, and a HEAD has no body that would say
-        why. The upload will tell.
+        Raises S3Failed if the key holds other content. A refusal is ignored: without the right to
+        list the bucket a missing key gives 403, and the response to HEAD has no body with the
+        reason. The upload itself reports such errors.
         """
         try:
             head = self._head(parcel)
@@ -182,28 +182,29 @@ class S3:
             if failed.code in _NO_CONDITIONS and self._conditional:
                 self._conditional = False
                 self._send(parcel)
-            elif failed.code not in _TAKEN:  # what was there a moment ago is compared next
+            elif failed.code not in _TAKEN:  # a file that exists already is compared next
                 raise
 
     def _verify(
         self, parcel: Parcel, head: "HeadObjectOutputTypeDef", *, taken: bool = False
     ) -> None:
-        """Raise S3Failed where the bucket does not hold this very file."""
+        """Raise S3Failed if the bucket does not hold exactly this file."""
         claimed = head.get("Metadata", {}).get(_HASH, parcel.sha256 if not taken else "")
         if parcel.same_as(head["ContentLength"], claimed) and self._holds(parcel, head):
             return
         key = self._key(parcel)
         if taken:
             raise S3Failed(
-                f"{key} is in {self._place} already with other content; nothing was written over",
+                f"{key} already exists in {self._place} with other content; it was not overwritten",
                 permanent=True,
             )
         raise S3Failed(
-            f"{key} in {self._place} is not what was sent; check what lies between", permanent=True
+            f"{key} in {self._place} differs from the file that was sent; check proxies on the way",
+            permanent=True,
         )
 
     def _holds(self, parcel: Parcel, head: "HeadObjectOutputTypeDef") -> bool:
-        """By the server's own checksum, else by reading the object back."""
+        """Compare by the server's checksum, or else by reading the object back."""
         digest, _, parts = head.get("ChecksumSHA256", "").partition("-")
         if digest and not parts:
             return digest == _base64(bytes.fromhex(parcel.sha256))
@@ -223,7 +224,7 @@ class S3:
 
 
 class _Clock(BaseSubscriber):
-    """Looks at the time while a request is sent: a slow line may take long for one part."""
+    """Checks the time limit during a request: one part may take long on a slow link."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--sink=s3://BUCKET/PREFIX?endpoint=URL&region=NAME` as a target. No I/O."""
+"""Parses `--sink=s3://BUCKET/PREFIX?endpoint=URL&region=NAME` into a target. No I/O."""
 
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
@@ -18,10 +18,10 @@ _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def parse(text: str, node: str, environ: Mapping[str, str], *, source: str = "--sink") -> S3Target:
-    """The bucket and this node's folder in it, PREFIX/node=NODE.
+    """Return the bucket and the folder of this node in it, PREFIX/node=NODE.
 
-    An endpoint that is not in the address is taken from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.
-    Raises UsageError that names `source`, the wrong part and what is accepted.
+    If the address has no endpoint, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is used.
+    Raises UsageError that names `source`, the invalid part and the accepted form.
     """
     try:
         url = urlsplit(text)
@@ -29,14 +29,17 @@ def parse(text: str, node: str, environ: Mapping[str, str], *, source: str = "--
     except ValueError:
         if "?" in text and not text.partition("?")[2]:
             return parse(text.removesuffix("?"), node, environ, source=source)
-        raise _refused(source, "it is no address") from None
+        raise _refused(source, "it is not an address") from None
     if url.scheme != "s3" or not url.netloc:
         raise _refused(source, "it does not begin with s3://BUCKET")
     if "@" in url.netloc or url.fragment:
-        raise _refused(source, "keys do not belong into it, they are set as AWS_ACCESS_KEY_ID")
+        raise _refused(
+            source,
+            "it must not contain keys (set AWS_ACCESS_KEY_ID)",
+        )
     options = dict(pairs)
     if unknown := [name for name in options if name not in _OPTIONS]:
-        raise _refused(source, f"there is no option {unknown[0][:40]!r}")
+        raise _refused(source, f"unknown option {unknown[0][:40]!r}")
     if len(options) != len(pairs):
         raise _refused(source, "an option is given twice")
     return _target(url.netloc, url.path.strip("/"), options, node, environ, source)
@@ -52,7 +55,7 @@ def _target(
 ) -> S3Target:
     style = options.get("pathStyle", "false")
     if style not in _BOOLEANS:
-        raise _refused(source, "pathStyle is true or false")
+        raise _refused(source, "pathStyle must be true or false")
     implied = next(filter(None, map(environ.get, _ENDPOINT_VARIABLES)), "")
     try:
         output = S3Output(
@@ -67,8 +70,8 @@ def _target(
         return S3Target(output=output, folder=folder)
     except ValidationError as error:
         wrong = first_error(error).path[0]
-        raise _refused(source, f"its {wrong} is not one") from error
+        raise _refused(source, f"invalid {wrong}") from error
 
 
 def _refused(source: str, why: str) -> UsageError:
-    return UsageError(f"{source} is not accepted: {why}; give {ACCEPTS}")
+    return UsageError(f"invalid {source}: {why}; use {ACCEPTS}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for S3 from the environment, mended where that is safe, refused where it is not.
+"""Credentials for S3 from the environment: corrected if that is safe, otherwise refused.
 
-A Secret that was made with `echo KEY | base64` ends with a newline: S3 then answers that the
-signature is wrong, which sends people looking in the wrong place. No value is ever shown.
+A Secret created with `echo KEY | base64` ends with a newline. S3 then reports a wrong signature,
+which is misleading. Values are never shown.
 """
 
 import re
@@ -18,20 +18,20 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Arguments for boto3.Session; empty where boto3's own chain is to look for an identity.
+    """Return arguments for boto3.Session; empty if boto3's own chain must find an identity.
 
-    White space around a value is dropped. Raises SinkFailed that names the variable where only
-    one half of a pair is given, or where a value has white space or control characters inside.
+    White space around a value is removed. Raises SinkFailed that names the variable if only one
+    half of a pair is set, or if a value contains white space or control characters.
     """
     values = {name: environ.get(name, "").strip() for name in (KEY_ID, SECRET, TOKEN)}
     for name, value in values.items():
         if value and not _VISIBLE.fullmatch(value):
             raise SinkFailed(
-                f"{name} holds white space or control characters; set it to the bare value"
+                f"{name} contains white space or control characters; set it to the plain value"
             )
     if bool(values[KEY_ID]) != bool(values[SECRET]):
         given, missing = (KEY_ID, SECRET) if values[KEY_ID] else (SECRET, KEY_ID)
-        raise SinkFailed(f"{given} is given without {missing}; set both, or neither")
+        raise SinkFailed(f"{given} is set without {missing}; set both or neither")
     if not values[KEY_ID]:
         return {}
     found = {argument: values[name] for name, argument in _VARIABLES.items()}
@@ -39,7 +39,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def scrub(text: str, environ: Mapping[str, str]) -> str:
-    """The text without any secret that the environment holds."""
+    """Return the text without the secrets of the environment."""
     for name in (SECRET, TOKEN):
         if secret := environ.get(name, "").strip():
             text = text.replace(secret, "***")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder in a mounted volume as a destination.
 
-The volume belongs to the snapshot's author, the agent is root on the node: nothing that lies in
-the volume leads out of it. Every folder on the way is opened by its parent's descriptor and
-without following links, and all work is done below that descriptor.
+The volume belongs to the author of the snapshot, and the agent is root on the node: no content of
+the volume may lead out of it. Every folder on the path is opened through the descriptor of its
+parent without following links, and all files are written below that descriptor.
 """
 
 import errno
@@ -33,14 +33,14 @@ _COPY_BYTES = 1 << 20
 
 
 class Volume:
-    """One folder of a claim's volume. Raises SinkFailed in one line that names the claim."""
+    """One folder of a claim's volume. Raises SinkFailed with one line that names the claim."""
 
     def __init__(self, target: VolumeTarget, say: Callable[[str], None]) -> None:
         self._target, self._say = target, say
         self._claim = f"claim {target.output.claim_name}"
 
     def deliver(self, parcels: Sequence[Parcel]) -> None:
-        """All of them or none: written, on disk, read back, and only then named."""
+        """Deliver all files or none: written, synced, read back, and only then named."""
         with self._errors(), ExitStack() as stack:
             self._say(f"writing {len(parcels)} files into {self._target.folder} of {self._claim}")
             fd = self._enter()
@@ -50,7 +50,7 @@ class Volume:
             give_names(folder, written)
 
     def _enter(self) -> int:
-        """Descriptor of the target's folder, made where it is missing."""
+        """Return a descriptor of the target's folder (created if missing)."""
         fd = os.open(self._target.mount, _OPEN & ~os.O_NOFOLLOW)
         for part in self._target.folder.split("/"):
             parent = fd
@@ -65,7 +65,7 @@ class Volume:
             except OSError as error:
                 if error.errno in _LINK:
                     raise SinkFailed(
-                        f"{part} in {self._claim} is not a folder; links in it are not followed"
+                        f"{part} in {self._claim} is not a folder; links are not followed"
                     ) from error
                 raise
             finally:
@@ -78,19 +78,19 @@ class Volume:
             yield
         except NameTaken as error:
             raise SinkFailed(
-                f"{self._target.folder} of {self._claim} has such files already;"
-                " nothing was written over"
+                f"{self._target.folder} of {self._claim} already has files of this name;"
+                " they were not overwritten"
             ) from error
         except NotWhatWasWritten as error:
             raise SinkFailed(
-                f"what {self._claim} gives back is not what was written; check the storage"
+                f"{self._claim} returns other content than was written; check the storage"
             ) from error
         except OSError as error:
             raise SinkFailed(self._words(error)) from error
 
     def _words(self, error: OSError) -> str:
         if error.errno in DISK_FULL_ERRNOS:
-            return f"{self._claim} has no room left; free some space, or use a larger volume"
+            return f"{self._claim} is full; free some space or use a larger volume"
         if error.errno in _DENIED:
             return f"{self._claim} is read-only for the agent ({error.strerror}); allow writing"
         return f"cannot write into {self._claim}: {error.strerror}; check the storage"

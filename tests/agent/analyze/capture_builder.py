@@ -44,7 +44,7 @@ class Captured:
 
     def __init__(self, *, compared: bool = True, **changes: Any) -> None:
         """`compared`: the counters of its namespaces could be read at both moments."""
-        self.con, self._compared = duckdb.connect(), compared
+        self.con, self._compared = duckdb.connect(config={"threads": 1}), compared
         for table in contract.COLUMNS:
             self.con.execute(contract.create(table))
         self._rows: list[tuple[float, dict[str, Any]]] = []
@@ -155,17 +155,18 @@ class Captured:
         return analyze(self.con, thresholds or Thresholds())
 
     def _stand_still(self) -> None:
-        """Report the reference counters of every namespace, even if they did not change."""
-        for file, names in HELD_AGAINST.items():
-            for name in names:
-                self.con.execute(
-                    "INSERT INTO counters BY NAME SELECT net AS netns, ? AS file, ? AS name,"
-                    " 0 AS before, 0 AS after, 0 AS delta FROM (SELECT net FROM rows WHERE net"
-                    " IS NOT NULL UNION SELECT netns FROM counters WHERE netns IS NOT NULL)"
-                    " WHERE net NOT IN (SELECT netns FROM counters WHERE file = ? AND name = ?"
-                    " AND netns IS NOT NULL)",
-                    [file, name, file, name],
-                )
+        """Reference counters are reported in every namespace, even if they did not change."""
+        references = [(file, name) for file, names in HELD_AGAINST.items() for name in names]
+        marks = ", ".join(["(?, ?)"] * len(references))
+        self.con.execute(
+            "INSERT INTO counters BY NAME SELECT net AS netns, file, name, 0 AS before, 0 AS after,"
+            " 0 AS delta FROM (SELECT net FROM rows WHERE net IS NOT NULL"
+            " UNION SELECT netns FROM counters WHERE netns IS NOT NULL)"
+            f" CROSS JOIN (VALUES {marks}) AS reference (file, name) WHERE NOT EXISTS"
+            " (SELECT 1 FROM counters AS c WHERE c.netns = net AND c.file = reference.file"
+            " AND c.name = reference.name)",
+            [value for pair in references for value in pair],
+        )
 
     def finding(self, name: str) -> Finding:
         """The only finding of an id."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -99,7 +100,8 @@ def check(found: Findings) -> None:
         assert all(math.isfinite(number.value) for number in finding.evidence.numbers)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(TABLES)
 @example({"accounting": [("tcp_state", -(2**63), None, 1, *[None] * 6)]})
 def test_any_tables_of_the_right_types_are_analysed(tables: dict[str, list[tuple[Any, ...]]]):
@@ -166,7 +168,8 @@ def healthy(draw: st.DrawFn) -> Captured:
     return made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(healthy())
 def test_healthy_traffic_has_nothing_above_info(made: Captured):
     found = made.analyze()

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from ktrace_agent.bundle import parquet
 from ktrace_agent.files import create
@@ -41,6 +42,7 @@ def gives_up_often(folder: Path) -> None:
     assert all(gives_up_while_writing(folder, 0.2) for _ in range(TIMES))
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_while_parquet_is_written_waits_for_the_file(tmp_path: Path):
     """DuckDB 2.0.0, interrupted in COPY with one thread, waits for itself in 1 of 10 times."""
     writer = multiprocessing.get_context("spawn").Process(target=gives_up_often, args=(tmp_path,))

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -30,9 +31,12 @@ from tests.agent.conftest import Make, make_events, make_flows
 POD = PodIdentity(pod_uid="u-1", namespace="shop", pod="cart-7d9", container="app")
 
 
-@pytest.fixture
-def bundle(
-    make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
+@pytest.fixture(scope="module")
+def bundle_once(
+    make_module_recording: Make,
+    config: CaptureConfig,
+    node_info: NodeInfo,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     counter = {"snmp": {"Tcp.RetransSegs": Delta(before=1, after=4, delta=3)}}
     refusals = (Refusal(program="x", reason="no BTF"),)
@@ -51,14 +55,22 @@ def bundle(
             "sysctls": {"net.ipv4.ip_local_port_range": "32768 60999"},
         }
     )
-    recording = make_recording(
+    recording = make_module_recording(
         make_events([{"type": 3, "sock": 7, "cgroup_id": 5, "error": 111, "result": 2},
                      {"type": 1, "bytes": 40, "flags": 2}]),
         make_flows([{"tx_bytes": 9, "cgroup_id": 5, "role": 1}, {"proto": 17, "remote_port": 53}]),
         stock_end=make_events([{"type": 6, "new_state": 8, "cgroup_id": 5, "role": 2,
                                 "duration": 5_000_000}]).tobytes(),
     )  # fmt: skip
-    return seal(Captured(recording, config, node, names=Names({5: POD})), tmp_path / "out").bundle
+    folder = tmp_path_factory.mktemp("sealed")
+    return seal(Captured(recording, config, node, names=Names({5: POD})), folder).bundle
+
+
+@pytest.fixture
+def bundle(bundle_once: Path, tmp_path: Path) -> Path:
+    """A copy of the module's bundle that the test may change."""
+    shutil.copytree(bundle_once.parent, tmp_path / "out")
+    return tmp_path / "out" / bundle_once.name
 
 
 @pytest.fixture

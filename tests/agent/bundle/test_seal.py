@@ -264,9 +264,8 @@ def test_findings_judge_the_dns_answers_in_the_bundle_alone(
 COUNTS = st.integers(0, 1000)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     present=st.lists(st.integers(0, 40), min_size=5, max_size=5),
     rest=st.lists(st.tuples(*[COUNTS] * 5), min_size=5, max_size=5),

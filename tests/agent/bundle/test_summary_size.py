@@ -33,6 +33,7 @@ def sealed(rows: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("rows", "mib"), [(200_000, 256), (1_000_000, 400)], ids=["default", "million"]

@@ -15,6 +15,8 @@ from ktrace_api.capture import CaptureConfig
 from ktrace_api.node import NodeInfo
 from tests.agent.conftest import Make, make_events
 
+pytestmark = pytest.mark.slow  # each case is a process or several
+
 ROOT = Path(__file__).resolve().parents[3]
 CLOSED, FULL = "Bad file descriptor", "No space left on device"
 
@@ -100,25 +102,32 @@ def test_every_command_says_that_its_output_went_nowhere(
     assert done.stderr == (f"ktrace: the result could not be written to standard output ({why})\n")
 
 
-@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
-def test_show_and_query_too(
-    make_recording: Make,
+@pytest.fixture(scope="module")
+def sealed_rows(
+    make_module_recording: Make,
     config: CaptureConfig,
     node_info: NodeInfo,
-    tmp_path: Path,
-    form: str,
-):
-    recording = make_recording(make_events([{}] * 5_000))
-    sealed = seal.seal(Captured(recording, config, node_info), tmp_path).bundle
-    for ask in (f"show {sealed}", f"query {sealed} 'SELECT * FROM rows' --format={form}"):
-        for stdout, why in ((">&-", CLOSED), (">/dev/full", FULL)):
-            done = shell(f"ktrace {ask} {stdout}", tmp_path)
-            said = f"ktrace: the result could not be written to standard output ({why})"
-            assert said in done.stderr.splitlines()
-            assert "Traceback" not in done.stderr
-            assert done.returncode == 1
-        done = shell(f"ktrace {ask} | exec 0<&-", tmp_path)
-        assert (done.returncode, done.stdout, "could not" in done.stderr) == (141, "", False)
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A bundle whose rows fill more than one buffer of an output."""
+    recording = make_module_recording(make_events([{}] * 5_000))
+    captured = Captured(recording, config, node_info)
+    return seal.seal(captured, tmp_path_factory.mktemp("sealed")).bundle
+
+
+@pytest.mark.parametrize("form", ["", "table", "csv", "jsonl"], ids=lambda form: form or "show")
+def test_show_and_query_too(sealed_rows: Path, tmp_path: Path, form: str):
+    # Few columns: laying out a wide table takes longer than all the rest.
+    question = f"query {sealed_rows} 'SELECT n, comm, local FROM rows' --format={form}"
+    ask = question if form else f"show {sealed_rows}"
+    for stdout, why in ((">&-", CLOSED), (">/dev/full", FULL)):
+        done = shell(f"ktrace {ask} {stdout}", tmp_path)
+        said = f"ktrace: the result could not be written to standard output ({why})"
+        assert said in done.stderr.splitlines()
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 1
+    done = shell(f"ktrace {ask} | exec 0<&-", tmp_path)
+    assert (done.returncode, done.stdout, "could not" in done.stderr) == (141, "", False)
 
 
 def test_an_error_as_json_is_a_line_where_there_is_no_room_for_it(tmp_path: Path):

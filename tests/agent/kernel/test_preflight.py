@@ -55,7 +55,8 @@ def test_without_capabilities_permission_is_denied(proc: Path, btf: Path, bits: 
     with pytest.raises(PermissionDenied) as denied:
         preflight.check(proc=proc, btf=btf)
     assert str(denied.value) == (
-        f"loading BPF programs needs root or {named}; run with sudo, or as a privileged container"
+        f"root (or {named}) is required to load eBPF programs; try `sudo ktrace`, or run it in a"
+        " privileged container"
     )
 
 
@@ -75,7 +76,7 @@ def test_without_btf_the_kernel_is_not_supported(proc: Path, tmp_path: Path):
 
 def test_a_file_that_is_not_btf(proc: Path, tmp_path: Path):
     (tmp_path / "vmlinux").write_bytes(b"\x7fELF")
-    with pytest.raises(UnsupportedKernel, match="is not BTF"):
+    with pytest.raises(UnsupportedKernel, match="does not contain BTF"):
         preflight.check(proc=proc, btf=tmp_path / "vmlinux")
 
 

@@ -54,24 +54,24 @@ WRONG = {
     "http://traces": "does not begin with s3://BUCKET",
     "s3:///prefix": "does not begin with s3://BUCKET",
     "s3://": "does not begin with s3://BUCKET",
-    "s3://key:secret@traces": "keys do not belong into it",
-    "s3://traces/a#b": "keys do not belong into it",
-    "s3://Traces": "its bucket is not one",
-    "s3://a": "its bucket is not one",
-    "s3://traces:80": "its bucket is not one",
-    "s3://traces/../x": "its prefix is not one",
-    "s3://traces/a//b": "its prefix is not one",
-    "s3://traces/.hidden": "its prefix is not one",
-    "s3://traces/a b": "its prefix is not one",
-    "s3://traces?endpoint=minio:9000": "its endpoint is not one",
-    "s3://traces?endpoint=http://u:p@minio": "its endpoint is not one",
-    "s3://traces?region=EU": "its region is not one",
-    "s3://traces?pathStyle=yes": "pathStyle is true or false",
-    "s3://traces?color=red": "there is no option 'color'",
+    "s3://key:secret@traces": "it must not contain keys",
+    "s3://traces/a#b": "it must not contain keys",
+    "s3://Traces": "invalid bucket",
+    "s3://a": "invalid bucket",
+    "s3://traces:80": "invalid bucket",
+    "s3://traces/../x": "invalid prefix",
+    "s3://traces/a//b": "invalid prefix",
+    "s3://traces/.hidden": "invalid prefix",
+    "s3://traces/a b": "invalid prefix",
+    "s3://traces?endpoint=minio:9000": "invalid endpoint",
+    "s3://traces?endpoint=http://u:p@minio": "invalid endpoint",
+    "s3://traces?region=EU": "invalid region",
+    "s3://traces?pathStyle=yes": "pathStyle must be true or false",
+    "s3://traces?color=red": "unknown option 'color'",
     "s3://traces?region=a&region=b": "an option is given twice",
-    "s3://traces?region": "it is no address",
-    "s3://traces?&".ljust(40, "&"): "it is no address",
-    "s3://[traces": "it is no address",
+    "s3://traces?region": "it is not an address",
+    "s3://traces?&".ljust(40, "&"): "it is not an address",
+    "s3://[traces": "it is not an address",
 }
 
 
@@ -80,9 +80,9 @@ def test_what_is_wrong_is_named_and_what_is_accepted(text: str, why: str):
     with pytest.raises(UsageError) as refused:
         parse(text)
     message = str(refused.value)
-    assert message.startswith("--sink is not accepted: ")
+    assert message.startswith("invalid --sink: ")
     assert why in message
-    assert message.endswith(f"give {s3_address.ACCEPTS}")
+    assert message.endswith(f"use {s3_address.ACCEPTS}")
     assert "secret" not in message
 
 

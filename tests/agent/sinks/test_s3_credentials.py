@@ -30,7 +30,7 @@ def test_white_space_around_a_value_is_dropped(before: str, after: str):
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_what_cannot_be_a_key_is_refused_without_being_shown(name: str, inside: str):
     given = environ() | {name: f"canary{inside}value"}
-    with pytest.raises(SinkFailed, match=f"^{name} holds white space") as refused:
+    with pytest.raises(SinkFailed, match=f"^{name} contains white space") as refused:
         s3_credentials.from_environment(given)
     assert "canary" not in str(refused.value)
 
@@ -43,7 +43,7 @@ def test_what_cannot_be_a_key_is_refused_without_being_shown(name: str, inside: 
     ],
 )
 def test_half_a_pair_is_refused(given: str, missing: str):
-    with pytest.raises(SinkFailed, match=f"^{given} is given without {missing}"):
+    with pytest.raises(SinkFailed, match=f"^{given} is set without {missing}"):
         s3_credentials.from_environment({given: "x"})
 
 

@@ -310,9 +310,8 @@ EXCHANGES = st.lists(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EXCHANGES)
 def test_a_number_is_shared_by_the_two_ends_of_one_conversation_only(ask: Ask, exchanges: Any):
     """Each address is that of one namespace; two bits: which side is on this node."""

@@ -178,9 +178,8 @@ def test_the_accepting_process_of_the_end_inventory_owns_the_rows(rows_of: Any):
     assert (row["tgid"], row["owner_source"]) == (77, "accept")
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=15), min_size=1, max_size=6))
 def test_any_bytes_make_a_name(rows_of: Any, names: list[bytes]):
     rows = rows_of(*({"comm": name.replace(b"\0", b"x")} for name in names))
@@ -189,9 +188,8 @@ def test_any_bytes_make_a_name(rows_of: Any, names: list[bytes]):
     ]
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     hnp.arrays(
         np.uint8, st.integers(1, 8).map(lambda n: n * EVENT.itemsize), elements=st.integers(0, 255)

@@ -106,7 +106,7 @@ def test_gaps_between_states_are_counted_by_the_kernel_side(unseen: Any):
     assert found == {RowType.TCP_STATE: 3 + 1}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(births=st.integers(0, 5), opens=st.integers(0, 5), rise=st.integers(-5, 5))
 def test_counters_that_fell_accuse_nobody(births: int, opens: int, rise: int, unseen: Any):
     rows = [BIRTH] * births + [OPEN] * opens

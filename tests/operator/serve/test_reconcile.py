@@ -409,6 +409,7 @@ def test_events_are_for_steps_not_for_nodes(model: ApiModel, run: Run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_writes_of_a_thousand_nodes(model: ApiModel, run: Run):
     model.nodes.clear()

@@ -154,7 +154,7 @@ def test_age_is_that_of_the_oldest():
     assert asyncio.run(scene()) == (0.0, 61.0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     adds=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), min_size=1, max_size=30)
 )

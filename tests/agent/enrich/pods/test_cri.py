@@ -245,7 +245,7 @@ ANSWERS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(version=ANSWERS, sandboxes=ANSWERS, containers=ANSWERS)
 def test_arbitrary_answers(
     fuzzed: tuple[Path, Service], version: bytes, sandboxes: bytes, containers: bytes

@@ -4,7 +4,7 @@
 from io import RawIOBase
 from typing import Any, cast
 
-from ktrace_agent.kernel.libbpf import ITERATOR_READ, read_all
+from ktrace_agent.kernel.iterators import ITERATOR_READ, read_all
 
 KERNEL_BUFFER = 8 * 4096
 """Of an iterator: eight pages (bpf_seq_read), of the smallest size that there is."""
