@@ -5,9 +5,9 @@ import pytest
 
 from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.kernel.collector import Collector, KernelConfig, object_path
-from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_agent.kernel.libbpf import BPF_F_NO_PREALLOC, BpfError, KernelTypes, Object
 from ktrace_agent.kernel.probes import GROWING_MAPS, TARGETS
+from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import EventKind
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings: SQL over the tables of ktrace_agent/tables/contract.py in, models out.
+"""Findings: derives models by SQL from the tables of ktrace_agent/tables/contract.py.
 
-A family a module. Healthy traffic gives nothing above info; every limit is in
+Each module holds one family. Healthy traffic gives no finding above info. Every limit stands in
 ktrace_api/thresholds.py with its reason.
 """
 
