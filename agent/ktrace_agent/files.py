@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder as a destination: files appear there whole, verified, or not at all.
+"""Files that appear in a folder whole and verified, or not at all.
 
-A file has no name while it is written (O_TMPFILE), so a process that is killed
-leaves nothing behind; it gets its name by linkat(2) once all of its bytes are on disk.
+A file has no name while it is written (O_TMPFILE), so a killed process leaves nothing. It gets its
+name by linkat(2) once all of its bytes are on disk.
 """
 
 import errno
@@ -35,16 +35,16 @@ class DiskFull(SinkFailed):
 
 
 class NameTaken(SinkFailed):
-    """A file of that name is there already; it was left as it is."""
+    """A file of that name exists; it was not changed."""
 
 
 class NotWhatWasWritten(SinkFailed):
-    """What can be read back is something else."""
+    """The content read back differs from the content written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A complete file without a name yet."""
+    """A complete file that has no name yet."""
 
     name: str
     file: BinaryIO
@@ -54,46 +54,46 @@ class Written:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """OSError inside as DiskFull or as SinkFailed that names the folder."""
+    """Turn an OSError into DiskFull or SinkFailed, which names the folder."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL_ERRNOS:
             raise DiskFull.in_folder(folder) from error
         raise SinkFailed(
-            f"cannot write into {folder}: {error.strerror}; choose another --out-dir"
+            f"cannot write to {folder}: {error.strerror}. Choose another --out-dir"
         ) from error
 
 
 def create(folder: Path) -> BinaryIO:
-    """A file without a name, to read and write; it is gone with its descriptor."""
+    """Create an unnamed file to read and write; it disappears when it is closed."""
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     try:
         return os.fdopen(os.open(folder, flags, 0o644), "w+b", buffering=0)
     except OSError as error:
         if error.errno not in _NO_TMPFILE or not folder.is_dir():
             raise
-    return tempfile.TemporaryFile(dir=folder, buffering=0)  # NFS, some FUSE: unlinked at once
+    # NFS and some FUSE file systems: created, then unlinked.
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 def write_all(file: BinaryIO, data: memoryview) -> None:
-    """All of the bytes: a file without a buffer may take fewer at once."""
+    """Write all bytes: write() of an unbuffered file may take only some of them."""
     while data:
         data = data[file.write(data) :]
 
 
 def publish(folder: Path, files: Sequence[Written]) -> list[Path]:
-    """Give the files their names in the order given, the last one when all others are there.
+    """Give the files their names in the given order, then read them back from disk.
 
-    Raises SinkFailed where a name is taken or what can be read back is not what was
-    written, DiskFull where there is no room; then none of the names is left.
+    Raises NameTaken, NotWhatWasWritten, DiskFull or SinkFailed; then none of the names is left.
     """
     with disk_errors(folder):
         return give_names(folder, files)
 
 
 def give_names(folder: Path, files: Sequence[Written]) -> list[Path]:
-    """publish() for whoever has own words for an OSError."""
+    """Like publish(), but OSErrors are left to the caller."""
     paths: list[Path] = []
     try:
         for written in files:
@@ -112,15 +112,15 @@ def give_names(folder: Path, files: Sequence[Written]) -> list[Path]:
 
 
 def _name(folder: Path, written: Written) -> None:
-    """linkat(2) with AT_SYMLINK_FOLLOW, which Python uses where a directory is given."""
+    """Call linkat(2) with AT_SYMLINK_FOLLOW, which Python passes if a directory is given."""
     fd, directory = written.file.fileno(), os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             os.link(f"/proc/self/fd/{fd}", written.name, dst_dir_fd=directory, follow_symlinks=True)
-        except FileNotFoundError:  # unlinked after it had a name: such a file gets none again
+        except FileNotFoundError:  # a file that was unlinked once cannot be linked again
             _copy(fd, folder / written.name)
     except FileExistsError as error:
-        raise NameTaken(f"{folder / written.name} exists already; nothing was written") from error
+        raise NameTaken(f"{folder / written.name} already exists; nothing was written") from error
     finally:
         os.close(directory)
 
@@ -140,7 +140,7 @@ def _copy(fd: int, target: Path) -> None:
 
 
 def _claim(path: Path, target: Path) -> None:
-    """Give a file its name unless that is taken; SMB and some FUSE know no second names."""
+    """Give a file its name if it is free; SMB and some FUSE file systems have no hard links."""
     try:
         os.link(path, target)
     except OSError as error:
@@ -160,7 +160,10 @@ def _sync(folder: Path) -> None:
 
 def _verify(path: Path, written: Written) -> None:
     with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not memory
+        # Read from the disk, not from the page cache.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != written.sha256:
-        raise NotWhatWasWritten(f"{path} is not what was written (sha256 {found}); check the disk")
+        raise NotWhatWasWritten(
+            f"{path} differs from what was written (sha256 {found}): check the disk"
+        )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One capture from start to end: the only file that knows the order.
+"""One capture from start to end. Only this file defines the order of the steps.
 
 preflight -> load -> watches -> spool -> attach -> counters -> inventory -> wait -> counters ->
-detach -> drain -> open connects -> inventory -> last looks -> names -> node facts -> seal. A
-failure anywhere ends all that was begun.
+detach -> drain -> pending connects -> inventory -> last polls -> names -> node facts -> seal.
+A failure anywhere ends everything that was started.
 """
 
 import os
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from ktrace_agent.tables.captured import Captured
 
 TICK_S = 0.25
-STOCK_S = 1.0
-"""Time to look for network namespaces at most."""
+INVENTORY_S = 1.0
+"""Maximum time to search for network namespaces."""
 
 
 @dataclass(frozen=True)
 class Live:
-    """How the capture stands while it runs."""
+    """Progress of a running capture."""
 
     elapsed_s: float
     remaining_s: float
@@ -48,16 +48,16 @@ class Live:
 
 
 class Observer(Protocol):
-    """Who watches a session: the terminal, or nobody."""
+    """Receives the progress of a session, for example to show it on a terminal."""
 
     def ready(self) -> None:
-        """Every program is attached; what happens from now on is recorded."""
+        """Called once all programs are attached; events are recorded from now on."""
 
     def tick(self, live: Live) -> None:
-        """About four times a second."""
+        """Called about four times a second."""
 
     def sealing(self, text: str) -> None:
-        """What happens after the capture, a line a step."""
+        """Called with one line for each step after the capture."""
 
 
 def run(
@@ -67,10 +67,10 @@ def run(
     stop: Stop | None = None,
     host_root: Path = Path("/"),
 ) -> "Sealed":
-    """A whole session: from the look at the kernel to the sealed bundle in `out_dir`.
+    """Run a whole session, from the preflight to the sealed bundle in `out_dir`.
 
-    `stop` ends the capture early, what was recorded is sealed all the same. `host_root` is where
-    the host's / is seen. Raises the leaves of KtraceError; then nothing is left behind.
+    `stop` ends the capture early; its recording is still sealed. `host_root` is the path of the
+    host's /. Raises subclasses of KtraceError; then no file is left.
     """
     platform = preflight.check()
     watches = Watches(config, host_root)
@@ -83,7 +83,7 @@ def run(
         watches=watches,
     )
     try:
-        # numpy and DuckDB come in only now: while an incident is recorded the agent stays small.
+        # numpy and DuckDB are imported only now, so that the agent stays small while it records.
         from ktrace_agent.bundle import seal
 
         observer.sealing("resolving container names")
@@ -124,7 +124,7 @@ def _complete(
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording, the programs that made it, and the host's counters while they were attached."""
+    """A recording, its programs, and the host's counters from before and after."""
 
     recording: Recording
     choices: tuple[Choice, ...]
@@ -143,7 +143,7 @@ def record(
 ) -> Recorded:
     """Record until the duration is over or `stop` is set.
 
-    The spool's descriptor in the Recording is the caller's to close.
+    The caller must close the spool's descriptor in the Recording.
     """
     with ExitStack() as stack:
         collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
@@ -155,7 +155,7 @@ def record(
         started = wall_clock(boot_ns(), offset)
         before = snapshot()
         collector.iterate("prime_owners")
-        stock_start = _stock(collector)
+        sockets_start = _inventory(collector)
         observer.ready()
         ended_by = _wait(config, collector, spool, observer, stop)
         ended = wall_clock(boot_ns(), offset)
@@ -164,15 +164,15 @@ def record(
         collector.detach()
         collector.iterate("list_held")  # into the ring
         spool.finish()
-        # At once: nothing tells any more which of these sockets are closed meanwhile.
+        # At once: with the programs detached, nothing shows which of these sockets close later.
         counters = _with_pending(collector, spool)
-        stock_end = _stock(collector)
+        sockets_end = _inventory(collector)
         watches.stop()
         keys, values = collector.flows()
         recording = Recording(
             spool_fd=os.dup(spool.fd),
-            stock_start=stock_start,
-            stock_end=stock_end,
+            stock_start=sockets_start,
+            stock_end=sockets_end,
             flow_keys=keys,
             flow_values=values,
             counters=counters,
@@ -183,17 +183,17 @@ def record(
             ended=ended,
             ended_by=ended_by,
             spool_lost=spool.lost,
-            witness=witness(before, after),
+            tcp_counts=witness(before, after),
         )
         return Recorded(recording, collector.choices, before, after)
 
 
-def _stock(collector: Collector) -> bytes:
-    """KT_STOCK records of every network namespace that a process lives in.
+def _inventory(collector: Collector) -> bytes:
+    """Return KT_STOCK records of every network namespace that has a process.
 
-    Without the right to enter others it is that of the agent's own.
+    Without permission to enter other namespaces, only the agent's own is listed.
     """
-    deadline = time.monotonic() + STOCK_S
+    deadline = time.monotonic() + INVENTORY_S
     namespaces = find_netns(PROC, lambda: time.monotonic() > deadline)
     found = []
     for inode, pids in list(namespaces.items())[:MAX_NETNS]:
@@ -212,7 +212,7 @@ def _wait(
     observer: Observer,
     stop: Stop,
 ) -> str:
-    """Until the duration is over ("duration") or someone asks to stop ("signal")."""
+    """Wait for the end of the duration ("duration") or for `stop` ("signal")."""
     begun = time.monotonic()
     deadline = begun + config.duration.total_seconds()
     last_time, last_events, rate = begun, 0, 0.0
@@ -229,7 +229,7 @@ def _wait(
 
 
 def _with_pending(collector: Collector, spool: Spool) -> dict[RowType, HookCounters]:
-    """Append the connects without an answer as rows; the counters, spool losses settled."""
+    """Append pending connects as rows; return the counters, corrected by losses of the spool."""
     pending = collector.iterate("list_pending")
     lost = dict(spool.lost)
     if refused := len(pending) // EVENT_BYTES - spool.append(pending):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a bundle; what else a bundle holds is in row.py, summary.py and node.py.
+"""The manifest of a bundle. The other files are in row.py, summary.py and node.py.
 
 The JSON Schemas in docs/schemas/ are generated from these models (schemas.py).
 """
@@ -21,7 +21,7 @@ class ManifestFile(Model):
 
 
 class Manifest(Model):
-    """What a bundle holds; the last member of bundle.tgz."""
+    """List of the files in a bundle; the last member of bundle.tgz."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     agent_version: str

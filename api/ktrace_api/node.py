@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""node.json: what the node was, what its kernel offered, and what its counters did meanwhile."""
+"""node.json: facts of the node, features of its kernel, and changes of its counters."""
 
 from typing import Literal
 
@@ -18,32 +18,32 @@ class Kernel(Model):
     version: str
     arch: str
     btf: bool
-    """/sys/kernel/btf/vmlinux can be read."""
+    """Whether /sys/kernel/btf/vmlinux can be read."""
 
 
 class Refusal(Model):
-    """A program that was not taken, and why."""
+    """A BPF program that was not used, and the reason."""
 
     program: str
     reason: str
 
 
 class HookChoice(Model):
-    """What serves a hook."""
+    """The BPF program chosen for a hook."""
 
     hook: str
     chosen: str
-    """Name of the program; `-` when the hook has none or was not asked for."""
+    """Name of the program; `-` if the hook has none or was not requested."""
     refused: tuple[Refusal, ...] = ()
 
     @property
     def missing(self) -> bool:
-        """It was asked for and no program serves it."""
+        """Whether the hook was requested but no program works on this kernel."""
         return self.chosen == UNKNOWN and bool(self.refused)
 
 
 class Interface(Model):
-    """A link of the agent's network namespace."""
+    """A network interface in the agent's network namespace."""
 
     name: str
     index: Count
@@ -51,7 +51,7 @@ class Interface(Model):
     state: str
     """operstate: up, down, unknown, ..."""
     addresses: tuple[str, ...] = ()
-    """With prefix length."""
+    """In CIDR notation."""
 
 
 class Delta(Model):
@@ -73,24 +73,24 @@ class NetnsCounters(Model):
     """Inode number."""
     counters: CounterFiles
     missing: str = UNKNOWN
-    """Why there are no figures: vanished, denied, ...; `appeared`: they are since it was made."""
+    """Why counters are missing: vanished, denied, ... `appeared`: counted since its creation."""
 
 
 class ClockOffsets(Model):
-    """CLOCK_REALTIME minus CLOCK_BOOTTIME; rows are placed by the one at the start."""
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME. Row times use the offset at the start."""
 
     offset_start_ns: int
     offset_end_ns: int
     step_ns: int
-    """End minus start: how far the wall clock moved against the boot clock meanwhile."""
+    """End minus start: how far the wall clock moved relative to the boot clock."""
 
 
 class RuntimeSocket(Model):
-    """What a container runtime's socket gave."""
+    """Result of a query to the socket of a container runtime."""
 
     socket: str
     state: str
-    """`answered`, or why not: missing, denied, unreachable, timeout, unimplemented, failed, ..."""
+    """`answered`, or missing, denied, unreachable, timeout, unimplemented, failed, ..."""
     detail: str
     api: str
     runtime: str
@@ -98,70 +98,70 @@ class RuntimeSocket(Model):
     sandboxes: Count
     containers: Count
     bad: Count
-    """Items that could not be read or contradict themselves."""
+    """Items that were unreadable or contradictory."""
     left_out: Count
 
 
 class IdentityFacts(Model):
-    """Where the names of pods and containers come from."""
+    """Sources of the names of pods and containers."""
 
     sockets: tuple[RuntimeSocket, ...] = ()
     log_links: Count = 0
-    """Of /var/log/containers."""
+    """Links in /var/log/containers."""
     kubelet_pods: Count = 0
     live_mounts: Count = 0
-    """Containers whose pod and name a live process showed."""
+    """Containers identified by the mounts of a live process."""
     looks: Count = 0
-    """Times that the sources were asked."""
+    """Number of times the sources were polled."""
     containers: Count = 0
-    """Cgroups of containers or pods that had events; named: those whose pod is known."""
+    """Cgroups of containers or pods with events. `named` counts those with a known pod."""
     named: Count = 0
     contradictions: Count = 0
     incomplete: tuple[str, ...] = ()
-    """Limits that kept names away."""
+    """Limits because of which names may be missing."""
     notes: tuple[str, ...] = ()
 
 
 class Lacking(Model):
-    """Why something of connection tracking is missing."""
+    """Why conntrack data is missing."""
 
     netns: Count
-    """0: for the whole host."""
+    """0: the whole host."""
     reason: str
     """absent, denied, vanished, too_late, too_many, unreadable."""
     detail: str
 
 
-class TrackedNetns(Model):
-    """Connection tracking of one network namespace."""
+class ConntrackNetns(Model):
+    """Conntrack data of one network namespace."""
 
     netns: Count
     source: str
-    """ctnetlink, or the file of /proc/net."""
+    """ctnetlink, or the file in /proc/net."""
     entries: Count
-    """That were seen."""
+    """Entries found over all dumps."""
     peak: Count
-    """The highest number that a look found."""
+    """Highest number of entries in one dump."""
     counters: dict[str, Delta]
-    """count, max and the statistics that conntrack -S shows."""
+    """count, max and the statistics shown by conntrack -S."""
 
 
 class ConntrackFacts(Model):
-    """What connection tracking was asked, and what is missing."""
+    """Conntrack data of the node, and what is missing."""
 
     host_netns: Count
-    """0: not known."""
+    """0: unknown."""
     entries: Count
     left_out: Count
-    """Entries that found no room, at least."""
+    """Minimum number of entries beyond the limit."""
     seconds: float
-    """Time that all looks took."""
-    netns: tuple[TrackedNetns, ...] = ()
+    """Total time of all dumps."""
+    netns: tuple[ConntrackNetns, ...] = ()
     problems: tuple[Lacking, ...] = ()
 
 
 class NodeInfo(Model):
-    """What the node was, what the kernel offered, and what its counters did meanwhile."""
+    """Facts of the node, features of its kernel, and changes of its counters."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     node: str
@@ -179,17 +179,17 @@ class NodeInfo(Model):
     interfaces_left_out: Count = 0
     sysctls: dict[str, str] = Field(default_factory=dict)
     host: CounterFiles
-    """Of the whole host: softnet_stat, pressure/cpu, pressure/memory, pressure/io, ..."""
+    """Counters of the host: softnet_stat, pressure/cpu, pressure/memory, pressure/io, ..."""
     host_missing: dict[str, str] = Field(default_factory=dict)
-    """Files of the host without figures, and why."""
+    """Files of the host that could not be compared, and the reasons."""
     netns: tuple[NetnsCounters, ...]
-    """netstat, snmp, snmp6, sockstat, sockstat6 of each namespace that had events."""
+    """netstat, snmp, snmp6, sockstat, sockstat6 of each namespace with events."""
     netns_left_out: Count = 0
     counters_left_out: Count = 0
-    """Changed counters beyond the size of this file."""
+    """Changed counters that did not fit into this file."""
     cgroups: dict[str, str]
-    """cgroup id -> path, as far as it is known."""
+    """cgroup id -> known part of its path."""
     cgroups_left_out: Count = 0
     identity: IdentityFacts = IdentityFacts()
     conntrack: ConntrackFacts | None = None
-    """None: it was not asked for."""
+    """None: not requested."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A line of events.jsonl: what happened to a socket, and whose it is.
+"""A line of events.jsonl: one event of a socket, with the owner of the socket.
 
-A fact that is not known is `"-"`, whatever the type of the field otherwise.
+An unknown value is `"-"`, whatever the type of the field.
 """
 
 from typing import Annotated, Literal
@@ -21,26 +21,26 @@ from ktrace_api.names import (
 
 
 class Namespaces(Model):
-    """Inode numbers, as `ls -l /proc/PID/ns` shows them."""
+    """Inode numbers of namespaces, as shown by `ls -l /proc/PID/ns`."""
 
     net: MaybeCount
-    """Of the socket."""
+    """Network namespace of the socket. The others are those of the process."""
     mnt: MaybeCount
     pid: MaybeCount
     user: MaybeCount
 
 
 class Security(Model):
-    """What the process was allowed to do."""
+    """Privileges of the process."""
 
     seccomp_mode: Annotated[int, Field(ge=0, le=2)] | Unknown
-    """0 off, 1 strict, 2 filter."""
+    """0 disabled, 1 strict, 2 filter."""
     caps_eff: Annotated[str, Field(pattern=r"^(-|0x[0-9a-f]{8}_[0-9a-f]{8})$")]
     """Effective capabilities: high and low 32 bits of CapEff."""
 
 
 class PodIdentity(Model):
-    """Kubernetes' names of the process's container."""
+    """Kubernetes names of the container of the process."""
 
     pod_uid: str = UNKNOWN
     namespace: str = UNKNOWN
@@ -50,30 +50,30 @@ class PodIdentity(Model):
 
 
 class Conntrack(Model):
-    """The connection tracking entry of the tuple."""
+    """The conntrack entry of the tuple."""
 
     state: str = UNKNOWN
     reply: str = UNKNOWN
-    """Reply tuple: what answers look like after NAT."""
+    """Reply tuple, that is, the tuple of replies after NAT."""
     nat: Literal["dnat", "snat", "both", "none", "-"] = "-"
-    """Whose address is rewritten: the destination's, the source's, both, or nobody's."""
+    """Which address NAT rewrites: the destination (dnat), the source (snat), both or none."""
     backend: str = UNKNOWN
-    """Whom the side that asked really talks to, behind the address that it asked, `a:p`."""
+    """Real peer of the client behind the address that it connected to, `a:p`."""
 
 
 class _Row(Model):
     ts: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
-    """When it happened, UTC with milliseconds."""
+    """Time of the event in UTC, with milliseconds."""
     node: str
     comm: str
-    """Name of the task (15 bytes at most; bytes that are not UTF-8 become U+FFFD)."""
+    """Name of the task (maximum 15 bytes; invalid UTF-8 becomes U+FFFD)."""
     pid: MaybeCount
-    """The kernel's task id (a thread's)."""
+    """Task id in the kernel (the id of the thread)."""
     tgid: MaybeCount
-    """The process id, as ps shows it."""
+    """Process id, as shown by ps."""
     ppid: MaybeCount
     uid: MaybeCount
-    """Effective, in the initial user namespace; gid likewise."""
+    """Effective user id in the initial user namespace. `gid` likewise."""
     gid: MaybeCount
     tuple: str
     """`local -> remote`, IPv6 in brackets, IPv4-mapped addresses as IPv4."""
@@ -85,33 +85,33 @@ class _Row(Model):
     k8s: PodIdentity
     conntrack: Conntrack
     owner_source: OwnerSource
-    """Why this process is said to own the socket."""
+    """How the owner of the socket was determined."""
     peer_source: PeerSource
-    """Where the remote address comes from."""
+    """Source of the remote address."""
     sock: Annotated[str, Field(pattern=r"^(-|0x[0-9a-f]+)$")]
-    """Socket cookie, as `ss -e` shows it; the same in every row of one socket."""
+    """Socket cookie, as shown by `ss -e`. All rows of a socket have the same."""
     flow: Annotated[str, Field(pattern=r"^(-|0x[0-9a-f]{1,16})$")]
-    """The conversation: both of its ends have the same where both are on this node."""
+    """Id of the conversation. Both endpoints have the same id if both are on this node."""
 
 
 class TcpStateRow(_Row):
-    """A TCP socket went from one state to another."""
+    """A TCP socket changed its state."""
 
     type: Literal[RowType.TCP_STATE]
     old_state: TcpState | Unknown
     new_state: TcpState | Unknown
     state_us: MaybeCount
-    """Microseconds that the socket spent in old_state."""
+    """Microseconds the socket was in old_state."""
 
 
 class _UdpRow(_Row):
     bytes: Count
-    """Payload bytes of the datagram, or of the part of it that the call took."""
+    """Payload bytes of the datagram, or of the part that the call transferred."""
     flags: tuple[str, ...]
-    """MSG_ flags of the call without the prefix; CORKED: the datagram is not complete yet."""
+    """MSG_ flags of the call, without the prefix. CORKED: the datagram is not complete yet."""
     errno: Count
     error: str
-    """Name of errno; `-` when the call succeeded."""
+    """errno name; `-` if the call succeeded."""
 
 
 class UdpSendRow(_UdpRow):
@@ -125,31 +125,31 @@ class UdpRecvRow(_UdpRow):
 
     type: Literal[RowType.UDP_RECV]
     dns_rtt_us: MaybeCount
-    """Of an answer from port 53: microseconds since its query left; no payload is looked at."""
+    """For an answer from port 53: microseconds since its query. No payload is read."""
     dns_rtt_source: Literal["heuristic", "ambiguous", "-"]
-    """heuristic: by socket, server and order; ambiguous: another query may be meant."""
+    """heuristic: paired by socket, server and order; ambiguous: may belong to another query."""
 
 
 class ConnectRow(_Row):
-    """How a connect() ended."""
+    """A connect() ended, or was pending at the end of the capture."""
 
     type: Literal[RowType.CONNECT]
     duration_us: MaybeCount
-    """Microseconds from the call to its outcome, also for sockets that do not block."""
+    """Microseconds from the call to its result, also for non-blocking sockets."""
     errno: Count
     error: str
-    """Name of errno; `-` when there was none."""
+    """errno name; `-` if there was none."""
     result: ConnectResult | Unknown
 
 
 class TcpRetransmitRow(_Row):
-    """Segments were sent again."""
+    """Segments were retransmitted."""
 
     type: Literal[RowType.TCP_RETRANSMIT]
     state: TcpState | Unknown
     segs: Count
     synack: bool
-    """A SYN-ACK that a listener sent again."""
+    """Whether a listener retransmitted a SYN-ACK."""
 
 
 Event = Annotated[
@@ -157,4 +157,4 @@ Event = Annotated[
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
-"""Reads one line of events.jsonl: `EVENT.validate_json(line)`."""
+"""Parses one line of events.jsonl: `EVENT.validate_json(line)`."""

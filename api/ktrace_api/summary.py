@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""summary.json: what happened, counted and concluded, in at most 64 KiB whatever the run."""
+"""summary.json: counts, findings and verdict of a capture of any size, within 64 KiB."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -11,11 +11,11 @@ from ktrace_api.model import SCHEMA_VERSION, Count, MaybeCount, Model
 from ktrace_api.names import UNKNOWN, RowType
 
 SUMMARY_MAX_BYTES = 64 * 1024
-NO_VERDICT = Verdict(verdict=Cause.UNKNOWN, why="No analysis was made.")
+NO_VERDICT = Verdict(verdict=Cause.UNKNOWN, why="The capture was not analyzed.")
 
 
 class Accounting(Model):
-    """Where the events of a hook went: seen is the sum of all others but bytes and unseen."""
+    """Outcome of the events of a hook: `seen` is the sum of all others except bytes and unseen."""
 
     seen: Count
     written: Count
@@ -27,24 +27,24 @@ class Accounting(Model):
     lost_ring: Count
     """Not kept because the ring or the disk was full."""
     lost_map: Count
-    """Not kept because a map of the kernel side was full."""
+    """Not kept because a BPF map was full."""
     bytes: Count
-    """Payload bytes of all that passed the filter."""
+    """Payload bytes of all events that passed the filter."""
     unseen: Count = 0
-    """Events that no program was run for, at least; of retransmits: segments. The kernel's own
-    counters, or the states of the sockets, show them."""
+    """Minimum number of events for which no BPF program ran; for retransmits, of segments. Kernel
+    counters or later states of the sockets show them."""
 
 
 class MapOverflow(Model):
-    """Facts that a full map kept from the rows or the flows; none of them loses a row."""
+    """Facts missing in rows or flows because a BPF map was full. None of them costs a row."""
 
     socks: Count
-    """Sockets without owner and state time."""
+    """Sockets whose owner and state time were not stored."""
     calls: Count
-    """Calls without the address that they named."""
+    """Calls whose peer address was not stored."""
     cgroups: Count
     flows: Count
-    """Updates of flows that found no place, and what they carried:"""
+    """Updates of flows that were not counted; the next fields hold their totals."""
     flow_tx_bytes: Count
     flow_rx_bytes: Count
     flow_tx_calls: Count
@@ -52,7 +52,7 @@ class MapOverflow(Model):
 
 
 class Process(Model):
-    """Whom a figure belongs to."""
+    """The process that a count belongs to."""
 
     tgid: MaybeCount
     comm: str
@@ -82,7 +82,7 @@ class Talker(Process):
     opened: Count
     """Connections established (as client) or accepted (as server)."""
     failed: Count
-    """Connects that did not establish."""
+    """Connection attempts that failed."""
     flows: Count
     """Distinct tuples."""
 
@@ -100,7 +100,7 @@ class FlowPeer(Process):
 
 
 class Quantiles(Model):
-    """Of a set of durations, in microseconds."""
+    """Quantiles of durations, in microseconds."""
 
     count: Count
     min: Count
@@ -111,20 +111,20 @@ class Quantiles(Model):
 
 
 class Destination(Model):
-    """How connects to one address ended."""
+    """Results of connection attempts to one address."""
 
     peer: str
     connects: Count
     results: dict[str, Count]
     """By ConnectResult."""
     errors: dict[str, Count]
-    """By name of errno."""
+    """By errno name."""
     latency_us: Quantiles | None
-    """Of those that established."""
+    """Of established connections."""
 
 
 class InventoryOwner(Process):
-    """Sockets that one process held."""
+    """Sockets of one process."""
 
     netns: MaybeCount
     sockets: Count
@@ -132,7 +132,7 @@ class InventoryOwner(Process):
 
 
 class Retransmitter(Process):
-    """Segments that were sent again, by owner and peer."""
+    """Retransmitted segments of one owner to one peer."""
 
     peer: str
     segs: Count
@@ -146,7 +146,7 @@ class Processes(Model):
 
 
 class Talkers(Model):
-    """Processes with the most traffic, exact; bytes and connections each most first."""
+    """Processes with the most traffic (exact), by bytes and by connections, most first."""
 
     by_bytes: tuple[Talker, ...]
     by_connections: tuple[Talker, ...]
@@ -162,7 +162,7 @@ class FlowPeers(Model):
 
 
 class Destinations(Model):
-    """Destinations with the most connects that did not establish, then the most connects."""
+    """Destinations, sorted by failed, then by all connection attempts, most first."""
 
     top: tuple[Destination, ...]
     left_out: Count
@@ -171,7 +171,7 @@ class Destinations(Model):
 
 
 class Inventory(Model):
-    """TCP sockets that existed at one moment."""
+    """Inventory of the TCP sockets at the start or the end of the capture."""
 
     states: dict[str, Count]
     owners: tuple[InventoryOwner, ...]
@@ -180,42 +180,42 @@ class Inventory(Model):
 
 
 class Retransmits(Model):
-    """Segments sent again."""
+    """Retransmitted segments."""
 
     segs: Count
     """Sum over the rows of the bundle."""
     flow_segs: Count
-    """Sum over the flows: also counts what was sampled or capped away, but no segment of a
-    socket that found no place in a map."""
+    """Sum over the flows. Includes events that were sampled out or capped, but no segment of a
+    socket that did not fit into a BPF map."""
     top: tuple[Retransmitter, ...]
     left_out: Count
 
 
 class Summary(Model):
-    """What happened, in at most 64 KiB whatever the run."""
+    """Summary of a capture of any size, within 64 KiB."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     node: str
     started: datetime
     """When all programs were attached, by the wall clock."""
     ended: datetime
-    """`started` and the time that passed: on the clock of the rows, wherever the wall clock was set
+    """`started` plus the elapsed time. On the clock of the rows, even if the wall clock was changed
     meanwhile."""
     ended_by: str
     """`duration`, `signal` or `error`."""
     window_s: Annotated[float, Field(ge=0)]
     """Seconds that the programs were attached."""
     sample: Annotated[int, Field(ge=1)]
-    """One event in N was kept; what comes from flows (talkers, flows) is exact all the same."""
+    """One event in N was kept as a row. Counts from flows (talkers, flows) are exact."""
     complete: bool
-    """No event that passed is missing and no fact was lost; what no program could tell on this
-    kernel is in `hooks_missing`."""
+    """Whether no event and no fact was lost. Facts that cannot be traced on this kernel do not
+    count; they are in `hooks_missing`."""
     disk_full: bool = False
     """Whether rows are missing because the disk was full, during the capture or while sealing."""
     hooks_missing: tuple[str, ...] = ()
-    """Hooks that were asked for and that no program serves; node.json says why."""
+    """Requested hooks without a program that works on this kernel; node.json has the reasons."""
     notes: tuple[str, ...]
-    """What a reader must know, in plain sentences."""
+    """Sentences about losses and limits that a reader must know."""
     verdict: Verdict = NO_VERDICT
     findings: tuple[Finding, ...] = ()
     """Worst first."""
@@ -237,5 +237,5 @@ class Summary(Model):
 
     @property
     def lost(self) -> int:
-        """Requested events without a row: lost for lack of space, or missed by the programs."""
+        """Number of requested events without a row: lost for lack of space, or missed."""
         return sum(one.lost_ring + one.lost_map + one.unseen for one in self.accounting.values())

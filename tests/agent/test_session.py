@@ -97,7 +97,7 @@ def test_queries_are_dead_also_when_the_clock_was_set_back(
          for n in range(20)]
     )  # fmt: skip
     os.write(recording.spool_fd, events.tobytes())
-    recording.witness = None  # what else this machine did is not in the spool
+    recording.tcp_counts = None  # what else this machine did is not in the spool
     sent = HookCounters(seen=20, written=20)
     recording.counters = {**recording.counters, RowType.UDP_SEND: sent}
     summary = seal(Captured(recording, config, node_info), tmp_path / "out").summary

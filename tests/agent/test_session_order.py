@@ -27,7 +27,7 @@ def test_open_calls_and_connects_are_read_at_once(
         world.spool.append.return_value = 0
         monkeypatch.setattr(session, "Collector", lambda *_, **__: world.collector)
         monkeypatch.setattr(session, "Spool", lambda *_: world.spool)
-        monkeypatch.setattr(session, "_stock", world.stock)
+        monkeypatch.setattr(session, "_inventory", world.inventory)
         made = session.record(
             config.model_copy(update={"duration": timedelta(milliseconds=1)}),
             tmp_path,
@@ -46,5 +46,5 @@ def test_open_calls_and_connects_are_read_at_once(
         "collector.iterate('list_pending',)",
         "spool.append(b'',)",
     ]
-    assert last.index("stock" + str((world.collector,))) > 4
+    assert last.index("inventory" + str((world.collector,))) > 4
     assert last.index("watches.stop()") > 4

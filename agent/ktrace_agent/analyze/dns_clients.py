@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Who asked which DNS server, what came back, what went wrong.
+"""DNS clients and servers: queries, answers, failures.
 
-prepare() makes the tables of dns_talks.py and, from them and `flows`:
+prepare() creates these tables from those of tables/dns_pairs.py and from `flows`:
 
-dns_clients   one line a process and server: what it asked and got, what went wrong
+dns_clients   one line per process and server: queries, answers and failures
 dns_errors    client -> its errors by name, the most frequent first
 """
 
@@ -16,28 +16,29 @@ from ktrace_agent.tables.dns_pairs import PORT
 from ktrace_api.thresholds import Thresholds
 
 FAILING = "(unanswered > 0 OR errored > 0)"
-"""Of a line of dns_clients: it got no answer, or could not ask or read."""
+"""SQL condition on dns_clients: without an answer, or a send or receive failed."""
 WORST_FIRST = "unanswered DESC, errored DESC, since DESC NULLS LAST, tgid DESC"
-"""Among equals the latest: a process that asked a moment ago may still be there."""
+"""Among equals the latest first: a process that was active a moment ago may still be alive."""
 CT_STATE = "if(bool_or(ct_state = 'UNREPLIED'), 'UNREPLIED', max(ct_state))"
-"""Of many entries of connection tracking: UNREPLIED where one of them is."""
+"""SQL aggregate over several conntrack entries: UNREPLIED if one of them is."""
 
-# Answers that came late, in a later try than their query, make up for it. Who lost a race
-# between servers that one socket asked at once was not asked alone: `raced`.
-_TALKS = """
+# Late answers, those in a later try than their query, count for it. If one socket queried several
+# servers at once, the slower ones are `raced`.
+_OVERDUE = """
 CREATE OR REPLACE TEMP TABLE dns_overdue AS
 WITH open AS (
-  SELECT talk, min(n) AS n, min(ts) AS since, count(*) AS overdue FROM dns_pairs
-  WHERE answer_n IS NULL AND ts <= {settled} GROUP BY talk),
+  SELECT exchange, min(n) AS n, min(ts) AS since, count(*) AS overdue FROM dns_pairs
+  WHERE answer_n IS NULL AND ts <= {settled} GROUP BY exchange),
 paired AS (
-  SELECT talk, count(answer_n) AS paired FROM dns_pairs SEMI JOIN open USING (talk) GROUP BY talk)
-SELECT o.talk, s.client, s.socket, o.n, o.since, s.query_ts AS first_ts,
+  SELECT exchange, count(answer_n) AS paired FROM dns_pairs
+  SEMI JOIN open USING (exchange) GROUP BY exchange)
+SELECT o.exchange, s.client, s.socket, o.n, o.since, s.query_ts AS first_ts,
   o.overdue - (s.answers - p.paired) AS overdue, false AS raced
-FROM open o JOIN dns_shapes s USING (talk) JOIN paired p USING (talk)
+FROM open o JOIN dns_shapes s USING (exchange) JOIN paired p USING (exchange)
 WHERE o.overdue > s.answers - p.paired;
-UPDATE dns_overdue SET raced = true WHERE talk IN (
-  SELECT d.talk FROM dns_overdue d JOIN dns_shapes o ON o.socket = d.socket
-  WHERE o.talk <> d.talk AND o.answers > 0 AND o.queries > 0
+UPDATE dns_overdue SET raced = true WHERE exchange IN (
+  SELECT d.exchange FROM dns_overdue d JOIN dns_shapes o ON o.socket = d.socket
+  WHERE o.exchange <> d.exchange AND o.answers > 0 AND o.queries > 0
     AND abs(epoch_us(o.query_ts) - epoch_us(d.first_ts)) <= {race_us})
 """
 _STRANGERS = """
@@ -46,11 +47,11 @@ SELECT d.client, max(w.remote_ip) AS answered_by, sum(s.answers)::BIGINT AS stra
 FROM dns_overdue d JOIN dns_shapes s USING (socket) JOIN dns_who w ON s.client = w.client
 WHERE s.queries = 0 AND s.answers > 0 GROUP BY d.client
 """
-# Where they wait, what connection tracking says, and what resolvers on this node sent there.
+# Sockets still waiting, their conntrack state, and replies that resolvers on this node sent there.
 _WAITING = f"""
 CREATE OR REPLACE TEMP TABLE dns_waiting AS
-SELECT d.client, d.talk, r.local_ip, r.local_port, r.remote_ip, r.ct_state
-FROM (SELECT * FROM dns_overdue ORDER BY raced, talk LIMIT 10000) d
+SELECT d.client, d.exchange, r.local_ip, r.local_port, r.remote_ip, r.ct_state
+FROM (SELECT * FROM dns_overdue ORDER BY raced, exchange LIMIT 10000) d
 JOIN rows r ON r.n = d.n;
 CREATE OR REPLACE TEMP TABLE dns_sent AS
 WITH replies AS (SELECT n, local_ip, remote_ip, remote_port FROM rows
@@ -63,7 +64,7 @@ FROM dns_waiting w JOIN replies r ON r.remote_port = w.local_port
   AND (r.remote_ip = w.local_ip OR w.local_ip IN ('0.0.0.0', '::'))
 GROUP BY w.client
 """
-# Nothing ever came back to them: they lost no race.
+# Clients that never received anything did not lose a race.
 _SILENT = """
 UPDATE dns_overdue SET raced = false WHERE raced AND client IN (
   SELECT client FROM dns_waiting WHERE ct_state = 'UNREPLIED'
@@ -83,7 +84,7 @@ late AS (
     coalesce(sum(overdue) FILTER (WHERE raced), 0)::BIGINT AS raced,
     min(since) FILTER (WHERE NOT raced) AS since, min(n, 8) FILTER (WHERE NOT raced) AS open_rows
   FROM dns_overdue GROUP BY client),
-tracked AS (
+states AS (
   SELECT client, {CT_STATE} AS ct_state FROM dns_waiting GROUP BY client),
 broken AS (SELECT client, min(n, 8) AS error_rows FROM dns_messages WHERE failed GROUP BY client)
 SELECT w.*, queries, answers, unsent, errored, coalesce(unanswered, 0) AS unanswered,
@@ -93,7 +94,7 @@ SELECT w.*, queries, answers, unsent, errored, coalesce(unanswered, 0) AS unansw
   coalesce(strange_answers, 0) AS strange_answers, coalesce(answers_sent, 0) AS answers_sent,
   coalesce(sent_rows, []) AS sent_rows
 FROM asked JOIN dns_who w USING (client) LEFT JOIN paired USING (client)
-  LEFT JOIN late USING (client) LEFT JOIN tracked USING (client) LEFT JOIN broken USING (client)
+  LEFT JOIN late USING (client) LEFT JOIN states USING (client) LEFT JOIN broken USING (client)
   LEFT JOIN dns_strangers USING (client) LEFT JOIN dns_sent USING (client)
 WHERE queries > 0 OR unsent > 0
 """
@@ -105,7 +106,7 @@ FROM (SELECT m.client, r.error, count(*) AS count
       WHERE r.error IS NOT NULL GROUP BY ALL) GROUP BY client
 """
 
-# Sampling and losses break up pairs; the kernel's own counts per flow do not suffer.
+# Sampling and losses break pairs apart. Counts per flow are made in the kernel and stay exact.
 _CLIENTS_BY_FLOWS = f"""
 CREATE OR REPLACE TEMP TABLE dns_clients AS
 WITH asked AS (
@@ -149,14 +150,14 @@ GROUP BY c.net, c.tgid, c.remote_ip HAVING sum(sent) > 0
 def prepare(
     con: duckdb.DuckDBPyConnection, end: datetime | None, limits: Thresholds, *, exact: bool
 ) -> None:
-    """Make the tables of the module's docstring and those of dns_talks.
+    """Create the tables of the module's docstring; dns_pairs.pair() must have run.
 
-    `end` is the last moment that the rows cover (UTC, naive). With exact=False (sampled or lost
-    rows) who got no answer is counted from the flows, and pairs are no times.
+    `end` is the last moment that the rows cover (UTC, naive). With exact=False (rows were sampled
+    or lost) unanswered queries are counted from the flows, and pairs are not round trips.
     """
     settled = _settled(con, end, limits)
     figures = {"settled": settled, "race_us": round(limits.dns_race_s * 1e6)}
-    con.execute(_TALKS.format(**figures))
+    con.execute(_OVERDUE.format(**figures))
     con.execute(_STRANGERS)
     con.execute(_WAITING)
     con.execute(_SILENT)
@@ -165,7 +166,7 @@ def prepare(
 
 
 def _settled(con: duckdb.DuckDBPyConnection, end: datetime | None, limits: Thresholds) -> str:
-    """SQL of the time after which a query may still be answered."""
+    """Return as SQL the time after which a query may still be answered."""
     if end is None:
         return "TIMESTAMP '-infinity'"
     found = con.execute("SELECT quantile_disc(rtt_us, 0.99) FROM dns_pairs").fetchone()

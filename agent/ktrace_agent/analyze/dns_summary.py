@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: S608 - every part of a statement is a constant or a number
-"""Name resolution on this node in a few figures: the tables of dns_clients.py -> DnsSummary."""
+"""Summarizes DNS on this node: the tables of dns_clients.py -> DnsSummary."""
 
 from datetime import UTC
 from typing import Any, Literal
@@ -23,14 +23,14 @@ from ktrace_api.finding import (
 from ktrace_api.names import UNKNOWN
 
 _RESOLVERS = """
-WITH talked AS (
+WITH answered AS (
   SELECT w.remote_ip, p.rtt_us, p.ambiguous
   FROM dns_pairs p JOIN dns_who w USING (client) WHERE answer_n IS NOT NULL AND {times}),
 measured AS (
   SELECT remote_ip, count(*) AS every, count(*) FILTER (WHERE NOT ambiguous) AS clear,
     quantile_disc(rtt_us, [0, 0.5, 0.9, 0.99, 1]) AS of_every,
     quantile_disc(rtt_us, [0, 0.5, 0.9, 0.99, 1]) FILTER (WHERE NOT ambiguous) AS of_clear
-  FROM talked GROUP BY remote_ip),
+  FROM answered GROUP BY remote_ip),
 times AS (
   SELECT remote_ip, if(clear > 0, clear, every) AS count,
     if(clear > 0, of_clear, of_every) AS quantiles FROM measured),
@@ -50,7 +50,7 @@ WHERE {FAILING} ORDER BY {WORST_FIRST}, remote_ip, net LIMIT {MAX_SUSPECTS}
 
 
 def summarize(con: duckdb.DuckDBPyConnection, *, timed: bool) -> DnsSummary:
-    """What prepare() found, within a fixed size; with timed=False pairs are no round trips."""
+    """Summarize the tables of dns_clients.prepare(); with timed=False pairs are not round trips."""
     (totals,) = records(
         con,
         """SELECT coalesce(sum(queries), 0)::BIGINT AS queries,

@@ -77,10 +77,10 @@ def _counters(changes: Report | NodeInfo) -> Iterator[tuple[Any, ...]]:
 
 
 def _conntrack_counters(node: NodeInfo) -> Iterator[tuple[Any, ...]]:
-    for tracked in node.conntrack.netns if node.conntrack else ():
-        yield from _changed(tracked.netns, {"ctnetlink": tracked.counters})
-        if tracked.peak:
-            yield tracked.netns, "ctnetlink", "peak", float(tracked.peak), float(tracked.peak), 0.0
+    for table in node.conntrack.netns if node.conntrack else ():
+        yield from _changed(table.netns, {"ctnetlink": table.counters})
+        if table.peak:
+            yield table.netns, "ctnetlink", "peak", float(table.peak), float(table.peak), 0.0
 
 
 def _changed(netns: int | None, files: FileChanges | CounterFiles) -> Iterator[tuple[Any, ...]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""node.json: what the node was, what the kernel offered, what its counters did meanwhile."""
+"""Builds node.json: facts of the node, offered kernel features, changes of the counters."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from ktrace_api.names import UNKNOWN
 from ktrace_api.node import (
     ClockOffsets,
     ConntrackFacts,
+    ConntrackNetns,
     Delta,
     HookChoice,
     IdentityFacts,
@@ -28,11 +29,10 @@ from ktrace_api.node import (
     NodeInfo,
     Refusal,
     RuntimeSocket,
-    TrackedNetns,
 )
 
 MAX_CGROUPS = 128
-MAX_TRACKED = 64
+MAX_CONNTRACK_NETNS = 64
 
 
 def describe(
@@ -44,7 +44,7 @@ def describe(
     identities: Identities,
     conntrack: Conntrack | None,
 ) -> NodeInfo:
-    """Put together what was looked up before, during and after the capture."""
+    """Combine the facts collected before, during and after the capture."""
     links, links_left_out = interfaces.read()
     this_boot, clock = boot.read(), recording.clock
     cgroups = sorted(recording.cgroups.items())
@@ -106,22 +106,22 @@ def _identity(identities: Identities) -> IdentityFacts:
 
 
 def _conntrack(found: Conntrack) -> ConntrackFacts:
-    busiest = sorted(found.tables.items(), key=lambda one: -len(one[1].keys))[:MAX_TRACKED]
+    busiest = sorted(found.tables.items(), key=lambda one: -len(one[1].keys))[:MAX_CONNTRACK_NETNS]
     return ConntrackFacts(
         host_netns=found.host,
         entries=len(found),
         left_out=found.left_out,
         seconds=round(found.seconds, 3),
-        netns=tuple(_tracked(netns, len(table.keys), found) for netns, table in busiest),
+        netns=tuple(_conntrack_netns(netns, len(table.keys), found) for netns, table in busiest),
         problems=tuple(
             Lacking(netns=one.netns, reason=one.lack, detail=one.detail) for one in found.problems
         ),
     )
 
 
-def _tracked(netns: int, entries: int, found: Conntrack) -> TrackedNetns:
+def _conntrack_netns(netns: int, entries: int, found: Conntrack) -> ConntrackNetns:
     figures = found.figures.get(netns)
-    return TrackedNetns(
+    return ConntrackNetns(
         netns=netns,
         source=found.sources.get(netns, UNKNOWN),
         entries=entries,

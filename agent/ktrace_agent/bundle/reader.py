@@ -85,9 +85,9 @@ def _find(path: Path) -> Path:
     """Return the archive in a folder, else its summary; return a file unchanged."""
     if not path.is_dir():
         return path
-    held = sorted(path.iterdir())  # unlike glob(), it raises if the folder is not readable
+    files = sorted(path.iterdir())  # unlike glob(), it raises if the folder is not readable
     for ending in (_ARCHIVE, _SUMMARY):
-        found = [file for file in held if file.name.endswith(ending)]
+        found = [file for file in files if file.name.endswith(ending)]
         if len(found) > 1:
             raise UsageError(f"{path} holds {len(found)} bundles: name one, such as {found[-1]}")
         if found:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a capture leaves behind, before anything is decoded.
+"""The undecoded result of a capture: raw records, counters and clocks.
 
-Standard library only: this module is loaded while the programs are attached,
-numpy and DuckDB come in (records.py) once they are detached.
+Only the standard library is used: this module is loaded while the programs are attached. numpy and
+DuckDB are imported once they are detached (tables/records.py).
 """
 
 import os
@@ -27,16 +27,16 @@ class Clock:
 
 
 def wall_clock(boot_ns: int, offset_ns: int) -> datetime:
-    """A time of the boot clock as rows show it: by the offset at the start, whatever came after.
+    """Convert a time of the boot clock to the time that rows show, by the offset at the start.
 
-    So a step of the wall clock during a capture moves no row out of it.
+    A step of the wall clock during the capture thus moves no row out of its window.
     """
     return _EPOCH + timedelta(microseconds=(boot_ns + offset_ns) // 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class HookCounters:
-    """struct kt_counters summed over CPUs: seen is the sum of the counts up to lost_map."""
+    """struct kt_counters, summed over CPUs. `seen` is the sum of the counts up to lost_map."""
 
     seen: int = 0
     written: int = 0
@@ -47,12 +47,12 @@ class HookCounters:
     lost_map: int = 0
     bytes: int = 0
     unseen: int = 0
-    """Passed without a program, at least, as the next state of the same socket proves."""
+    """Minimum number of events that ran no program, as later states of the same sockets show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """struct kt_overflow summed over CPUs: facts that a full map kept from us."""
+    """struct kt_overflow, summed over CPUs: facts lost because a BPF map was full."""
 
     socks: int = 0
     calls: int = 0
@@ -64,18 +64,18 @@ class Overflow:
     flow_rx_calls: int = 0
 
     def any(self) -> bool:
-        """Whether any fact is missing."""
+        """Return whether any fact is missing."""
         return any(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(slots=True)
 class Recording:
-    """One capture: raw records as the kernel wrote them, and the accounts of what is not there."""
+    """One capture: raw records as the kernel side wrote them, and counts of those missing."""
 
     spool_fd: int
-    """File of whole kt_event records from offset 0, in the order of the ring."""
+    """File of whole kt_event records from offset 0, in the order of the ring buffer."""
     stock_start: bytes
-    """kt_event records of type KT_STOCK: one a socket, its state in new_state."""
+    """Inventory at the start: a kt_event record of type KT_STOCK per socket, state in new_state."""
     stock_end: bytes
     flow_keys: bytes
     """Array of kt_flow_key, parallel to flow_values (array of kt_flow)."""
@@ -83,24 +83,25 @@ class Recording:
     counters: Mapping[RowType, HookCounters]
     overflow: Overflow
     cgroups: Mapping[int, str]
-    """cgroup id -> path as far as it is known, `/parent/leaf`."""
+    """cgroup id -> known part of its path, `/parent/leaf`."""
     clock: Clock
     started: datetime
-    """All programs were attached; as wall_clock() has it."""
+    """Time when all programs were attached, by wall_clock()."""
     ended: datetime
-    """The wait was over. On the clock of the rows, so never before `started`."""
+    """End of the wait. On the clock of the rows, so never before `started`."""
     ended_by: str
     """`duration`, `signal` or `error`."""
     spool_lost: Mapping[RowType, int]
-    """Records that left the ring but found no room on disk; lost_ring counts them already."""
-    witness: Witness | None = None
+    """Records that were read but did not fit on the disk; lost_ring includes them."""
+    tcp_counts: Witness | None = None
+    """TCP counters of the kernel while the programs were attached."""
 
     def lost(self, *types: RowType) -> int:
-        """Events of these types that are no record because something was full."""
+        """Return how many events of these types were lost: a buffer, map or disk was full."""
         hooks = (self.counters[name] for name in types if name in self.counters)
         return sum(hook.lost_ring + hook.lost_map for hook in hooks)
 
     def forget(self) -> None:
-        """Give back memory and disk of all records: the tables have them now."""
+        """Release memory and disk space of all records; the tables hold them now."""
         os.ftruncate(self.spool_fd, 0)
         self.stock_start = self.stock_end = self.flow_keys = self.flow_values = b""

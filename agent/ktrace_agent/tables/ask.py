@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One SQL statement in, its rows as dictionaries out."""
+"""Runs a SQL statement and returns its rows as dictionaries."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import duckdb
 
 
 def records(con: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    """The lines of a query, by column."""
+    """Return the rows of a query, each as column -> value."""
     found = con.execute(sql)
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, values, strict=True)) for values in found.fetchall()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory between the steps of sealing."""
+"""Memory management between the steps of sealing."""
 
 import ctypes
 import gc
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 def give_back() -> None:
-    """Return to the kernel what the C library keeps of freed memory, as far as it can.
+    """Return freed memory from the C library to the kernel (malloc_trim(3)).
 
-    glibc keeps what lies below something that is still in use; between two steps of sealing
-    that is as much as the next step needs. Nothing happens with another C library.
+    glibc keeps freed memory below memory still in use. Between two steps of sealing that is as
+    much as the next step needs. Does nothing with other C libraries.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -21,10 +21,10 @@ def give_back() -> None:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Python does not look for cycles meanwhile, if it did before.
+    """Disable Python's cyclic garbage collection for a while.
 
-    Sealing makes some 100,000 objects that live on and no cycles: looking for some again and
-    again takes 0.3 s of 1 M rows and frees nothing.
+    Sealing creates some 100,000 long-lived objects and no cycles. Repeated collections take 0.3 s
+    for 1 M rows and free nothing.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -8,7 +8,7 @@ import pytest
 from ktrace_agent.bundle.seal import seal
 from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.node import ConntrackFacts, Delta, HookChoice, NodeInfo, Refusal, TrackedNetns
+from ktrace_api.node import ConntrackFacts, ConntrackNetns, Delta, HookChoice, NodeInfo, Refusal
 from tests.agent.conftest import Make, make_events
 
 NET = 4026531840
@@ -17,7 +17,7 @@ NET = 4026531840
 def tracked(node_info: NodeInfo, peak: int) -> NodeInfo:
     """Connection tracking with 10 of 1000 entries at both ends."""
     counters = {"max": (1000, 1000), "count": (10, 10)}
-    table = TrackedNetns(
+    table = ConntrackNetns(
         netns=NET, source="ctnetlink", entries=70, peak=peak,
         counters={name: Delta(before=was, after=now, delta=now - was)
                   for name, (was, now) in counters.items()},

@@ -9,6 +9,7 @@ import random
 import shutil
 import tarfile
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -345,3 +346,19 @@ def test_any_json_is_a_summary_or_refused(tmp_path_factory: Any, document: dict[
     file = tmp_path_factory.mktemp("json") / "x.summary.json"
     file.write_text(json.dumps(document))
     refused(file)
+
+
+def test_a_huge_extended_header_is_not_read(tmp_path: Path):
+    """tarfile would hold all of it in memory: docs/adr/0016-own-tar-reader.md."""
+    size = 16 << 20
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, size
+    file = tmp_path / "hostile.bundle.tgz"
+    file.write_bytes(gzip.compress(info.tobuf() + b"9" * size))
+    tracemalloc.start()
+    try:
+        assert "is not a ktrace bundle" in refused(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own counters against the rows: what no program saw is counted."""
+"""Events that the kernel counted but for which no program ran."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -31,29 +31,29 @@ AGAIN = {"type": 4, "segs": 1}
 LATER_NS = 10**10
 
 
-def told(netns: dict[int, TcpCounts]) -> Witness:
+def counted(netns: dict[int, TcpCounts]) -> Witness:
     return Witness(BOOT_NS, BOOT_NS + LATER_NS, netns)
 
 
 @pytest.fixture
 def unseen(make_recording: Make) -> Any:
-    def counted(
+    def missed(
         rows: Iterable[dict[str, Any]],
         netns: dict[int, TcpCounts],
         config: CaptureConfig | None = None,
         **changes: Any,
     ) -> dict[RowType, int]:
         recording = make_recording(
-            make_events([*rows]), make_flows([]), witness=told(netns), **changes
+            make_events([*rows]), make_flows([]), tcp_counts=counted(netns), **changes
         )
         with closing(load(recording, "n")) as tables:
             found = count(tables.con, recording, config or CaptureConfig(node="n"))
         return {row: number for row, number in found.items() if number}
 
-    return counted
+    return missed
 
 
-def test_a_healthy_capture_has_seen_at_least_what_the_kernel_counted(unseen: Any):
+def test_a_healthy_capture_misses_nothing(unseen: Any):
     rows = [OPEN, BIRTH, {**AGAIN, "segs": 11}]
     assert unseen(rows, {NET: TcpCounts(1, 1, 11)}) == {}
     assert unseen(rows, {NET: TcpCounts(0, 1, 7)}) == {}
@@ -108,7 +108,7 @@ def test_gaps_between_states_are_counted_by_the_kernel_side(unseen: Any):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(births=st.integers(0, 5), opens=st.integers(0, 5), rise=st.integers(-5, 5))
-def test_counters_that_fell_accuse_nobody(births: int, opens: int, rise: int, unseen: Any):
+def test_counters_that_fell_add_no_missed_events(births: int, opens: int, rise: int, unseen: Any):
     rows = [BIRTH] * births + [OPEN] * opens
     found = unseen(rows, {NET: TcpCounts(rise, rise, rise)})
     wanted = max(0, rise - births) + max(0, rise - opens)
@@ -127,7 +127,7 @@ def snap(netns: dict[int, Files | Missing], begun: int = 5, ended: int = 7) -> S
     return Snapshot({}, netns, 0, whole=True, begun_ns=begun, ended_ns=ended)
 
 
-def test_the_witness_knows_namespaces_that_were_read_twice():
+def test_only_namespaces_read_twice_are_compared():
     before = snap({1: files(3, 10, 1), 2: files(1, 1), 3: Missing.DENIED})
     after = snap({1: files(8, 30, 6), 3: files(1, 1), 4: files(9, 9), 2: Missing.VANISHED}, 70, 90)
     found = witness(before, after)
@@ -135,14 +135,14 @@ def test_the_witness_knows_namespaces_that_were_read_twice():
     assert found.netns == {1: TcpCounts(passive_opens=5, active_opens=0, retransmitted=15)}
 
 
-def test_a_kernel_without_the_counters_is_no_witness():
+def test_a_kernel_without_the_counters_gives_none():
     bare: Files = {"snmp": b"Tcp: RetransSegs\nTcp: 5\n", "netstat": b""}
     half: Files = {"snmp": files(1, 1)["snmp"], "netstat": Missing.ABSENT}
     assert witness(snap({1: bare, 2: half}), snap({1: bare, 2: half})).netns == {}
 
 
 @pytest.mark.parametrize(("rows", "severity"), [(10, Severity.WARNING), (1500, Severity.INFO)])
-def test_it_is_told(
+def test_missed_events_are_reported(
     rows: int,
     severity: Severity,
     make_recording: Make,
@@ -151,7 +151,7 @@ def test_it_is_told(
     tmp_path: Path,
 ):
     recording = make_recording(
-        make_events([BIRTH] * rows), witness=told({NET: TcpCounts(rows + 13, 0, 0)})
+        make_events([BIRTH] * rows), tcp_counts=counted({NET: TcpCounts(rows + 13, 0, 0)})
     )
     summary = seal(Captured(recording, config, node_info), tmp_path).summary
     assert not summary.complete

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings: SQL over the tables of ktrace_agent/tables/contract.py in, models out.
+"""Findings: derives models by SQL from the tables of ktrace_agent/tables/contract.py.
 
 One module per family. Healthy traffic causes no finding above info. Every limit is in
 ktrace_api/thresholds.py with its reason.
