@@ -17,7 +17,7 @@ from ktrace_agent.enrich.watches import Watches
 from ktrace_agent.host.clock import boot_ns, wall_offset_ns
 from ktrace_agent.host.counters import MAX_NETNS, Snapshot, snapshot
 from ktrace_agent.host.netns import PROC, find_netns, run_in_netns
-from ktrace_agent.host.tcp_counts import witness
+from ktrace_agent.host.tcp_counts import rise
 from ktrace_agent.kernel import preflight
 from ktrace_agent.kernel.collector import Collector
 from ktrace_agent.kernel.probes import Choice
@@ -183,7 +183,7 @@ def record(
             ended=ended,
             ended_by=ended_by,
             spool_lost=spool.lost,
-            tcp_counts=witness(before, after),
+            tcp_counts=rise(before, after),
         )
         return Recorded(recording, collector.choices, before, after)
 

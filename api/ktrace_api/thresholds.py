@@ -130,7 +130,7 @@ class Thresholds(Model):
     """Share of time in which all tasks waited for memory: the node does little but reclaim."""
 
     lost_share: Share = 0.01
-    """Share of lost events that a finding tolerates. With more losses, missing events are no
+    """Share of lost events that a finding tolerates. With more losses, missing events are not
     evidence."""
     unseen_count: Count = 10
     """A kernel that exempts some tasks from tracing hides the softirq work done in their context: a

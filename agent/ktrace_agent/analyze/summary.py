@@ -178,7 +178,7 @@ def _matrix(query: _Query) -> dict[str, dict[str, int]]:
 
 
 def _inventory(query: _Query, moment: str) -> Inventory:
-    sockets = f"FROM stock s JOIN owners o USING (owner) WHERE moment = '{moment}'"
+    sockets = f"FROM inventory s JOIN owners o USING (owner) WHERE moment = '{moment}'"
     top, left_out = query.top(
         f"""SELECT tgid, comm, uid, net AS netns, count(*) AS sockets, histogram(state) AS states
             {sockets} GROUP BY tgid, comm, uid, net""",

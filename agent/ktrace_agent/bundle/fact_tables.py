@@ -71,7 +71,7 @@ def _counters(changes: Report | NodeInfo) -> Iterator[tuple[Any, ...]]:
     yield from _changed(None, changes.host)
     for one in changes.netns:
         # If no process lived in the namespace at the start, its counters at that time are
-        # unknown. The namespace may be older than the capture, so their values are no change.
+        # unknown. The namespace may be older than the capture, so their values are not changes.
         if one.missing != Missing.APPEARED:
             yield from _changed(one.netns, one.counters)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ktrace_agent.host.counters import MAX_NETNS, Files, Missing, Raw, Snapshot
-from ktrace_agent.host.procfs import HELD_AGAINST, PER_HOST, PER_NETNS, Counters, Number
+from ktrace_agent.host.procfs import PER_HOST, PER_NETNS, REFERENCES, Counters, Number
 
 KEPT_NETNS = 64
 """Maximum number of namespaces that fit() keeps; compare() takes all that a snapshot reads."""
@@ -37,7 +37,7 @@ _ERRORS = _names(
     Ip6InNoRoutes Ip6OutNoRoutes Ip6ReasmFails Icmp6InDestUnreachs Icmp6OutDestUnreachs
     insert_failed drop early_drop invalid search_restart dropped time_squeeze
     """
-).union(*HELD_AGAINST.values())
+).union(*REFERENCES.values())
 """Counters of errors, and the reference counters that findings subtract from them, such as resets
 that the namespace sent itself."""
 _TRAFFIC = _names(
@@ -115,7 +115,7 @@ def compare(before: Snapshot, after: Snapshot, events: Iterable[int]) -> Report:
     """Return all changes of the host, of the agent's own namespace and of those in `events`.
 
     `events` are inodes, the most important first. Unchanged counters are left out, except gauges
-    and procfs.HELD_AGAINST.
+    and procfs.REFERENCES.
     """
     wanted = list(dict.fromkeys([*([after.own] if after.own else []), *events]))
     missing: dict[str, Missing] = {}
@@ -162,7 +162,7 @@ def _pair(before: Snapshot, after: Snapshot, inode: int) -> tuple[Files, Files, 
 
 
 def _changes(file: str, old: Counters, new: Counters) -> dict[str, Change]:
-    references = HELD_AGAINST.get(file, frozenset())
+    references = REFERENCES.get(file, frozenset())
     changes = {}
     for name, last in new.items():
         first = old.get(name, 0)  # IcmpMsg and the like appear with their first message

@@ -151,7 +151,7 @@ ABORTS = (
 DUPLICATES = "TcpExt.TCPDSACKRecv"
 """Retransmitted segments that their receivers already had, in netstat."""
 
-HELD_AGAINST: dict[str, frozenset[str]] = {
+REFERENCES: dict[str, frozenset[str]] = {
     "netstat": frozenset({*ABORTS, DUPLICATES}),
     "snmp": frozenset({"Udp.InDatagrams"}),
     "snmp6": frozenset({"Udp6InDatagrams"}),

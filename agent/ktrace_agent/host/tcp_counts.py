@@ -24,7 +24,7 @@ class TcpCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class TcpCountsRise:
     """The kernel's own counts while all programs were attached, to compare with the rows."""
 
     since_ns: int
@@ -35,7 +35,7 @@ class Witness:
     """By inode; only namespaces that could be read both times."""
 
 
-def witness(before: Snapshot, after: Snapshot) -> Witness:
+def rise(before: Snapshot, after: Snapshot) -> TcpCountsRise:
     """Return the increase of the TCP counters in each namespace that was readable both times."""
     counts = {}
     for netns, files in after.netns.items():
@@ -46,7 +46,7 @@ def witness(before: Snapshot, after: Snapshot) -> Witness:
                 active_opens=last.active_opens - first.active_opens,
                 retransmitted=last.retransmitted - first.retransmitted,
             )
-    return Witness(before.begun_ns, after.ended_ns, counts)
+    return TcpCountsRise(before.begun_ns, after.ended_ns, counts)
 
 
 def _read(files: object) -> TcpCounts | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 
-from ktrace_agent.host.tcp_counts import Witness
+from ktrace_agent.host.tcp_counts import TcpCountsRise
 from ktrace_api.names import RowType
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -93,7 +93,7 @@ class Recording:
     """`duration`, `signal` or `error`."""
     spool_lost: Mapping[RowType, int]
     """Records that were read but did not fit on the disk; lost_ring includes them."""
-    tcp_counts: Witness | None = None
+    tcp_counts: TcpCountsRise | None = None
     """TCP counters of the kernel while the programs were attached."""
 
     def lost(self, *types: RowType) -> int:

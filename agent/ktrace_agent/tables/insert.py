@@ -74,7 +74,7 @@ def insert_sockets(con: Database, recording: Recording, encoder: Encoder) -> dic
         if len(rows):
             _insert(
                 con,
-                "stock",
+                "inventory",
                 f"'{moment}', state, nullif(family, '-'), nullif(role, '-'), source, local,"
                 " local_port, remote, remote_port, owner, nullif(net, 0), nullif(sock, 0),"
                 " nullif(measure, -1)",

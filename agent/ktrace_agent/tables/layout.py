@@ -10,7 +10,7 @@ message_flags names of the MSG_ flags of a call
 pods          names of a cgroup
 connections   conntrack entry of an endpoint
 flow_stats    struct kt_flow with its key
-stock         both socket inventories
+inventory     both socket inventories
 round_trips   times of DNS answers by n
 lines         view: n and the JSON text of the row
 
@@ -43,7 +43,7 @@ CREATE TABLE flow_stats (local UINTEGER, local_port USMALLINT, remote UINTEGER,
     rx_bytes UBIGINT, tx_calls UBIGINT, rx_calls UBIGINT, opened UINTEGER, failed UINTEGER,
     retrans_segs UINTEGER, first_ts TIMESTAMP, last_ts TIMESTAMP, connection UINTEGER,
     flow UBIGINT);
-CREATE TABLE stock (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
+CREATE TABLE inventory (moment VARCHAR, state VARCHAR, family VARCHAR, role VARCHAR,
     owner_source VARCHAR, local UINTEGER, local_port USMALLINT, remote UINTEGER,
     remote_port USMALLINT, owner UINTEGER, net UINTEGER, sock UBIGINT, age_us BIGINT);
 """
@@ -109,7 +109,7 @@ CREATE VIEW flows AS SELECT {_FLOWS} FROM flow_stats f
   JOIN addresses l ON f.local = l.address JOIN addresses r ON f.remote = r.address
   JOIN connections c USING (connection) LEFT JOIN pods p ON f.cgroup_id = p.cgroup_id;
 
-CREATE VIEW sockets AS SELECT {_SOCKETS} FROM stock s JOIN owners o USING (owner)
+CREATE VIEW sockets AS SELECT {_SOCKETS} FROM inventory s JOIN owners o USING (owner)
   JOIN addresses l ON s.local = l.address JOIN addresses r ON s.remote = r.address
   LEFT JOIN pods p ON o.cgroup_id = p.cgroup_id;
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import duckdb
 
 from ktrace_agent.analyze.findings import analyze
-from ktrace_agent.host.procfs import HELD_AGAINST
+from ktrace_agent.host.procfs import REFERENCES
 from ktrace_agent.tables import contract
 from ktrace_api.finding import Finding, FindingId, Findings, Severity
 from ktrace_api.thresholds import Thresholds
@@ -156,7 +156,7 @@ class Captured:
 
     def _stand_still(self) -> None:
         """Reference counters are reported in every namespace, even if they did not change."""
-        references = [(file, name) for file, names in HELD_AGAINST.items() for name in names]
+        references = [(file, name) for file, names in REFERENCES.items() for name in names]
         marks = ", ".join(["(?, ?)"] * len(references))
         self.con.execute(
             "INSERT INTO counters BY NAME SELECT net AS netns, file, name, 0 AS before, 0 AS after,"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ktrace_agent.bundle.seal import seal
 from ktrace_agent.host.counters import Files, Missing, Snapshot
-from ktrace_agent.host.tcp_counts import TcpCounts, Witness, witness
+from ktrace_agent.host.tcp_counts import TcpCounts, TcpCountsRise, rise
 from ktrace_agent.kernel.recording import HookCounters
 from ktrace_agent.tables.captured import Captured
 from ktrace_agent.tables.load import load
@@ -31,8 +31,8 @@ AGAIN = {"type": 4, "segs": 1}
 LATER_NS = 10**10
 
 
-def counted(netns: dict[int, TcpCounts]) -> Witness:
-    return Witness(BOOT_NS, BOOT_NS + LATER_NS, netns)
+def counted(netns: dict[int, TcpCounts]) -> TcpCountsRise:
+    return TcpCountsRise(BOOT_NS, BOOT_NS + LATER_NS, netns)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def snap(netns: dict[int, Files | Missing], begun: int = 5, ended: int = 7) -> S
 def test_only_namespaces_read_twice_are_compared():
     before = snap({1: files(3, 10, 1), 2: files(1, 1), 3: Missing.DENIED})
     after = snap({1: files(8, 30, 6), 3: files(1, 1), 4: files(9, 9), 2: Missing.VANISHED}, 70, 90)
-    found = witness(before, after)
+    found = rise(before, after)
     assert (found.since_ns, found.until_ns) == (5, 90)
     assert found.netns == {1: TcpCounts(passive_opens=5, active_opens=0, retransmitted=15)}
 
@@ -138,7 +138,7 @@ def test_only_namespaces_read_twice_are_compared():
 def test_a_kernel_without_the_counters_gives_none():
     bare: Files = {"snmp": b"Tcp: RetransSegs\nTcp: 5\n", "netstat": b""}
     half: Files = {"snmp": files(1, 1)["snmp"], "netstat": Missing.ABSENT}
-    assert witness(snap({1: bare, 2: half}), snap({1: bare, 2: half})).netns == {}
+    assert rise(snap({1: bare, 2: half}), snap({1: bare, 2: half})).netns == {}
 
 
 @pytest.mark.parametrize(("rows", "severity"), [(10, Severity.WARNING), (1500, Severity.INFO)])
