@@ -70,9 +70,8 @@ def main(more: Sequence[str]) -> int:
                 check = [sys.executable, str(Path(__file__).with_name("coverage_by_room.py"))]
                 if subprocess.run(check, check=False).returncode:
                     problems.append("unit: coverage is below its floor")
-    print("\n" + "\n".join(problems) if problems else "")
-    took = f"{time.monotonic() - begun:.0f} s"
-    print(", ".join(f"{total[kind]} {kind}" for kind in total), "in", took, flush=True)
+    print("", *problems, f"{time.monotonic() - begun:.0f} s", sep="\n")
+    print(", ".join(f"{total[kind]} {kind}" for kind in total), flush=True)
     return 1 if problems else 0
 
 
