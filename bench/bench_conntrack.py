@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at a full connection tracking table: `bench/bench_conntrack.py [--entries=100000]`.
+"""Dumping a full connection tracking table: `bench/bench_conntrack.py [--entries=100000]`.
 
-A network namespace of our own is filled by netlink, without traffic. Measured are one look
-(dump, parse, keep), the memory that the entries take, the questions asked of them afterwards,
-and the same dump by pyroute2 and by its Conntrack class where that is installed.
+Fills a network namespace by netlink, without traffic. Measures one poll (dump, parse, keep), the
+memory of the entries, lookups in them, and the same dump by pyroute2 if it is installed.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from ktrace_agent.enrich.conntrack.watch import Watch  # noqa: E402
 from tests.nat.fill import many, put  # noqa: E402
 
 CLONE_NEWNET = 0x40000000
-BUDGET = "budget at 100000 entries on one core: a look <= 2 s, <= 100 MiB"
+BUDGET = "budget at 100000 entries on one core: a poll <= 2 s, <= 100 MiB"
 LOOKUPS = 50_000
 
 
@@ -58,7 +57,7 @@ def by_pyroute2(entries: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=100_000)
-    parser.add_argument("--looks", type=int, default=5)
+    parser.add_argument("--polls", type=int, default=5)
     options = parser.parse_args()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise SystemExit("needs root: unshare(CLONE_NEWNET) failed")
@@ -68,25 +67,25 @@ def main() -> None:
     watch = Watch(
         lambda: {inode: os.getpid()},
         period_s=3600,
-        max_entries=2 * options.entries,  # half is kept for other namespaces
+        max_entries=2 * options.entries,  # half is reserved for other namespaces
         max_seconds=60,
     )
-    timed("first look", watch.start, options.entries)
-    for _ in range(options.looks - 2):
-        timed("next look", watch.poll, options.entries)
-    seen = timed("last look", watch.stop, options.entries)
+    timed("first poll", watch.start, options.entries)
+    for _ in range(options.polls - 2):
+        timed("next poll", watch.poll, options.entries)
+    seen = timed("last poll", watch.stop, options.entries)
     if len(seen) != options.entries:
-        raise SystemExit(f"{len(seen)} of {options.entries} entries were seen")
+        raise SystemExit(f"{len(seen)} of {options.entries} entries were dumped")
 
     entries = list(seen.entries())[:: max(1, options.entries // LOOKUPS)]
     timed("index", lambda: seen.lookup(Endpoint(0, "tcp", *entries[0].original)), options.entries)
 
-    def ask() -> None:
+    def look_up() -> None:
         for entry in entries:
             src, dst = entry.reply
             seen.lookup(Endpoint(entry.netns, entry.proto, src, dst, 0, 2**62))
 
-    timed("lookups", ask, len(entries))
+    timed("lookups", look_up, len(entries))
     by_pyroute2(options.entries)
     print(BUDGET)
 
