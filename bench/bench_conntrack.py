@@ -81,12 +81,12 @@ def main() -> None:
     entries = list(seen.entries())[:: max(1, options.entries // LOOKUPS)]
     timed("index", lambda: seen.lookup(Endpoint(0, "tcp", *entries[0].original)), options.entries)
 
-    def ask() -> None:
+    def look_up() -> None:
         for entry in entries:
             src, dst = entry.reply
             seen.lookup(Endpoint(entry.netns, entry.proto, src, dst, 0, 2**62))
 
-    timed("lookups", ask, len(entries))
+    timed("lookups", look_up, len(entries))
     by_pyroute2(options.entries)
     print(BUDGET)
 
