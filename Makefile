@@ -11,7 +11,7 @@ PYTHON_FILES := api agent operator tests bench scripts examples hatch_build.py
 C_FILES = $(wildcard agent/bpf/*.[ch] agent/bpf/*/*.[ch] bench/*.c scripts/*.c)
 SHELL_FILES := scripts/*.sh tests/cluster/*.sh .ci/run
 # All but tests of worlds and slow searches: minutes become a minute.
-FAST := tests/agent tests/api tests/operator tests/test_*.py \
+FAST = tests/agent tests/api tests/operator tests/test_*.py \
 	-m "not world and not slow" --hypothesis-profile=fast -n $(JOBS) --dist worksteal
 # The PATH of an ordinary user lacks bpftool and nft.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
