@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes an initramfs: a cpio archive in the format `newc` (Documentation/driver-api/early-userspace).
+"""Writes an initramfs: a cpio archive in the format `newc`.
 
-Written here, because device nodes in it need no root this way.
+Source: driver-api/early-userspace/buffer-format in the kernel's documentation. Written here,
+because a device node in it needs no root this way.
 """
 
 import os

@@ -49,7 +49,7 @@ class Series:
 
     def holds(self, package: str) -> bool:
         found = _NAME.fullmatch(package)
-        return bool(found) and self.first <= (int(found[2]), int(found[3])) <= self.last
+        return found is not None and self.first <= (int(found[2]), int(found[3])) <= self.last
 
 
 SERIES = {
@@ -189,7 +189,7 @@ def _download(apt: "Apt", package: str, version: str, file: Path) -> None:
 
 def _unpack(archive: Path, target: Path) -> None:
     """Copy vmlinuz out of a package without unpacking the rest."""
-    command = ["dpkg-deb", "--fsys-tarfile", archive]
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         with tarfile.open(fileobj=process.stdout, mode="r|") as content:
