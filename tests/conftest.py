@@ -17,6 +17,7 @@ import pytest
 
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
+from tests.kernels import guest, packages
 
 
 def _root() -> str | None:
@@ -89,12 +90,19 @@ def _chart() -> str | None:
     return None if shutil.which("openssl") else "openssl is missing: make setup-test"
 
 
+def _kernels() -> str | None:
+    if shutil.which("cc") is None:
+        return "cc is missing: scripts/bootstrap.sh test"
+    return guest.missing() or packages.missing()
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
     "chart": cache(_chart),
     "cluster": cache(_cluster),
     "containers": cache(_containers),
     "images": cache(_images),
+    "kernels": cache(_kernels),
     "mount": cache(_mount),
     "s3": cache(_s3),
     "static": cache(_static),

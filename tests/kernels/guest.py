@@ -27,7 +27,7 @@ MEMORY_MIB = 2048
 BOOT_S = 180.0
 """A boot takes 5 s on an idle host; one with many jobs takes a minute."""
 COMMAND_S = 600.0
-CONSOLE_TAIL = 60
+CONSOLE_LINES = 60
 
 # Under TCG on a loaded host a CPU stands still for seconds: no sign of a fault.
 _APPEND = (
@@ -235,5 +235,8 @@ class Guest:
             raise GuestFailed(self._report(what))
 
     def _report(self, what: str) -> str:
-        tail = "\n".join(self.console.splitlines()[-CONSOLE_TAIL:])
-        return f"{what}\n--- the end of its console ---\n{tail}"
+        """`what`, and the console from the first fault on, else its end."""
+        lines = self.console.splitlines()
+        faults = [number for number, line in enumerate(lines) if _TROUBLE.search(line)]
+        shown = lines[faults[0] :][:CONSOLE_LINES] if faults else lines[-CONSOLE_LINES:]
+        return "\n".join((what, "--- its console ---", *shown))
