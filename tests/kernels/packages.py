@@ -31,7 +31,7 @@ MAIN = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
 REFRESH_S = 7 * 24 * 3600
 """Age of apt's lists, and of the choice of a kernel, from which newer ones are requested."""
 
-_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)[.\d]*[^ ]*-cloud-amd64")
+_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)\.\d[^ ]*-cloud-amd64")
 _VMLINUZ = re.compile(r"\./(boot/vmlinuz-[^/]+|(usr/)?lib/modules/[^/]+/vmlinuz)")
 
 
