@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 PYTHON_FILES := api agent operator tests bench scripts examples hatch_build.py
-C_FILES = $(wildcard agent/bpf/*.[ch] bench/*.c scripts/*.c)
+C_FILES = $(wildcard agent/bpf/*.[ch] bench/*.c scripts/*.c tests/kernels/*.c)
 SHELL_FILES := scripts/*.sh tests/cluster/*.sh .ci/run
 # Where bpftool and nft are for a plain user.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -17,7 +17,7 @@ DURATION ?= 10s
 OUT ?= out
 TESTS ?= tests
 
-.PHONY: help run test lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
+.PHONY: help run test test-kernels lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ run: build ## capture 10 s of this host into ./out and show the result (root, or
 
 test: setup-test bpf ## run all tests that this machine can run; skips say why (TESTS=path, KTRACE_REQUIRE=world,...)
 	@$(BIN)/pytest $(TESTS)
+
+test-kernels: setup-test bpf ## run the tests on other kernels in QEMU (KERNEL=5.10, 6.1, 6.12, 6.19 or newest: only on that one)
+	@KTRACE_REQUIRE=kernels KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays these and writes nothing)
 	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)
