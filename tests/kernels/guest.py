@@ -73,7 +73,9 @@ def missing() -> str | None:
     """Why no guest can run here; None where one can."""
     for tool in (QEMU, str(BUSYBOX)):
         if shutil.which(tool) is None:
-            return f"{tool} is missing: scripts/bootstrap.sh kernels"
+            return f"{tool} is missing: scripts/bootstrap.sh test"
+    if b"/ld-linux-x86-64.so" in BUSYBOX.read_bytes():
+        return f"{BUSYBOX} is not linked statically: install busybox-static"
     return None
 
 
