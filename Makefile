@@ -47,7 +47,7 @@ run: build ## capture 10 s of this host into ./out and show the result (root, or
 test: setup-test bpf ## run all tests that this machine can run; skips say why (TESTS=path, KTRACE_REQUIRE=world,...)
 	@$(BIN)/pytest $(TESTS)
 
-test-kernels: setup-test bpf ## run the tests on other kernels in QEMU (KERNEL=5.10, 6.1, 6.12, 6.19 or newest: only on that one)
+test-kernels: setup-test bpf ## run the tests on other kernels in QEMU (KERNEL=5.10, 6.1, 6.12, 6.12-rt, 6.19 or newest: only on that one)
 	@KTRACE_REQUIRE=kernels KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays these and writes nothing)

@@ -31,7 +31,7 @@ MAIN = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
 REFRESH_S = 7 * 24 * 3600
 """Age of apt's lists, and of the choice of a kernel, from which newer ones are requested."""
 
-_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)\.\d[^ ]*-cloud-amd64")
+_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)\.\d[^ ]*-(cloud|rt)-amd64")
 _VMLINUZ = re.compile(r"\./(boot/vmlinuz-[^/]+|(usr/)?lib/modules/[^/]+/vmlinuz)")
 
 
@@ -46,10 +46,16 @@ class Series:
     name: str
     first: tuple[int, int]
     last: tuple[int, int]
+    flavour: str = "cloud"
+    """Debian's flavour: cloud boots fastest, rt is built with PREEMPT_RT."""
 
     def holds(self, package: str) -> bool:
         found = _NAME.fullmatch(package)
-        return found is not None and self.first <= (int(found[2]), int(found[3])) <= self.last
+        return (
+            found is not None
+            and found[4] == self.flavour
+            and self.first <= (int(found[2]), int(found[3])) <= self.last
+        )
 
 
 SERIES = {
@@ -58,6 +64,7 @@ SERIES = {
         Series("5.10", (5, 10), (5, 10)),
         Series("6.1", (6, 1), (6, 1)),
         Series("6.12", (6, 12), (6, 12)),
+        Series("6.12-rt", (6, 12), (6, 12), "rt"),
         Series("6.19", (6, 17), (6, 19)),
         Series("newest", (7, 0), (99, 99)),
     )

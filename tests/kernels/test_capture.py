@@ -46,6 +46,7 @@ EXPECTED = {
         ["socket_send", "socket_recv"],
     ),
     "6.12": EVERYTHING,
+    "6.12-rt": EVERYTHING,
     "6.19": EVERYTHING,
     # From v7.0 on the kernel skips a program that a task preempted on the same CPU is in.
     "newest": Expected(EVERYTHING.rows, EVERYTHING.findings, EVERYTHING.dns, may_lose=5),
@@ -74,6 +75,12 @@ traffic >/tmp/truth || exit 99
 kill -KILL $pid
 wait $pid
 until [ -z "$(ps -o comm | grep ktrace)" ]; do sleep 0.1; done
+"""
+HARDENED = ("lockdown=integrity", "slub_debug=FZP", "init_on_alloc=1", "init_on_free=1")
+HARDEN = """
+cd /proc/sys && echo 2 >net/core/bpf_jit_harden && echo 2 >kernel/kptr_restrict &&
+echo 1 >kernel/dmesg_restrict && echo 1 >kernel/unprivileged_bpf_disabled &&
+echo 3 >kernel/perf_event_paranoid
 """
 STATE = "cat /proc/mounts; ls /tmp /run /out | grep -v -e '^log$' -e '^truth$'"
 
@@ -105,7 +112,7 @@ def assert_captured(one: Guest, expected: Expected) -> None:
     assert expected.findings <= bundle.findings
 
 
-@on("6.1", "6.12", "6.19", "newest")
+@on("6.1", "6.12", "6.12-rt", "6.19", "newest")
 def test_the_golden_workload(kernel: Kernel, ktrace: Path, traffic: Path):
     """And nothing stays: debugfs is mounted, so that a lookup below it would mount tracefs."""
     with booted(kernel, ktrace, traffic) as one:
@@ -119,6 +126,14 @@ def test_the_golden_workload(kernel: Kernel, ktrace: Path, traffic: Path):
 @on("newest")
 def test_the_golden_workload_with_full_preemption(kernel: Kernel, ktrace: Path, traffic: Path):
     with booted(kernel, ktrace, traffic, "preempt=full") as one:
+        assert_captured(one, EXPECTED[kernel.series])
+
+
+@on("6.1", "newest")
+def test_the_golden_workload_on_a_hardened_kernel(kernel: Kernel, ktrace: Path, traffic: Path):
+    """Slabs with red zones and poison: a write out of bounds or after free is reported."""
+    with booted(kernel, ktrace, traffic, *HARDENED) as one:
+        assert one.run(HARDEN).status == 0
         assert_captured(one, EXPECTED[kernel.series])
 
 

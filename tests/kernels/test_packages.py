@@ -26,7 +26,9 @@ from tests.kernels.packages import REFRESH_S, SERIES, NoKernel, kernel, newest
         ("linux-image-6.16.12+deb13-cloud-amd64", None),
         ("linux-image-6.12-cloud-amd64", None),  # depends on the newest
         ("linux-image-cloud-amd64", None),
-        ("linux-image-6.12.117+deb12-rt-amd64", None),
+        ("linux-image-6.12.117+deb12-rt-amd64", "6.12-rt"),
+        ("linux-image-6.12.117+deb12-amd64", None),
+        ("linux-image-6.12.117+deb12-rt-amd64-unsigned", None),
         ("linux-headers-6.12.117+deb12-cloud-amd64", None),
     ],
 )
