@@ -162,6 +162,11 @@ class Guest:
         """What the kernel printed so far."""
         return self._console.read_text(errors="replace").replace("\r", "")
 
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU has ended."""
+        return self._process.poll() is not None
+
     def wait_ready(self, seconds: float) -> None:
         """Wait for init. Raises GuestFailed."""
         deadline = time.monotonic() + seconds
