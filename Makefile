@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 PYTHON_FILES := api agent operator tests bench scripts examples hatch_build.py
-C_FILES = $(wildcard agent/bpf/*.[ch] agent/bpf/*/*.[ch] bench/*.c scripts/*.c)
+C_FILES = $(wildcard agent/bpf/*.[ch] agent/bpf/*/*.[ch] bench/*.c scripts/*.c tests/kernels/*.c)
 SHELL_FILES := scripts/*.sh tests/cluster/*.sh .ci/run
 # All but tests of worlds and slow searches: minutes become a minute.
 FAST = tests/agent tests/api tests/operator tests/test_*.py \
@@ -21,7 +21,7 @@ OUT ?= out
 TESTS ?= tests
 JOBS ?= auto
 
-.PHONY: help run test test-fast coverage lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
+.PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-fast: setup-test bpf ## run the tests of api, agent and operator in paralle
 coverage: setup-test bpf ## run test-fast, print line and branch coverage by room, fail below a floor
 	@$(BIN)/pytest $(FAST) --cov --cov-report=
 	@$(BIN)/python scripts/coverage_by_room.py
+
+test-kernels: setup-test bpf ## run the tests on other kernels in QEMU (KERNEL=5.10, 6.1, 6.12, 6.12-rt, 6.19 or newest: only on that one)
+	@KTRACE_REQUIRE=kernels KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays only these and writes nothing)
 	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)

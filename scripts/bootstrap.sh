@@ -106,6 +106,8 @@ missing_packages() {
 		has containerd || echo containerd
 		has runc || echo runc
 		[ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
+		has qemu-system-x86_64 || echo qemu-system-x86
+		has busybox || echo busybox-static
 	fi
 	if [ "$1" = cluster ]; then
 		has iptables || echo iptables

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
+from tests.kernels import guest, packages
 
 # A busy machine must not fail a test: neither a slow example nor a slow strategy counts.
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -100,12 +101,21 @@ def _chart() -> str | None:
     return None if shutil.which("openssl") else "openssl is missing: make setup-test"
 
 
+def _kernels() -> str | None:
+    if "kernels" not in os.environ.get("KTRACE_REQUIRE", "").split(","):
+        return "takes minutes for each kernel: make test-kernels"
+    if shutil.which("cc") is None:
+        return "cc is missing: scripts/bootstrap.sh test"
+    return guest.missing() or packages.missing()
+
+
 WORLDS: dict[str, Callable[[], str | None]] = {
     "bpf": cache(_bpf),
     "chart": cache(_chart),
     "cluster": cache(_cluster),
     "containers": cache(_containers),
     "images": cache(_images),
+    "kernels": cache(_kernels),
     "mount": cache(_mount),
     "s3": cache(_s3),
     "static": cache(_static),

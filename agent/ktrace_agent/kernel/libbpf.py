@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__close": (None, (c_void_p,)),
     "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
     "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
+    "bpf_prog_load": (c_int, (c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
     "bpf_program__fd": (c_int, (c_void_p,)),

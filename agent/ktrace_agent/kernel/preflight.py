@@ -20,10 +20,11 @@ from ktrace_agent.host import clock
 from ktrace_agent.host.netns import inode_of
 from ktrace_agent.host.small_file import text_or_empty
 from ktrace_agent.kernel import load_errors
+from ktrace_agent.kernel import lockdown as kernel_lockdown
 
 PROC = Path("/proc")
 BTF = Path("/sys/kernel/btf/vmlinux")
-LOCKDOWN = Path("/sys/kernel/security/lockdown")
+LOCKDOWN = kernel_lockdown.LOCKDOWN
 
 _BTF_MAGIC = 0xEB9F
 _LIBBPF_MIN = (1, 0)
@@ -133,18 +134,18 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
     uname = platform.uname()
     capabilities = _effective(text_or_empty(proc / "self/status"))
     cgroup = parse_cgroups(text_or_empty(proc / "self/mountinfo"))
-    mode = parse_lockdown(text_or_empty(lockdown))
+    locked = kernel_lockdown.find(lockdown)
     libbpf, libbpf_why = _libbpf()
-    tracefs, tracefs_why = _tracefs()
+    tracefs, tracefs_why = _tracefs(lockdown)
     btf_why = _btf_problem(btf)
     missing = [
         _permission(proc, capabilities),
         btf_why and Missing(Lack.BTF, btf_why, _BTF_HELP),
         libbpf_why and Missing(Lack.LIBBPF, libbpf_why, "install libbpf1 (version 1.0 or newer)"),
-        _lockdown(mode),
+        _lockdown(locked),
         _clock(proc),
         (files := load_errors.files_problem()) and Missing(Lack.FILES, *files),
-        tracefs_why and Missing(Lack.TRACEFS, tracefs_why, _TRACEFS_HELP),
+        tracefs_why and Missing(Lack.TRACEFS, tracefs_why, _tracefs_help(locked)),
         cgroup.version == "-" and Missing(Lack.CGROUP, "no cgroup is mounted", _CGROUP_HELP),
         _other_processes(proc, capabilities),
         _namespaces(capabilities),
@@ -156,7 +157,7 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
         euid=os.geteuid(),
         capabilities=capabilities,
         btf=not btf_why,
-        lockdown=mode,
+        lockdown=locked.mode,
         unprivileged_bpf=_UNPRIVILEGED.get(
             text_or_empty(proc / "sys/kernel/unprivileged_bpf_disabled").strip(), "-"
         ),
@@ -172,6 +173,8 @@ _TRACEFS_HELP = (
     "run as root, or `mount -t tracefs nodev /sys/kernel/tracing`; without it the peers of"
     " unconnected UDP sockets and the errnos of connect() are unknown"
 )
+_TRACEFS_UNSAFE_HELP = "do not mount it: unmounting it can crash the kernel under this lockdown"
+_LOCKDOWN_UNKNOWN_HELP = "run as root, so that the lockdown can be determined"
 _CGROUP_HELP = "mount /sys/fs/cgroup into the container; without it rows have no cgroup name"
 _UNPRIVILEGED = {"0": "allowed", "1": "locked", "2": "disabled"}
 
@@ -185,12 +188,6 @@ def parse_capabilities(status: str) -> int:
 def _effective(status: str) -> frozenset[str]:
     bits = parse_capabilities(status)
     return frozenset(name for name, bit in CAPABILITIES.items() if bits >> bit & 1)
-
-
-def parse_lockdown(text: str) -> str:
-    """Parse `none [integrity] confidentiality` into integrity; `-` without brackets."""
-    match = re.search(r"\[(\w{1,32})\]", text)
-    return match[1] if match else "-"
 
 
 def parse_cgroups(mountinfo: str) -> Cgroup:
@@ -242,19 +239,22 @@ def _libbpf() -> tuple[str, str]:
     return version, ""
 
 
-def _tracefs() -> tuple[str, str]:
+def _tracefs(locked: Path) -> tuple[str, str]:
     """Return the mount point of tracefs and, if it is not available, the reason."""
-    from ktrace_agent.kernel.tracefs import MOUNT_POINTS, Tracefs
+    from ktrace_agent.kernel.tracefs import Tracefs, mount_point
 
-    for point in MOUNT_POINTS:
-        if os.access(point / "events", os.R_OK | os.X_OK):
-            return str(point), ""
-    try:
-        tracefs = Tracefs()
-    except OSError as error:
-        return "-", f"tracefs cannot be opened: {error.strerror}"
+    point = mount_point()
+    tracefs = Tracefs(locked)
     tracefs.close()
-    return ("-", tracefs.unavailable) if tracefs.unavailable else ("private", "")
+    if tracefs.unavailable:
+        return "-", tracefs.unavailable
+    return (str(point) if point else "private"), ""
+
+
+def _tracefs_help(locked: kernel_lockdown.Lockdown) -> str:
+    if locked.confidential is None:
+        return _LOCKDOWN_UNKNOWN_HELP
+    return _TRACEFS_UNSAFE_HELP if locked.confidential else _TRACEFS_HELP
 
 
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
@@ -278,8 +278,8 @@ def _permission(proc: Path, capabilities: frozenset[str]) -> Missing | None:
     )
 
 
-def _lockdown(mode: str) -> Missing | None:
-    if mode != "confidentiality":
+def _lockdown(locked: kernel_lockdown.Lockdown) -> Missing | None:
+    if not locked.confidential:
         return None
     return Missing(
         Lack.LOCKDOWN,

@@ -2,7 +2,8 @@
 """Ids of classic tracepoints, read from tracefs.
 
 If tracefs is not mounted, a private mount is used. It is attached to no namespace and ends with its
-descriptor.
+descriptor. It is made only if the kernel's lockdown is known not to be `confidentiality`: see
+Tracefs.
 """
 
 import ctypes
@@ -12,8 +13,10 @@ from ctypes import c_char_p, c_long
 from pathlib import Path
 
 from ktrace_agent.host.libc import libc
+from ktrace_agent.kernel import lockdown
 
 MOUNT_POINTS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+MOUNTS = Path("/proc/self/mountinfo")
 
 # Syscall numbers since v5.2, the same on every architecture (commit d8076bdb56af).
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -39,16 +42,45 @@ def _detached_mount() -> int:
         os.close(context)
 
 
-class Tracefs:
-    """tracefs for reading. `unavailable` is the reason if it cannot be used, else empty."""
+def mount_point(mounts: Path = MOUNTS) -> Path | None:
+    """Return the mount point of tracefs, from /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
-    def __init__(self) -> None:
+    The folders themselves are not touched: a lookup below /sys/kernel/debug/tracing makes the
+    kernel mount tracefs there for good (trace_automount).
+    """
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    mounted = {
+        Path(fields[4])
+        for line in lines
+        if line.partition(" - ")[2].startswith("tracefs ") and len(fields := line.split()) > 4
+    }
+    return next((point for point in MOUNT_POINTS if point in mounted), None)
+
+
+class Tracefs:
+    """tracefs for reading; `unavailable` gives the reason if it cannot be read, else it is empty.
+
+    Never mounts it under lockdown `confidentiality`, or where the lockdown is unknown. There the
+    kernel does not create the events directory (LOCKDOWN_TRACEFS in tracing_init_dentry), so
+    nothing pins the superblock, and the end of the last mount frees an inode that is on no list
+    (tracefs_destroy_inode): an oops on 6.12, 6.17, 6.19 and 7.3, not on 6.1.
+    """
+
+    def __init__(self, locked: Path = lockdown.LOCKDOWN, mounts: Path = MOUNTS) -> None:
         self.unavailable = ""
         self._fd = -1
-        for point in MOUNT_POINTS:
-            if (point / "events").is_dir():
+        if point := mount_point(mounts):
+            try:
                 self._fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                return
+            except OSError as error:
+                self.unavailable = f"{point} cannot be opened: {error.strerror}"
+            return
+        self.unavailable = _mount_hazard(lockdown.find(locked))
+        if self.unavailable:
+            return
         try:
             self._fd = _detached_mount()
         except OSError as error:
@@ -71,3 +103,15 @@ class Tracefs:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _mount_hazard(found: lockdown.Lockdown) -> str:
+    """Why tracefs must not be mounted; empty if it may be."""
+    if found.confidential is None:
+        return "tracefs is not mounted, and ktrace does not mount it: kernel lockdown is unknown"
+    if found.confidential:
+        return (
+            "tracefs is not mounted, and ktrace does not mount it under kernel lockdown"
+            " `confidentiality`"
+        )
+    return ""

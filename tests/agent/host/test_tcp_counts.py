@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from ktrace_agent.host.counters import Files, Missing, Snapshot
-from ktrace_agent.host.tcp_counts import TcpCounts, witness
+from ktrace_agent.host.tcp_counts import TcpCounts, rise
 
 
 def files(active: int, passive: int, retransmitted: int, failed: int) -> Files:
@@ -23,7 +23,7 @@ def snapshot(netns: Mapping[int, Files | Missing], begun: int, ended: int) -> Sn
 def test_the_increase_counts_and_failed_retransmissions_do_not():
     before = snapshot({1: files(10, 20, 5, 1)}, 100, 110)
     after = snapshot({1: files(13, 27, 12, 3)}, 200, 210)
-    found = witness(before, after)
+    found = rise(before, after)
     assert (found.since_ns, found.until_ns) == (100, 210)
     assert found.netns == {1: TcpCounts(passive_opens=7, active_opens=3, retransmitted=5)}
 
@@ -32,4 +32,4 @@ def test_only_namespaces_that_were_read_twice_count():
     complete = files(1, 1, 1, 1)
     before = snapshot({1: complete, 2: Missing.DENIED, 4: {**complete, "snmp": b""}}, 0, 0)
     after = snapshot({1: Missing.VANISHED, 2: complete, 3: complete, 4: complete}, 0, 0)
-    assert witness(before, after).netns == {}
+    assert rise(before, after).netns == {}

@@ -9,6 +9,7 @@ import pytest
 from ktrace_agent.errors import AgentError
 from ktrace_agent.kernel import collector
 from ktrace_agent.kernel.probes import Choice, Refusal
+from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import EventKind, RowType
 
@@ -26,7 +27,7 @@ def test_ports_are_bits_and_kinds_are_types():
     ]
     assert bits == [53, 64, 65535]
     wanted = {RowType.UDP_SEND, RowType.UDP_RECV, RowType.TCP_RETRANSMIT}
-    assert {row for n, row in enumerate(collector.ROW_TYPES) if found.types >> n & 1} == wanted
+    assert {row for n, row in enumerate(ROW_TYPES) if found.types >> n & 1} == wanted
     assert (found.ports_only, found.cgroup_v1, found.pods_only) == (1, 1, 0)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_agent.errors import KtraceError, PermissionDenied, UnsupportedKernel
-from ktrace_agent.kernel import preflight
+from ktrace_agent.kernel import lockdown, preflight, tracefs
 from ktrace_agent.kernel.preflight import Cgroup, Lack
 
 BPF, PERFMON, ADMIN, PTRACE = 1 << 39, 1 << 38, 1 << 21, 1 << 19
@@ -92,6 +92,40 @@ def test_confidential_lockdown_is_not_supported(proc: Path, btf: Path, tmp_path:
         preflight.check(proc=proc, btf=btf, lockdown=tmp_path / "lockdown")
 
 
+def test_a_trial_load_finds_the_lockdown_that_is_not_reported(
+    proc: Path, btf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lockdown, "_loads", lambda program: program == lockdown.NOTHING)
+    with pytest.raises(UnsupportedKernel, match="kernel lockdown is `confidentiality`"):
+        preflight.check(proc=proc, btf=btf, lockdown=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "why", "next_step"),
+    [
+        ({lockdown.NOTHING}, "under kernel lockdown `confidentiality`", "do not mount it"),
+        (set(), "kernel lockdown is unknown", "run as root"),
+    ],
+)
+def test_nobody_is_advised_to_mount_tracefs_under_confidentiality(
+    proc: Path,
+    btf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accepted: set[bytes],
+    why: str,
+    next_step: str,
+):
+    monkeypatch.setattr(lockdown, "_loads", accepted.__contains__)
+    monkeypatch.setattr(tracefs, "mount_point", lambda *_: None)
+    found = preflight.inspect(proc=proc, btf=btf, lockdown=tmp_path / "none")
+    lack = found.lacks(Lack.TRACEFS)
+    assert lack
+    assert why in lack.why
+    assert next_step in lack.next_step
+    assert found.tracefs == "-"
+
+
 def test_an_old_libbpf_is_not_supported(proc: Path, btf: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preflight, "_libbpf", lambda: ("0.8", "libbpf 0.8 is too old"))
     with pytest.raises(UnsupportedKernel, match=r"libbpf 0\.8 is too old; install libbpf1"):
@@ -127,23 +161,9 @@ def test_cgroup_versions(mountinfo: str, wanted: Cgroup):
     assert preflight.parse_cgroups(mountinfo) == wanted
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("none [integrity] confidentiality", "integrity"),
-        ("[none] x", "none"),
-        ("", "-"),
-        ("x", "-"),
-    ],
-)
-def test_lockdown_modes(text: str, wanted: str):
-    assert preflight.parse_lockdown(text) == wanted
-
-
 @given(st.text())
 def test_parsers_take_any_text(text: str):
     preflight.parse_cgroups(text)
-    preflight.parse_lockdown(text)
     assert preflight.parse_capabilities(text) >= 0
     assert preflight.parse_capabilities(f"CapEff:\t00ff\n{text}") == 255
 

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The marks of a test that boots kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.kernels.packages import SERIES
+
+LIMIT_S = 900
+"""Of a test: a guest takes a minute on an idle host and several on a loaded one."""
+
+
+def on(*series: str) -> Callable[[Any], Any]:
+    """Run a test once for each series of kernels; without names for all of them."""
+    names = series or tuple(SERIES)
+    mark = pytest.mark.parametrize("kernel", names, ids=names, indirect=True, scope="session")
+
+    def decorate(test: Any) -> Any:
+        return pytest.mark.world("kernels")(pytest.mark.timeout(LIMIT_S)(mark(test)))
+
+    return decorate
