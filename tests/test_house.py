@@ -26,6 +26,7 @@ SOURCE_FOLDERS = (
     "examples",
     "deploy",
     ".ci",
+    ".devcontainer",
 )
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 DOCKERFILES = sorted(ROOT.glob("Dockerfile.*"))
@@ -40,6 +41,7 @@ def source_files() -> list[Path]:
     for folder in SOURCE_FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             wanted = path.suffix in {".py", ".c", ".h", ".sh", ".yaml"} or path.name in {
+                "Dockerfile",
                 "Makefile",
                 "run",
             }
@@ -170,3 +172,24 @@ def test_no_absolute_paths_of_a_machine() -> None:
         text = path.read_text()
         for folder in ("home", "root", "work"):
             assert f"/{folder}/" not in text, path
+
+
+def modules_without_own_test() -> list[str]:
+    """Modules without tests/<source>/<room>/test_<module>.py."""
+    found = []
+    for source in ("api", "agent", "operator"):
+        base = ROOT / source / f"ktrace_{source}"
+        for path in sorted(base.rglob("*.py")):
+            inside = path.relative_to(base)
+            own = ROOT / "tests" / source / inside.with_name(f"test_{path.name}")
+            if path.name != "__init__.py" and not own.exists():
+                found.append(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_a_module_has_a_test_of_its_name_or_is_listed_with_one() -> None:
+    listed = tomllib.loads((ROOT / "tests/covered_by.toml").read_text())
+    assert sorted(listed) == sorted(modules_without_own_test())
+    assert list(listed) == sorted(listed)
+    for module, test in listed.items():
+        assert (ROOT / test).exists(), f"{module} is listed with {test}"

@@ -101,12 +101,13 @@ def wait_interrupted_at(moment: int) -> tuple[bool, bool]:
             signal.raise_signal(signal.SIGTERM)
         return step
 
+    previous = sys.gettrace()  # of a coverage run
     with stopping(stop):
         sys.settrace(step)
         try:
             stop.wait(0.001)
         finally:
-            sys.settrace(None)
+            sys.settrace(previous)
     return stop.is_set(), steps >= moment
 
 
