@@ -3,7 +3,7 @@
 
     unit     tests without a world, on all cores, with coverage by room
     alone    worlds that capture or count on the whole host: one test at a time
-    beside   worlds that disturb no other (cluster | chart, images, S3): two at a time
+    beside   worlds that disturb no other (cluster, S3 | chart, images): two at a time
 
 Every test belongs to exactly one run (tests/conftest.py sets the mark `beside`). A failed run, a
 run without tests and a coverage below its floor make the exit status 1; the other runs still take

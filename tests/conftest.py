@@ -121,10 +121,12 @@ WORLDS: dict[str, Callable[[], str | None]] = {
     "static": cache(_static),
 }
 """Name -> reason why it is missing on this machine, or None."""
-BESIDE = {"cluster": "cluster", "chart": "rest", "images": "rest", "s3": "rest"}
-"""Folder -> worker: worlds that touch nothing of the host that another world counts.
+BESIDE = {"cluster": "cluster", "s3": "cluster", "chart": "chart", "images": "chart"}
+"""Folder -> group: two groups of worlds that can run at the same time.
 
-All other worlds capture or count on the whole host, so nothing may run beside them.
+A chart and images touch nothing that a cluster or an S3 server counts. A cluster and an S3 server
+share a group, because a cluster checks that it leaves no socket in /tmp, where SeaweedFS creates
+some. All other worlds capture or count on the whole host, so nothing may run beside them.
 """
 
 
@@ -147,9 +149,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of worlds that can run beside each other."""
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
-        if worker := BESIDE.get(folder):
+        if group := BESIDE.get(folder):
             item.add_marker("beside")
-            item.add_marker(pytest.mark.xdist_group(worker))
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
