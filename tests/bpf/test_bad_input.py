@@ -204,7 +204,7 @@ def test_no_room_at_all(capture: Begin, alone: Namespace) -> None:
     assert status == SinkFailed.exit_status, one.stderr + one.stdout
     error = json.loads(one.stdout)["error"]
     assert error["exit_status"] == SinkFailed.exit_status
-    assert "No space left" in error["message"] or "full" in error["message"]
+    assert "no space left" in error["message"] or "full" in error["message"]
     assert list(one.out.iterdir()) == []
 
 

@@ -119,7 +119,7 @@ def test_a_required_hook_that_is_refused_ends_the_capture(monkeypatch: pytest.Mo
             raise BpfError("load", 22, "unknown func")
 
     monkeypatch.setattr(Object, "load", refuse)
-    with pytest.raises(UnsupportedKernel, match=r"cannot tell TCP state changes.*ktrace doctor"):
+    with pytest.raises(UnsupportedKernel, match=r"cannot report TCP state changes.*ktrace doctor"):
         Collector(CONFIG, cgroup_v1=False)
 
 

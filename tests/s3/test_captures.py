@@ -158,7 +158,7 @@ def test_a_server_that_comes_back_in_time_gets_the_one_capture(tmp_path: Path):
     server.stop()
     agent = Agent(tmp_path, server.endpoint).start("1s")
     try:
-        agent.wait_for("refuses the connection; check the endpoint, start the server; retrying")
+        agent.wait_for("refuses the connection; check the endpoint and start the server; retrying")
         server.start()
         status, result = agent.result()
         assert (status, result.reason) == (0, NodeReason.COMPLETED)

@@ -40,8 +40,8 @@ def tries(said: list[str]) -> int:
 @pytest.mark.parametrize(
     ("who", "words"),
     [
-        (Identity("NOBODY", "wrong-secret", ()), "does not know the access key"),
-        (Identity(AGENT.key, "wrong-secret", ()), "refuses the signature"),
+        (Identity("NOBODY", "wrong-secret", ()), "rejects the access key"),
+        (Identity(AGENT.key, "wrong-secret", ()), "rejects the signature"),
         (READER, f"access to bucket {BUCKET} at "),
     ],
 )
@@ -67,7 +67,7 @@ def test_without_credentials_it_is_said_where_they_come_from(
 ):
     be(None, monkeypatch)
     message, _ = refused(target(), parcel(100))
-    assert f"there are no credentials for bucket {BUCKET}" in message
+    assert f"no credentials found for bucket {BUCKET}" in message
     assert "AWS_ACCESS_KEY_ID" in message
 
 
@@ -78,7 +78,7 @@ def test_a_bucket_that_is_not_there_is_named(
     body = b"<Error><Code>NoSuchBucket</Code><Message>canary</Message></Error>"
     with answering(404, body) as endpoint:
         message, said = refused(target(bucket="nowhere", endpoint=endpoint), parcel(100))
-    assert message == f"bucket nowhere at {endpoint} does not exist; create it, or correct the name"
+    assert message == f"bucket nowhere at {endpoint} does not exist; create it or correct the name"
     assert tries(said) == PERMANENT_TRIES
 
 
@@ -90,14 +90,14 @@ def test_a_bucket_of_others_is_denied(target: MakeTarget, parcel: MakeParcel):
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (400, "AuthorizationHeaderMalformed", "is in another region; give its region"),
-        (301, "PermanentRedirect", "is in another region; give its region"),
-        (403, "RequestTimeTooSkewed", "refuses the time of this node; set its clock"),
-        (400, "ExpiredToken", "are no longer valid; renew them"),
+        (400, "AuthorizationHeaderMalformed", "is in another region; set its region"),
+        (301, "PermanentRedirect", "is in another region; set its region"),
+        (403, "RequestTimeTooSkewed", "rejects the time of this node; set its clock"),
+        (400, "ExpiredToken", "have expired; renew them"),
         (403, "AccessDenied", "allow s3:PutObject and s3:GetObject"),
         (400, "KMS.DisabledException", "cannot use its KMS key (KMS.DisabledException)"),
-        (405, "MethodNotAllowed", "answers MethodNotAllowed; check bucket and endpoint"),
-        (418, "<script>", "answers 418; check bucket and endpoint"),
+        (405, "MethodNotAllowed", "returns MethodNotAllowed; check bucket and endpoint"),
+        (418, "<script>", "returns 418; check bucket and endpoint"),
     ],
 )
 def test_what_a_server_refuses_is_put_into_words(
@@ -130,7 +130,7 @@ def test_a_server_that_is_gone_is_tried_until_the_time_is_up(
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     begun = time.monotonic()
     message, said = refused(target(endpoint=endpoint), parcel(100), 5)
-    assert "refuses the connection; check the endpoint, start the server" in message
+    assert "refuses the connection; check the endpoint and start the server" in message
     assert endpoint in message
     assert time.monotonic() - begun > 4
     assert tries(said) > 1
@@ -204,7 +204,7 @@ def test_a_key_that_is_taken_is_not_written_over(
     key = f"{to.folder}/{sent.name}"
     server.put(key, b"older")
     message, _ = refused(to, sent)
-    assert f"{key} is in bucket {BUCKET} at {server.endpoint} already" in message
+    assert f"{key} already exists in bucket {BUCKET} at {server.endpoint}" in message
     assert server.get(key) == b"older"
 
 
