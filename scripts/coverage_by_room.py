@@ -50,10 +50,12 @@ def room_of(path: str) -> str:
 
 
 def measured() -> dict[str, Covered]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "-m", "coverage", "json", "-q", "-o", file.name]
+    """Return the coverage of every room. Raises CalledProcessError without a usable .coverage."""
+    with tempfile.TemporaryDirectory(prefix="ktrace-coverage-") as folder:
+        path = Path(folder, "coverage.json")
+        command = [sys.executable, "-m", "coverage", "json", "-q", "-o", str(path)]
         subprocess.run(command, check=True, cwd=ROOT)
-        report: dict[str, Any] = json.load(file)
+        report: dict[str, Any] = json.loads(path.read_text())
     rooms: defaultdict[str, Covered] = defaultdict(Covered)
     for path, found in report["files"].items():
         rooms[room_of(path)].add(found["summary"])
@@ -63,7 +65,10 @@ def measured() -> dict[str, Covered]:
 def main() -> int:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     floors: dict[str, list[float]] = settings["tool"]["ktrace"]["coverage-floors"]
-    rooms = measured()
+    try:
+        rooms = measured()
+    except subprocess.CalledProcessError:  # coverage has printed the reason
+        return 1
     problems = [f"{room}: has a floor but no files" for room in floors if room not in rooms]
     print(f"\n{'room':20} {'lines':>8} {'floor':>6} {'branches':>9} {'floor':>6}")
     for room, covered in rooms.items():
