@@ -226,6 +226,6 @@ def test_a_certificate_that_nobody_vouches_for_is_told(
 ):
     message, said = refused(target(endpoint=server.tls_endpoint), parcel(100))
     assert message == (
-        f"the certificate of {server.tls_endpoint} is not trusted; mend it, or set AWS_CA_BUNDLE"
+        f"the certificate of {server.tls_endpoint} is not trusted; fix it or set AWS_CA_BUNDLE"
     )
     assert tries(said) == PERMANENT_TRIES
