@@ -145,6 +145,7 @@ def pytest_configure() -> None:
     required()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of worlds that can run beside each other."""
     for item in items:
