@@ -9,7 +9,7 @@ from ktrace_api.snapshot import Output, TraceSnapshot
 from ktrace_operator.plan.agent_pod import assignment, manifest
 from ktrace_operator.settings import AgentSettings, Settings
 from tests.chart.apiserver import Answer, User
-from tests.chart.helm import NAMESPACE, Thing
+from tests.chart.helm import NAMESPACE, REGISTRY, Thing
 
 AGENTS, SHOP = "ktrace-agents", "shop"
 PODS = f"/api/v1/namespaces/{AGENTS}/pods"
@@ -73,7 +73,9 @@ def pod(
 
 def agent(owner: Thing, node: str = "node-a") -> Thing:
     """The pod that the operator makes for a snapshot as the API server returned it."""
-    settings = Settings(namespaces=(AGENTS,), agent=AgentSettings(image="ktrace-agent:0.1.0"))
+    settings = Settings(
+        namespaces=(AGENTS,), agent=AgentSettings(image=f"{REGISTRY}/ktrace-agent:0.1.0")
+    )
     asked = TraceSnapshot.model_validate(owner)
     output = asked.spec.output or Output.model_validate({"s3": {"bucket": "bundles"}})
     return manifest(asked, node, output, assignment(asked, node, output, (), settings), settings)
