@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the whole test suite in three pytest runs and prints the sum of their results last.
+"""Runs the whole test suite in two pytest runs and prints the sum of their results last.
 
     unit     tests without a world, on all cores, with coverage by room
-    alone    worlds that capture or count on the whole host: one test at a time
-    beside   worlds that disturb no other (cluster, S3 | chart, images): two at a time
+    worlds   one test at a time: most worlds capture or count on the whole host
 
-Every test belongs to exactly one run (tests/conftest.py sets the mark `beside`). A failed run, a
-run without tests and a coverage below its floor make the exit status 1; the other runs still take
-place. Arguments are passed on to every run.
+A failed run, a run without tests and a coverage below its floor make the exit status 1; the other
+run still takes place. Arguments are passed on to both runs.
 """
 
 import subprocess
@@ -22,11 +20,10 @@ from xml.etree import ElementTree as ET
 BIN = Path(sys.executable).parent
 RUNS = {
     "unit": (
-        *("-m", "not world and not beside", "-n", "auto", "--dist", "worksteal"),
+        *("-m", "not world", "-n", "auto", "--dist", "worksteal"),
         *("--cov", "--cov-report="),
     ),
-    "alone": ("-m", "world and not beside"),
-    "beside": ("-m", "beside", "-n", "2", "--dist", "loadgroup"),
+    "worlds": ("-m", "world"),
 }
 INTERRUPTED, NO_TESTS = 2, 5
 """Exit statuses of pytest."""

@@ -28,8 +28,6 @@ settings.register_profile("full", deadline=None, suppress_health_check=[HealthCh
 settings.register_profile("fast", settings.get_profile("full"), max_examples=25)
 settings.load_profile("full")
 
-TESTS = Path(__file__).parent
-
 
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "needs root: sudo make test"
@@ -121,13 +119,6 @@ WORLDS: dict[str, Callable[[], str | None]] = {
     "static": cache(_static),
 }
 """Name -> reason why it is missing on this machine, or None."""
-BESIDE = {"cluster": "cluster", "s3": "cluster", "chart": "chart", "images": "chart"}
-"""Folder -> group: two groups of worlds that can run at the same time.
-
-A chart and images touch nothing that a cluster or an S3 server counts. A cluster and an S3 server
-share a group, because a cluster checks that it leaves no socket in /tmp, where SeaweedFS creates
-some. All other worlds capture or count on the whole host, so nothing may run beside them.
-"""
 
 
 def required() -> frozenset[str]:
@@ -143,16 +134,6 @@ def required() -> frozenset[str]:
 
 def pytest_configure() -> None:
     required()
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of worlds that can run beside each other."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        if group := BESIDE.get(folder):
-            item.add_marker("beside")
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
