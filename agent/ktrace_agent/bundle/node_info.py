@@ -68,34 +68,34 @@ def describe(
             step_ns=clock.offset_end_ns - clock.offset_start_ns,
         ),
         config=config,
-        interfaces=tuple(
-            Interface(
-                name=link.name,
-                index=link.index,
-                mtu=link.mtu,
-                state=link.state,
-                addresses=link.addresses,
-            )
-            for link in links
-        ),
+        interfaces=tuple(_interface(link) for link in links),
         interfaces_left_out=links_left_out,
         sysctls=sysctls.read(),
         host=_files(report.host),
         host_missing={file: str(reason) for file, reason in report.missing.items()},
-        netns=tuple(
-            NetnsCounters(
-                netns=one.netns,
-                counters=_files(one.counters),
-                missing=str(one.missing or UNKNOWN),
-            )
-            for one in report.netns
-        ),
+        netns=tuple(_netns(one) for one in report.netns),
         netns_left_out=report.netns_left_out,
         counters_left_out=report.counters_left_out,
         cgroups={str(number): path for number, path in cgroups[:MAX_CGROUPS]},
         cgroups_left_out=max(0, len(cgroups) - MAX_CGROUPS),
         identity=_identity(identities),
         conntrack=None if conntrack is None else _conntrack(conntrack),
+    )
+
+
+def _interface(link: interfaces.Link) -> Interface:
+    return Interface(
+        name=link.name,
+        index=link.index,
+        mtu=link.mtu,
+        state=link.state,
+        addresses=link.addresses,
+    )
+
+
+def _netns(one: counter_changes.NetnsReport) -> NetnsCounters:
+    return NetnsCounters(
+        netns=one.netns, counters=_files(one.counters), missing=str(one.missing or UNKNOWN)
     )
 
 
