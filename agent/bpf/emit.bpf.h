@@ -21,11 +21,41 @@ static __always_inline bool kt_port_listed(__u16 port)
 	return kt_config.ports[port >> 6] & (1ULL << (port & 63));
 }
 
+static __always_inline bool kt_ports_match(__u16 lport, __u16 rport)
+{
+	if (kt_config.dns_only && lport != 53 && rport != 53)
+		return false;
+	return !kt_config.ports_only || kt_port_listed(lport) || kt_port_listed(rport);
+}
+
 static __always_inline bool kt_port_match(const struct kt_tuple *t)
 {
-	if (kt_config.dns_only && t->lport != 53 && t->rport != 53)
+	return kt_ports_match(t->lport, t->rport);
+}
+
+/* Whether the port filters exclude a socket for its known ports. It is the first test of
+ * each program: what a filter excludes must cost next to nothing. */
+static __always_inline bool kt_excluded(bool typed, const struct sock *sk)
+{
+	__u16 lport;
+
+	if (!kt_config.dns_only && !kt_config.ports_only)
 		return false;
-	return !kt_config.ports_only || kt_port_listed(t->lport) || kt_port_listed(t->rport);
+	lport = KT_READ(typed, sk, __sk_common.skc_num);
+	if (!lport) /* released, or not chosen yet */
+		lport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	return !kt_ports_match(lport, bpf_ntohs(KT_READ(typed, sk, __sk_common.skc_dport)));
+}
+
+/* Counts an event that the filters exclude. */
+static __always_inline void kt_filter(__u32 type)
+{
+	struct kt_counters *c = kt_wants(type) ? kt_hook(type) : NULL;
+
+	if (!c)
+		return;
+	kt_add(c->seen, 1);
+	kt_add(c->filtered, 1);
 }
 
 /* Whether this owner passes the pod filter. An unknown owner does not pass it. */

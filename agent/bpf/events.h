@@ -18,6 +18,7 @@
 #define KT_CGROUP_NAME_LEN 96
 #define KT_POD_UID_LEN 36
 #define KT_UNKNOWN (~0ULL)
+#define KT_SOCK_INODE (1ULL << 52) /* kt_event.sock: an inode number, no cookie */
 
 /* Row types. Types below KT_HOOKS are also the index of the hook's counters. */
 enum kt_type {
@@ -75,7 +76,7 @@ enum kt_result {
 
 struct kt_event {
 	__u64 ts;   /* time of the event */
-	__u64 sock; /* socket cookie as in `ss -e`; 0 = unknown */
+	__u64 sock; /* socket cookie as in `ss -e`, or KT_SOCK_INODE and the inode; 0 = unknown */
 	__u64 cgroup_id;
 	__u64 caps_eff;
 	__u64 duration; /* ns, KT_UNKNOWN = unknown. KT_TCP_STATE: time in
@@ -125,7 +126,7 @@ struct kt_config {
 	__u8 pad[3];
 };
 
-/* Accounting of one hook, per CPU. seen is the sum of written to lost_map. */
+/* Accounting of one hook, per CPU. seen is the sum of written to skipped. */
 struct kt_counters {
 	__u64 seen;
 	__u64 written;
@@ -134,8 +135,9 @@ struct kt_counters {
 	__u64 capped;
 	__u64 lost_ring;
 	__u64 lost_map;
-	__u64 bytes;  /* of all events that passed the filters */
-	__u64 unseen; /* events without a program run, proven by later events */
+	__u64 skipped; /* the kernel did not run the program */
+	__u64 bytes;   /* of all events that passed the filters */
+	__u64 unseen;  /* events without a program run, proven by later events */
 };
 
 /* Facts that are missing because a map was full, per CPU. The rows themselves are not lost. */
@@ -148,6 +150,23 @@ struct kt_overflow {
 	__u64 flow_rx_bytes;
 	__u64 flow_tx_calls;
 	__u64 flow_rx_calls;
+	__u64 skipped_tx_calls; /* TCP calls whose program did not run: their */
+	__u64 skipped_rx_calls; /* bytes are in no flow */
+};
+
+/* Calls that send or receive data, by kind. */
+enum kt_data {
+	KT_DATA_UDP_SEND = 0,
+	KT_DATA_UDP_RECV = 1,
+	KT_DATA_TCP_SEND = 2,
+	KT_DATA_TCP_RECV = 3,
+	KT_DATA_KINDS = 4, /* none of them, or excluded by a filter */
+};
+
+/* Calls while the programs were attached, and those of them that a program handled. */
+struct kt_data_calls {
+	__u64 counted[KT_DATA_KINDS];
+	__u64 handled[KT_DATA_KINDS];
 };
 
 struct kt_flow_key {

@@ -23,8 +23,13 @@
 #define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
 
+#define O_NONBLOCK 00004000
+
 #define MSG_PEEK 2
+#define MSG_DONTWAIT 0x40
 #define MSG_ERRQUEUE 0x2000
+#define MSG_BATCH 0x40000 /* set by sendmmsg itself */
+#define MSG_CMSG_COMPAT 0x80000000
 
 #define EINTR 4
 #define E2BIG 7

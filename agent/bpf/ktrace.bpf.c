@@ -20,14 +20,23 @@
 #include "datagram.bpf.h"
 #include "calls.bpf.h"
 #include "change.bpf.h"
-#include "connect.bpf.h"
-#include "tcp_state.bpf.h"
-#include "retransmit.bpf.h"
-#include "connect_call.bpf.h"
-#include "accept.bpf.h"
-#include "udp.bpf.h"
-#include "send_recv.bpf.h"
-#include "inventory.bpf.h"
+#include "thread.bpf.h"
+#include "copies.bpf.h"
+
+#include "body/connect.bpf.h"
+#include "body/tcp_state.bpf.h"
+#include "body/retransmit.bpf.h"
+#include "body/connect_call.bpf.h"
+#include "body/accept.bpf.h"
+#include "body/udp.bpf.h"
+#include "body/tcp_data.bpf.h"
+#include "body/data.bpf.h"
+
+#include "entry/tp_btf.bpf.h"
+#include "entry/syscalls.bpf.h"
+#include "entry/fexit.bpf.h"
+#include "entry/kprobe.bpf.h"
+#include "entry/iterators.bpf.h"
 
 /* bpf_probe_read_*(), bpf_get_current_task_btf() and bpf_seq_write() are GPL-only. */
 char LICENSE[] SEC("license") = "GPL";

@@ -118,6 +118,38 @@ struct kt_listener {
 	__u64 shared; /* several sockets (SO_REUSEPORT), so no single owner */
 };
 
+/* Programs that exist twice (copies.bpf.h). */
+enum kt_pair {
+	KT_PAIR_STATE = 0,
+	KT_PAIR_SEND = 1,
+	KT_PAIR_RECV = 2,
+	KT_PAIRS = 3,
+};
+
+/* The kernel function that a thread executes, as kprobes see it. */
+enum kt_function {
+	KT_FUNCTION_NONE = 0,
+	KT_FUNCTION_LISTEN,
+	KT_FUNCTION_UDP_SEND,
+	KT_FUNCTION_UDPV6_SEND,
+	KT_FUNCTION_TCP_SEND,
+	KT_FUNCTION_UDP_RECV,
+	KT_FUNCTION_UDPV6_RECV,
+	KT_FUNCTION_TCP_RECV,
+};
+
+struct kt_thread {
+	__u64 sk; /* arguments of `function` */
+	__u64 msg;
+	__u32 flags;
+	__u16 cork;    /* send: family of the datagram that was corked before, 0 = none */
+	__u8 function; /* enum kt_function, until its return */
+	__u8 pad;
+	__u16 handled[KT_PAIRS][2];
+	__u16 counted[KT_DATA_KINDS];
+	__u8 pad2[4];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 8 << 20);
@@ -178,6 +210,20 @@ struct {
 } pods SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kt_thread);
+} threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct kt_data_calls);
+} data_calls SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, KT_HOOKS);
 	__type(key, __u32);
@@ -213,6 +259,9 @@ __u64 kt_kept = 0;
 __u8 kt_calls_full = 0;
 /* Set permanently once `socks` was full. */
 __u8 kt_socks_full = 0;
+/* Whether calls are counted (copies.bpf.h). In a section of its own: user space sets it
+ * while programs change the other variables. */
+volatile __u32 kt_counting SEC(".data.counting") = 0;
 /* Set once the inventory holds the attempts that began before the capture. */
 __u8 kt_primed = 0;
 

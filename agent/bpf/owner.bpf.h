@@ -42,7 +42,7 @@ static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
  */
 static __always_inline bool kt_is_stale(const struct kt_sock *s, __u64 cookie)
 {
-	return s->cookie && s->cookie != cookie;
+	return s->cookie && !(s->cookie & KT_SOCK_INODE) && s->cookie != cookie;
 }
 
 /* Returns the entry unless it belongs to an earlier socket at this address, else NULL. */

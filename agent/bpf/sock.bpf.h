@@ -63,9 +63,18 @@ static __always_inline bool kt_is_inet(__u16 family)
 	return family == AF_INET || family == AF_INET6;
 }
 
-static __always_inline bool kt_is_tcp(const struct sock *sk)
+/*
+ * Reads a field of a kernel object: by a plain load if the verifier knows the BTF type of
+ * the pointer (`typed`, a constant), else by a helper call.
+ */
+#define KT_READ(typed, object, field) ((typed) ? (object)->field : BPF_CORE_READ(object, field))
+
+/* The protocol of an internet socket, IPPROTO_*; 0 for any other socket. */
+static __always_inline __u16 kt_protocol(bool typed, const struct sock *sk)
 {
-	return sk->sk_protocol == IPPROTO_TCP && kt_is_inet(sk->__sk_common.skc_family);
+	if (!kt_is_inet(KT_READ(typed, sk, __sk_common.skc_family)))
+		return 0;
+	return KT_READ(typed, sk, sk_protocol);
 }
 
 /*
@@ -143,19 +152,52 @@ static __always_inline void kt_read_tuple(bool typed, const struct sock *sk, str
 	kt_read_last_port(sk, t);
 }
 
-/* Copies the address argument of a system call to the tuple. Returns false if user
- * memory does not hold a complete address that fits the socket. */
-static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct kt_tuple *t)
+/*
+ * The ID of a socket in rows: its cookie, which is generated if it has none yet. A program
+ * without typed pointers cannot generate it (bpf_get_socket_cookie() is for tracing
+ * programs with BTF) and uses the inode number of the socket instead; 0 if the socket has
+ * no file, as before accept().
+ */
+static __always_inline __u64 kt_sock_id(bool typed, struct sock *sk)
+{
+	__u64 cookie, inode;
+
+	if (typed)
+		return bpf_get_socket_cookie(sk);
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (cookie)
+		return cookie;
+	inode = BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
+	return inode ? inode | KT_SOCK_INODE : 0;
+}
+
+/* A socket address of a system call: a sockaddr in user memory, or its copy in the kernel. */
+struct kt_name {
+	__u64 address; /* 0: the call has none */
+	__u64 length;
+	bool in_kernel;
+	__u8 pad[7];
+};
+
+static __always_inline long kt_read_name(const struct kt_name *name, void *to, __u32 length)
+{
+	return name->in_kernel ? bpf_probe_read_kernel(to, length, (void *)name->address)
+			       : bpf_probe_read_user(to, length, (void *)name->address);
+}
+
+/* Copies the address of a call to the tuple. Returns false if there is no complete address
+ * that fits the socket. */
+static __always_inline bool kt_read_peer(const struct kt_name *name, struct kt_tuple *t)
 {
 	struct kt_sockaddr sa = {};
 
-	if (!name || namelen < KT_SOCKADDR_IN_LEN ||
-	    bpf_probe_read_user(&sa, KT_SOCKADDR_IN_LEN, (void *)name))
+	if (!name->address || name->length < KT_SOCKADDR_IN_LEN ||
+	    kt_read_name(name, &sa, KT_SOCKADDR_IN_LEN))
 		return false;
 	if (sa.family == AF_INET || (sa.family == AF_UNSPEC && t->family == 4)) {
 		kt_set_v4(t->remote, sa.v4);
-	} else if (sa.family == AF_INET6 && namelen >= KT_SOCKADDR_IN6_LEN) {
-		if (bpf_probe_read_user(&sa, KT_SOCKADDR_IN6_LEN, (void *)name))
+	} else if (sa.family == AF_INET6 && name->length >= KT_SOCKADDR_IN6_LEN) {
+		if (kt_read_name(name, &sa, KT_SOCKADDR_IN6_LEN))
 			return false;
 		t->family = 6;
 		__builtin_memcpy(t->remote, sa.v6, 16);
@@ -166,6 +208,13 @@ static __always_inline bool kt_read_user_peer(__u64 name, __u64 namelen, struct 
 	t->peer_source = KT_PEER_CALL;
 	kt_normalize(t);
 	return true;
+}
+
+static __always_inline bool kt_read_user_peer(__u64 address, __u64 length, struct kt_tuple *t)
+{
+	struct kt_name name = { .address = address, .length = length };
+
+	return kt_read_peer(&name, t);
 }
 
 /* Returns the sk behind a descriptor of the current task if it is an internet socket of

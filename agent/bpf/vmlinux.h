@@ -30,6 +30,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
 enum {
@@ -37,6 +38,7 @@ enum {
 	BPF_NOEXIST = 1,
 	BPF_EXIST = 2,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_LOCAL_STORAGE_GET_F_CREATE = 1,
 	BPF_RB_NO_WAKEUP = 1,
 	BPF_RB_FORCE_WAKEUP = 2,
 	BPF_RB_AVAIL_DATA = 0,
@@ -47,9 +49,18 @@ enum {
 #pragma clang diagnostic ignored "-Wpadded"
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* The registers of both architectures: bpf_tracing.h reads those of the target. */
 struct pt_regs {
 	unsigned long di;
 	unsigned long si;
+	unsigned long dx;
+	unsigned long cx;
+	unsigned long r8;
+	unsigned long ax;
+};
+
+struct user_pt_regs {
+	unsigned long regs[31];
 };
 
 typedef struct {
@@ -138,7 +149,11 @@ enum cgroup_subsys_id {
 	pids_cgrp_id = 11,
 };
 
+struct inode;
+
 struct file {
+	unsigned int f_flags;
+	struct inode *f_inode;
 	void *private_data;
 };
 
@@ -223,6 +238,7 @@ struct sock {
 	struct sk_buff_head sk_error_queue;
 	u16 sk_protocol;
 	int sk_err;
+	struct socket *sk_socket;
 };
 
 struct flowi4 {
@@ -291,6 +307,16 @@ typedef enum {
 	SS_CONNECTED,
 	SS_DISCONNECTING,
 } socket_state;
+
+struct inode {
+	unsigned long i_ino;
+};
+
+struct msghdr {
+	void *msg_name;
+	int msg_namelen;
+	unsigned int msg_flags;
+};
 
 struct socket {
 	socket_state state;

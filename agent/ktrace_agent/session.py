@@ -222,7 +222,7 @@ def _wait(
         now, events = time.monotonic(), spool.records
         rate = 0.7 * rate + 0.3 * (events - last_events) / max(now - last_time, 1e-3)
         last_time, last_events = now, events
-        lost = sum(c.lost_ring + c.lost_map for c in collector.counters().values())
+        lost = sum(c.lost_ring + c.lost_map + c.skipped for c in collector.counters().values())
         lost += sum(spool.lost.values())
         observer.tick(Live(now - begun, max(deadline - now, 0.0), events, rate, lost))
     return "duration"
@@ -234,7 +234,7 @@ def _with_pending(collector: Collector, spool: Spool) -> dict[RowType, HookCount
     lost = dict(spool.lost)
     if refused := len(pending) // EVENT_BYTES - spool.append(pending):
         lost[RowType.CONNECT] = lost.get(RowType.CONNECT, 0) + refused
-    counters = collector.counters(with_misses=True)
+    counters = collector.counters(with_skipped=True)
     for row, count in lost.items():
         was = counters[row]
         counters[row] = replace(was, written=was.written - count, lost_ring=was.lost_ring + count)

@@ -7,29 +7,30 @@ tables/records.py mirrors the records.
 
 import ctypes
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char, c_uint8, c_uint32, c_uint64
-from dataclasses import fields
 from pathlib import Path
 
 from ktrace_agent.errors import AgentError, UnsupportedKernel
 from ktrace_agent.host import cgroups
 from ktrace_agent.host.libc import libc
-from ktrace_agent.kernel import load_errors
+from ktrace_agent.kernel import hook_counters, load_errors
 from ktrace_agent.kernel.bpf_object import Link, Object
 from ktrace_agent.kernel.iterators import read_iterator
 from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError, library
 from ktrace_agent.kernel.probes import (
     GROWING_MAPS,
+    HOOKS_VARIABLE,
     TARGETS,
     Choice,
-    Event,
-    Iterator,
     choose,
+    forced_candidates,
     preallocates,
 )
 from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
+from ktrace_agent.kernel.targets import Iterator
 from ktrace_agent.kernel.tracefs import Tracefs
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import EventKind, RowType
@@ -41,17 +42,9 @@ _KIND_OF = {
     RowType.CONNECT: EventKind.CONNECT,
     RowType.TCP_RETRANSMIT: EventKind.RETRANSMIT,
 }
-_MISSES_OF = {
-    "tcp_state": RowType.TCP_STATE,
-    "sock_send": RowType.UDP_SEND,
-    "sock_recv": RowType.UDP_RECV,
-    "enter_connect": RowType.CONNECT,
-    "exit_connect": RowType.CONNECT,
-    "tcp_retransmit_err": RowType.TCP_RETRANSMIT,
-    "tcp_retransmit": RowType.TCP_RETRANSMIT,
-    "tcp_retransmit_synack": RowType.TCP_RETRANSMIT,
-}
 _IN_PODS_YES = 2
+_ZERO = bytes(4)
+_KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 POD_UID_LEN = 36
 
 
@@ -107,8 +100,14 @@ class _Features:
     def tracepoint_args(self, name: str) -> int | None:
         return self._types.tracepoint_args(name)
 
+    def function_args(self, name: str) -> int | None:
+        return self._types.function_args(name)
+
     def event_id(self, name: str) -> int | None:
         return self._tracefs.event_id(name)
+
+    def has_kprobes(self) -> bool:
+        return _KPROBE_EVENTS.exists()
 
     def has_struct(self, name: str) -> bool:
         return self._types.has_struct(name)
@@ -160,24 +159,44 @@ class Collector:
 
     def _load(self) -> tuple[tuple[Choice, ...], Object]:
         """Load the chosen programs. If the kernel refuses some, choose again without them."""
+        forced = forced_candidates(os.environ.get(HOOKS_VARIABLE, ""))
         refused: dict[str, str] = {}
         while True:
-            choices = choose(self._features, self._config.events, refused)
+            choices = choose(self._features, self._config.events, refused, forced)
             for choice in choices:
-                if choice.required and not choice.programs:
+                if (choice.required or choice.forced) and not choice.programs:
                     raise UnsupportedKernel(_refusal(choice))
             names = {name for choice in choices for name in choice.programs}
             try:
-                return choices, self._open(names)
+                bpf = self._open(names)
             except BpfError as error:
-                load_errors.raise_if_scarce(error)
-                guilty = self._find_guilty(names)
-                load_errors.raise_if_denied(guilty.values(), tried=len(names))
-                if not guilty:
-                    raise AgentError(
-                        f"the programs load one by one, but not together: {error}"
-                    ) from error
-                refused |= {name: load_errors.reason(one) for name, one in guilty.items()}
+                refused |= self._refused_at_load(names, error)
+                continue
+            if not (unattachable := self._refused_at_attach(bpf, names)):
+                return choices, bpf
+            bpf.close()
+            refused |= unattachable
+
+    def _refused_at_load(self, names: set[str], error: BpfError) -> dict[str, str]:
+        """Return the programs that do not load, with the reasons. Raises if that is not why."""
+        load_errors.raise_if_scarce(error)
+        guilty = self._find_guilty(names)
+        load_errors.raise_if_denied(guilty.values(), tried=len(names))
+        if not guilty:
+            raise AgentError(f"the programs load one by one, but not together: {error}") from error
+        return {name: load_errors.reason(one) for name, one in guilty.items()}
+
+    def _refused_at_attach(self, bpf: Object, names: set[str]) -> dict[str, str]:
+        """Attach and detach each program whose load proves nothing; return those refused."""
+        refused = {}
+        for name in sorted(names):
+            if TARGETS[name].proven_by_load:
+                continue
+            try:
+                TARGETS[name].attach(bpf.programs[name], bpf, self._features).close()
+            except BpfError as error:
+                refused[name] = load_errors.reason(error)
+        return refused
 
     def _open(self, names: set[str]) -> Object:
         bpf = Object(self._path)
@@ -212,22 +231,25 @@ class Collector:
                 guilty[name] = error
         return guilty
 
+    def _programs(self) -> tuple[str, ...]:
+        """Return the chosen programs in the order of attaching; some serve several hooks."""
+        return tuple(dict.fromkeys(name for choice in self.choices for name in choice.programs))
+
     def attach(self) -> None:
         """Attach all programs. From now on events are recorded; iterators run in iterate()."""
-        for choice in self.choices:
-            for name in choice.programs:
-                program, target = self._object.programs[name], TARGETS[name]
-                if isinstance(target, Iterator):
-                    over = self._object.map(target.over) if target.over else None
-                    self._iterators[name] = program.attach_iter(over)
-                elif isinstance(target, Event):
-                    event = self._features.event_id(target.name)
-                    if event is None:
-                        raise AgentError(f"event {target.name} disappeared while attaching")
-                    self._links.append(program.attach_tracepoint(event))
-                else:
-                    self._links.append(program.attach())
+        for name in self._programs():
+            link = TARGETS[name].attach(self._object.programs[name], self._object, self._features)
+            if isinstance(TARGETS[name], Iterator):
+                self._iterators[name] = link
+            else:
+                self._links.append(link)
         self._features.close()  # the kernel's BTF is 6 MB of memory
+        _synchronize_rcu()  # calls that began with only some of the programs
+        self._count_calls(on=True)
+
+    def _count_calls(self, *, on: bool) -> None:
+        """Set kt_counting (agent/bpf/copies.bpf.h)."""
+        self._object.map(".data.counting").put(_ZERO, int(on).to_bytes(4, sys.byteorder))
 
     def iterate(self, name: str) -> bytes:
         """Run iterator `name` once in this thread's network namespace; b"" if it was not loaded."""
@@ -240,6 +262,8 @@ class Collector:
         Each link waits for its own RCU grace period. Closed in parallel, they share one.
         """
         if self._links:
+            self._count_calls(on=False)
+            _synchronize_rcu()
             with ThreadPoolExecutor(max_workers=len(self._links)) as pool:
                 list(pool.map(Link.close, self._links))
         self._links.clear()
@@ -249,42 +273,16 @@ class Collector:
     def ring_fd(self) -> int:
         return self._object.map("ring").fd
 
-    def counters(self, *, with_misses: bool = False) -> dict[RowType, HookCounters]:
-        """Return the accounting of every hook, summed over CPUs.
+    def counters(self, *, with_skipped: bool = False) -> dict[RowType, HookCounters]:
+        """Return the accounting of every hook; `with_skipped` once the programs are detached.
 
-        `with_misses` adds, as lost_map, the events whose program the kernel skipped because it was
-        already running on that CPU (interrupted by a softirq), unless the program's second copy
-        recorded them.
+        Skipped events are those whose program the kernel did not run, because it was already
+        running on that CPU, unless the program's second copy recorded them.
         """
-        names = [field.name for field in fields(HookCounters)]
-        array = self._object.map("counters")
-        sums = {}
-        for index, row in enumerate(ROW_TYPES):
-            total = _sum(array.lookup_percpu(index), len(names))
-            sums[row] = dict(zip(names, total, strict=True))
-        if with_misses:
-            for row, misses in self._misses().items():
-                sums[row]["seen"] += misses
-                sums[row]["lost_map"] += misses
-                # The next state of the socket also reveals a skipped change.
-                sums[row]["unseen"] = max(0, sums[row]["unseen"] - misses)
-        return {row: HookCounters(**values) for row, values in sums.items()}
-
-    def _misses(self) -> dict[RowType, int]:
-        missed: dict[RowType, int] = {}
-        for choice in self.choices:
-            for name in choice.programs:
-                if row := _MISSES_OF.get(name):
-                    misses = self._object.programs[name].recursion_misses()
-                    missed[row] = missed.get(row, 0) + misses
-        if RowType.TCP_STATE in missed:
-            (recorded,) = _sum(self._object.map("rescued").lookup_percpu(0), 1)
-            missed[RowType.TCP_STATE] = max(0, missed[RowType.TCP_STATE] - recorded)
-        return missed
+        return hook_counters.read(self._object, self._programs() if with_skipped else ())
 
     def overflow(self) -> Overflow:
-        values = self._object.map("overflow").lookup_percpu(0)
-        return Overflow(*_sum(values, len(fields(Overflow))))
+        return hook_counters.overflow(self._object)
 
     def flows(self) -> tuple[bytes, bytes]:
         """Return the arrays of kt_flow_key and kt_flow."""
@@ -316,11 +314,6 @@ def survey(config: CaptureConfig) -> tuple[Choice, ...]:
     collector = Collector(config, cgroup_v1=False)
     collector.close()
     return collector.choices
-
-
-def _sum(per_cpu: list[bytes], count: int) -> list[int]:
-    values = [(c_uint64 * count).from_buffer_copy(value) for value in per_cpu]
-    return [sum(column) for column in zip(*values, strict=True)]
 
 
 def _cgroup_path(names: CgroupNames) -> str:

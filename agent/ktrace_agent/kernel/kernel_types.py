@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running kernel's BTF: which tracepoints and structures exist."""
+"""The running kernel's BTF: which tracepoints, functions and structures exist."""
 
 from ktrace_agent.kernel.libbpf import library, non_null
 
 BTF_KIND_STRUCT = 4
 BTF_KIND_TYPEDEF = 8
+BTF_KIND_FUNC = 12
 
 
 class KernelTypes:
@@ -25,6 +26,15 @@ class KernelTypes:
             index = lib.btf__type_by_id(self._btf, index).contents.type
         prototype = lib.btf__type_by_id(self._btf, index).contents
         return int(prototype.info & 0xFFFF) - 1  # the first is void *__data
+
+    def function_args(self, name: str) -> int | None:
+        """Return the number of arguments of function `name`, or None if it does not exist."""
+        lib = library()
+        index = lib.btf__find_by_name_kind(self._btf, name.encode(), BTF_KIND_FUNC)
+        if index < 0:
+            return None
+        prototype = lib.btf__type_by_id(self._btf, index).contents.type
+        return int(lib.btf__type_by_id(self._btf, prototype).contents.info & 0xFFFF)
 
     def has_struct(self, name: str) -> bool:
         lib = library()

@@ -8,65 +8,33 @@ for every refused candidate, go to node.json and to `ktrace doctor`.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from ktrace_api.names import EventKind
+from ktrace_agent.errors import UsageError
+from ktrace_agent.kernel.targets import (
+    Event,
+    Features,
+    Function,
+    Iterator,
+    Kprobe,
+    RawTracepoint,
+    Target,
+)
+from ktrace_api.names import EventKind, RowType
 
-
-class Features(Protocol):
-    """What the running kernel offers."""
-
-    def tracepoint_args(self, name: str) -> int | None:
-        """Return the number of arguments of a raw tracepoint; None if it does not exist."""
-
-    def event_id(self, name: str) -> int | None:
-        """Return the id of a classic tracepoint `group/event`; None if it does not exist."""
-
-    def has_struct(self, name: str) -> bool:
-        """Return whether the kernel's BTF contains `struct name`."""
-
-
-@dataclass(frozen=True)
-class RawTracepoint:
-    """A program of type tp_btf. The tracepoint needs at least `args` arguments in BTF."""
-
-    name: str
-    args: int
-
-    def missing(self, features: Features) -> str:
-        found = features.tracepoint_args(self.name)
-        if found is None:
-            return f"the kernel's BTF does not contain tracepoint {self.name}"
-        if found < self.args:
-            return f"tracepoint {self.name} passes {found} arguments, {self.args} are needed"
-        return ""
+HOOKS_VARIABLE = "KTRACE_HOOKS"
+"""Environment variable that forces candidates, for diagnosis: `hook=candidate,...`."""
+NONE = "none"
+"""The candidate of a hook that must not be served."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """A program on a classic tracepoint, by its id in tracefs."""
+class Candidate:
+    """Programs that serve a hook together, in the order in which they are attached."""
 
     name: str
-
-    def missing(self, features: Features) -> str:
-        if features.event_id(self.name) is None:
-            return f"tracefs does not contain event {self.name}"
-        return ""
-
-
-@dataclass(frozen=True)
-class Iterator:
-    """An iterator program. Only loading it shows whether the kernel supports it."""
-
-    name: str
-    over: str = ""
-    """The map whose elements it visits; empty for other iterators."""
-
-    def missing(self, features: Features) -> str:  # noqa: ARG002  # interface of all targets
-        return ""
-
-
-Target = RawTracepoint | Event | Iterator
+    programs: tuple[str, ...]
+    serves: tuple[str, ...] = ()
+    """Other hooks that need no programs of their own beside this candidate."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +43,7 @@ class Hook:
 
     name: str
     missing: str
-    candidates: tuple[tuple[str, ...], ...]
+    candidates: tuple[Candidate, ...]
     kinds: frozenset[EventKind]
     required: bool = False
 
@@ -97,34 +65,67 @@ class Choice:
     refused: tuple[Refusal, ...] = ()
     missing: str = ""
     required: bool = field(default=False)
+    forced: bool = field(default=False)
 
     @property
     def program(self) -> str | None:
         return " + ".join(self.programs) or None
 
 
-def _enter_exit(*calls: str) -> dict[str, Target]:
+def _enter_exit(*calls: str, row: RowType | None = None) -> dict[str, Target]:
     return {
-        f"{side}_{call}": Event(f"syscalls/sys_{side}_{call}")
+        f"{side}_{call}": Event(f"syscalls/sys_{side}_{call}", row)
         for call in calls
         for side in ("enter", "exit")
     }
 
 
+def _copies(name: str, target: Target) -> dict[str, Target]:
+    """Two copies of a program and the one that counts their calls (agent/bpf/copies.bpf.h)."""
+    return dict.fromkeys((f"{name}_count", name, f"{name}_nested"), target)
+
+
 TARGETS: Mapping[str, Target] = {
-    "tcp_state": RawTracepoint("inet_sock_set_state", 3),
+    "tcp_state": RawTracepoint("inet_sock_set_state", 3, RowType.TCP_STATE),
     "tcp_state_nested": RawTracepoint("inet_sock_set_state", 3),
     "tcp_destroy": RawTracepoint("tcp_destroy_sock", 1),
     "tcp_destroy_nested": RawTracepoint("tcp_destroy_sock", 1),
+    "tcp_set_state": Kprobe("tcp_set_state", (2,), RowType.TCP_STATE),
+    "listen_begin": Kprobe("inet_csk_listen_start", (1, 2)),
+    "listen_end": Kprobe("inet_csk_listen_start", (1, 2), RowType.TCP_STATE),
+    "child_born": Kprobe("inet_csk_clone_lock", (3,), RowType.TCP_STATE),
+    "sock_destroyed": Kprobe("tcp_v4_destroy_sock", (1,)),
     "connect_icmp": RawTracepoint("inet_sk_error_report", 1),
-    "sock_send": RawTracepoint("sock_send_length", 3),
-    "sock_recv": RawTracepoint("sock_recv_length", 3),
-    "tcp_retransmit_err": RawTracepoint("tcp_retransmit_skb", 3),
-    "tcp_retransmit": RawTracepoint("tcp_retransmit_skb", 2),
-    "tcp_retransmit_synack": RawTracepoint("tcp_retransmit_synack", 2),
+    **_copies("sock_send", RawTracepoint("sock_send_length", 3)),
+    **_copies("sock_recv", RawTracepoint("sock_recv_length", 3)),
+    "inet_send_begin": Function("inet_sendmsg", 3),
+    "inet6_send_begin": Function("inet6_sendmsg", 3),
+    **_copies("inet_send", Function("inet_sendmsg", 3)),
+    **_copies("inet6_send", Function("inet6_sendmsg", 3)),
+    **_copies("inet_recv", Function("inet_recvmsg", 4)),
+    **_copies("inet6_recv", Function("inet6_recvmsg", 4)),
+    "udp_send_begin": Kprobe("udp_sendmsg", (3,), RowType.UDP_SEND),
+    "udp_send_end": Kprobe("udp_sendmsg", (3,)),
+    "udpv6_send_begin": Kprobe("udpv6_sendmsg", (3,), RowType.UDP_SEND),
+    "udpv6_send_end": Kprobe("udpv6_sendmsg", (3,)),
+    "tcp_send_begin": Kprobe("tcp_sendmsg", (3,)),
+    "tcp_send_end": Kprobe("tcp_sendmsg", (3,)),
+    "udp_recv_begin": Kprobe("udp_recvmsg", (4, 5), RowType.UDP_RECV),
+    "udp_recv_begin_noblock": Kprobe("udp_recvmsg", (6,), RowType.UDP_RECV),
+    "udp_recv_end": Kprobe("udp_recvmsg", (4, 5, 6)),
+    "udpv6_recv_begin": Kprobe("udpv6_recvmsg", (4, 5), RowType.UDP_RECV),
+    "udpv6_recv_begin_noblock": Kprobe("udpv6_recvmsg", (6,), RowType.UDP_RECV),
+    "udpv6_recv_end": Kprobe("udpv6_recvmsg", (4, 5, 6)),
+    "tcp_recv_begin": Kprobe("tcp_recvmsg", (4, 5)),
+    "tcp_recv_begin_noblock": Kprobe("tcp_recvmsg", (6,)),
+    "tcp_recv_end": Kprobe("tcp_recvmsg", (4, 5, 6)),
+    "tcp_retransmit_err": RawTracepoint("tcp_retransmit_skb", 3, RowType.TCP_RETRANSMIT),
+    "tcp_retransmit": RawTracepoint("tcp_retransmit_skb", 2, RowType.TCP_RETRANSMIT),
+    "tcp_retransmit_synack": RawTracepoint("tcp_retransmit_synack", 2, RowType.TCP_RETRANSMIT),
     "exit_accept": Event("syscalls/sys_exit_accept"),
     "exit_accept4": Event("syscalls/sys_exit_accept4"),
-    **_enter_exit("connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"),
+    **_enter_exit("connect", row=RowType.CONNECT),
+    **_enter_exit("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"),
     "prime_owners": Iterator("task_file"),
     "list_sockets": Iterator("tcp"),
     "list_pending": Iterator("bpf_map_elem", "socks"),
@@ -134,62 +135,123 @@ TARGETS: Mapping[str, Target] = {
 _TCP = frozenset({EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT})
 _UDP = frozenset({EventKind.UDP})
 
+
+def _tracepoint(*programs: str) -> Candidate:
+    return Candidate("tracepoint", programs)
+
+
+def _inet(*functions: str, begin: tuple[str, ...], serves: str) -> Candidate:
+    """The kernel calls the programs of one function in reverse order: that which counts is last."""
+    copies = (f"{name}{part}" for name in functions for part in ("_nested", "", "_count"))
+    return Candidate("fexit", (*begin, *copies), (serves,))
+
+
+def _kprobe(serves: str, *programs: str) -> Candidate:
+    return Candidate("kprobe", programs, (serves,))
+
+
 HOOKS: tuple[Hook, ...] = (
     Hook(
         "tcp_state",
         "TCP state changes, outcomes of connection attempts and the owners of TCP sockets",
-        (("tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"),),
+        (
+            _tracepoint("tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"),
+            Candidate(
+                "kprobe",
+                ("tcp_set_state", "listen_begin", "listen_end", "child_born", "sock_destroyed"),
+            ),
+        ),
         _TCP,
         required=True,
     ),
-    Hook("socket_send", "UDP sends and bytes sent", (("sock_send",),), _TCP | _UDP),
-    Hook("socket_recv", "UDP receives and bytes received", (("sock_recv",),), _TCP | _UDP),
+    Hook(
+        "socket_send",
+        "UDP sends and bytes sent",
+        (
+            _tracepoint("sock_send_count", "sock_send", "sock_send_nested"),
+            _inet(
+                "inet_send",
+                "inet6_send",
+                begin=("inet_send_begin", "inet6_send_begin"),
+                serves="udp_send_address",
+            ),
+            _kprobe(
+                "udp_send_address",
+                *(
+                    f"{name}_send_{side}"
+                    for name in ("udp", "udpv6", "tcp")
+                    for side in ("end", "begin")
+                ),
+            ),
+        ),
+        _TCP | _UDP,
+    ),
+    Hook(
+        "socket_recv",
+        "UDP receives and bytes received",
+        (
+            _tracepoint("sock_recv_count", "sock_recv", "sock_recv_nested"),
+            _inet("inet_recv", "inet6_recv", begin=(), serves="udp_recv_address"),
+            *(
+                _kprobe(
+                    "udp_recv_address",
+                    *(
+                        f"{name}_recv_{side}"
+                        for name in ("udp", "udpv6", "tcp")
+                        for side in ("end", begin)
+                    ),
+                )
+                for begin in ("begin", "begin_noblock")
+            ),
+        ),
+        _TCP | _UDP,
+    ),
     Hook(
         "udp_send_address",
         "peers of sends on unconnected UDP sockets",
-        (tuple(_enter_exit("sendto", "sendmsg", "sendmmsg")),),
+        (_tracepoint(*_enter_exit("sendto", "sendmsg", "sendmmsg")),),
         _UDP,
     ),
     Hook(
         "udp_recv_address",
         "peers of receives on unconnected UDP sockets",
-        ((*_enter_exit("recvfrom", "recvmsg", "recvmmsg"), "list_held"),),
+        (_tracepoint(*_enter_exit("recvfrom", "recvmsg", "recvmmsg"), "list_held"),),
         _UDP,
     ),
     Hook(
         "connect",
         "connection attempts that fail at once or are denied, and the time before the SYN",
-        (tuple(_enter_exit("connect")),),
+        (_tracepoint(*_enter_exit("connect")),),
         _TCP,
     ),
     Hook(
         "connect_icmp",
         "errnos of connection attempts that an ICMP message ended while no process was waiting",
-        (("connect_icmp",),),
+        (_tracepoint("connect_icmp"),),
         frozenset({EventKind.CONNECT}),
     ),
     Hook(
         "accept",
         "which process accepted a connection",
-        (("exit_accept", "exit_accept4"),),
+        (_tracepoint("exit_accept", "exit_accept4"),),
         _TCP,
     ),
     Hook(
         "tcp_retransmit",
         "retransmitted segments",
-        (("tcp_retransmit_err",), ("tcp_retransmit",)),
+        (_tracepoint("tcp_retransmit_err"), Candidate("tracepoint2", ("tcp_retransmit",))),
         frozenset({EventKind.RETRANSMIT}),
     ),
     Hook(
         "tcp_retransmit_synack",
         "retransmitted SYN-ACKs",
-        (("tcp_retransmit_synack",),),
+        (_tracepoint("tcp_retransmit_synack"),),
         frozenset({EventKind.RETRANSMIT}),
     ),
     Hook(
         "inventory",
         "owners of sockets that existed before, the socket inventory, pending connection attempts",
-        (("prime_owners", "list_sockets", "list_pending"),),
+        (Candidate("iterator", ("prime_owners", "list_sockets", "list_pending")),),
         _TCP,
     ),
 )
@@ -210,28 +272,75 @@ def preallocates(features: Features) -> bool:
     return not features.has_struct("bpf_mem_alloc")
 
 
+def forced_candidates(text: str) -> dict[str, str]:
+    """Parse KTRACE_HOOKS. Raises UsageError that names the accepted hooks and candidates."""
+    accepted = {hook.name: (*dict.fromkeys(one.name for one in hook.candidates), NONE)
+                for hook in HOOKS}  # fmt: skip
+    forced = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, candidate = part.partition("=")
+        if name not in accepted:
+            raise UsageError(
+                f"{HOOKS_VARIABLE}: unknown hook `{name}`; the hooks are {', '.join(accepted)}"
+            )
+        if candidate not in accepted[name]:
+            raise UsageError(
+                f"{HOOKS_VARIABLE}: hook {name} has no candidate `{candidate}`;"
+                f" the candidates are {', '.join(accepted[name])}"
+            )
+        forced[name] = candidate
+    return forced
+
+
 def choose(
     features: Features,
     events: Iterable[EventKind] = tuple(EventKind),
     refused: Mapping[str, str] | None = None,
+    forced: Mapping[str, str] | None = None,
 ) -> tuple[Choice, ...]:
     """Return the best usable candidate of every hook that `events` need.
 
-    `refused` maps programs that the kernel did not load to the reason.
+    `refused` maps programs that the kernel did not load or attach to the reason. `forced` maps
+    hooks to the only candidate that may serve them.
     """
-    wanted, refused = frozenset(events), refused or {}
-    return tuple(_choose_one(hook, features, refused) for hook in HOOKS if hook.kinds & wanted)
+    wanted, refused, forced = frozenset(events), refused or {}, forced or {}
+    choices: dict[str, Choice] = {}
+    served: dict[str, Candidate] = {}
+    for hook in HOOKS:
+        if not hook.kinds & wanted:
+            continue
+        only = forced.get(hook.name, "")
+        if hook.name in served and not only:
+            choices[hook.name] = Choice(hook.name, served[hook.name].programs, (), hook.missing)
+            continue
+        choice, candidate = _choose_one(hook, features, refused, only)
+        choices[hook.name] = choice
+        if candidate:
+            served |= dict.fromkeys(candidate.serves, candidate)
+    return tuple(choices.values())
 
 
-def _choose_one(hook: Hook, features: Features, refused: Mapping[str, str]) -> Choice:
+def _choose_one(
+    hook: Hook, features: Features, refused: Mapping[str, str], only: str
+) -> tuple[Choice, Candidate | None]:
     refusals: list[Refusal] = []
-    for programs in hook.candidates:
+    chosen: Candidate | None = None
+    for candidate in hook.candidates:
+        if only and candidate.name != only:
+            continue
         reasons = [
             Refusal(program, reason)
-            for program in programs
+            for program in candidate.programs
             if (reason := refused.get(program) or TARGETS[program].missing(features))
         ]
         if not reasons:
-            return Choice(hook.name, programs, tuple(refusals), hook.missing, hook.required)
+            chosen = candidate
+            break
         refusals += reasons
-    return Choice(hook.name, (), tuple(refusals), hook.missing, hook.required)
+    if only == NONE:
+        refusals = [Refusal(hook.name, f"excluded by {HOOKS_VARIABLE}")]
+    programs = chosen.programs if chosen else ()
+    choice = Choice(
+        hook.name, programs, tuple(refusals), hook.missing, hook.required, only not in ("", NONE)
+    )
+    return choice, chosen

@@ -36,7 +36,7 @@ def wall_clock(boot_ns: int, offset_ns: int) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class HookCounters:
-    """struct kt_counters, summed over CPUs. `seen` is the sum of the counts up to lost_map."""
+    """struct kt_counters, summed over CPUs. `seen` is the sum of the counts up to skipped."""
 
     seen: int = 0
     written: int = 0
@@ -45,6 +45,7 @@ class HookCounters:
     capped: int = 0
     lost_ring: int = 0
     lost_map: int = 0
+    skipped: int = 0
     bytes: int = 0
     unseen: int = 0
     """Minimum number of events that ran no program, as later states of the same sockets show."""
@@ -52,7 +53,7 @@ class HookCounters:
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """struct kt_overflow, summed over CPUs: facts lost because a BPF map was full."""
+    """struct kt_overflow, summed over CPUs: facts missing in rows and flows."""
 
     socks: int = 0
     calls: int = 0
@@ -62,6 +63,8 @@ class Overflow:
     flow_rx_bytes: int = 0
     flow_tx_calls: int = 0
     flow_rx_calls: int = 0
+    skipped_tx_calls: int = 0
+    skipped_rx_calls: int = 0
 
     def any(self) -> bool:
         """Return whether any fact is missing."""
@@ -97,9 +100,9 @@ class Recording:
     """TCP counters of the kernel while the programs were attached."""
 
     def lost(self, *types: RowType) -> int:
-        """Return how many events of these types were lost: a buffer, map or disk was full."""
+        """Return how many events of these types were lost or skipped."""
         hooks = (self.counters[name] for name in types if name in self.counters)
-        return sum(hook.lost_ring + hook.lost_map for hook in hooks)
+        return sum(hook.lost_ring + hook.lost_map + hook.skipped for hook in hooks)
 
     def forget(self) -> None:
         """Release memory and disk space of all records; the tables hold them now."""

@@ -8,19 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrace_agent.errors import UsageError
 from ktrace_agent.kernel.probes import (
     HOOKS,
+    NONE,
     TARGETS,
-    Event,
     Hook,
-    RawTracepoint,
     choose,
+    forced_candidates,
     preallocates,
 )
+from ktrace_agent.kernel.targets import Event, Function, Kprobe, RawTracepoint
 from ktrace_api.names import EventKind
 
 TRACEPOINTS = {t.name: t.args for t in TARGETS.values() if isinstance(t, RawTracepoint)} | {
     "tcp_retransmit_skb": 3
+}
+FUNCTIONS = {t.name: t.args for t in TARGETS.values() if isinstance(t, Function)} | {
+    t.name: t.args[-1] for t in TARGETS.values() if isinstance(t, Kprobe)
 }
 EVENTS = {t.name for t in TARGETS.values() if isinstance(t, Event)}
 
@@ -32,9 +37,17 @@ class Kernel:
     tracepoints: dict[str, int] = field(default_factory=lambda: dict(TRACEPOINTS))
     events: set[str] = field(default_factory=lambda: set(EVENTS))
     structs: set[str] = field(default_factory=lambda: {"bpf_mem_alloc"})
+    functions: dict[str, int] = field(default_factory=lambda: dict(FUNCTIONS))
+    kprobes: bool = True
 
     def tracepoint_args(self, name: str) -> int | None:
         return self.tracepoints.get(name)
+
+    def function_args(self, name: str) -> int | None:
+        return self.functions.get(name)
+
+    def has_kprobes(self) -> bool:
+        return self.kprobes
 
     def event_id(self, name: str) -> int | None:
         return 1 if name in self.events else None
@@ -48,7 +61,7 @@ def programs(kernel: Kernel, **options: Any) -> dict[str, tuple[str, ...]]:
 
 
 def test_a_kernel_with_everything_gets_the_first_candidates():
-    assert programs(Kernel()) == {hook.name: hook.candidates[0] for hook in HOOKS}
+    assert programs(Kernel()) == {hook.name: hook.candidates[0].programs for hook in HOOKS}
 
 
 def test_the_retransmit_hook_falls_back_where_the_tracepoint_tells_no_error():
@@ -63,14 +76,81 @@ def test_the_retransmit_hook_falls_back_where_the_tracepoint_tells_no_error():
 
 
 def test_a_program_that_the_kernel_did_not_load_is_refused_with_its_words():
+    kernel = Kernel(functions={}, kprobes=False)
     (choice,) = (
-        c
-        for c in choose(Kernel(), refused={"sock_send": "unknown func"})
-        if c.hook == "socket_send"
+        c for c in choose(kernel, refused={"sock_send": "unknown func"}) if c.hook == "socket_send"
     )
     assert choice.program is None
     assert choice.refused[0].reason == "unknown func"
     assert choice.missing == "UDP sends and bytes sent"
+
+
+OLD = {name: args for name, args in TRACEPOINTS.items() if not name.endswith("_length")}
+"""Before v6.3."""
+
+
+def chosen(kernel: Kernel, hook: str, **options: Any) -> str:
+    """The candidate that serves a hook, by name."""
+    found = programs(kernel, **options)[hook]
+    (one,) = (c for c in next(h for h in HOOKS if h.name == hook).candidates
+              if c.programs == found)  # fmt: skip
+    return one.name
+
+
+@pytest.mark.parametrize(("side", "socket"), [("send", "socket_send"), ("recv", "socket_recv")])
+def test_without_the_tracepoints_of_sockets_functions_serve(side: str, socket: str):
+    """Their programs read the peers too, so those of the system calls are not attached."""
+    kernel = Kernel(tracepoints=dict(OLD))
+    assert chosen(kernel, socket) == "fexit"
+    assert programs(kernel)[f"udp_{side}_address"] == programs(kernel)[socket]
+    refused = {f"inet_{side}": "Unknown error 524"}
+    assert chosen(kernel, socket, refused=refused) == "kprobe"
+    assert chosen(Kernel(), socket) == "tracepoint"
+
+
+@pytest.mark.parametrize(("args", "program"), [(4, "udp_recv_begin"), (5, "udp_recv_begin"),
+                                               (6, "udp_recv_begin_noblock")])  # fmt: skip
+def test_flags_are_read_where_the_function_has_them(args: int, program: str):
+    names = ("udp_recvmsg", "udpv6_recvmsg", "tcp_recvmsg")
+    kernel = Kernel(tracepoints=dict(OLD), functions=FUNCTIONS | dict.fromkeys(names, args))
+    found = programs(kernel, forced={"socket_recv": "kprobe"})["socket_recv"]
+    assert program in found
+    assert len(found) == 6
+
+
+def test_a_function_with_other_arguments_is_refused():
+    kernel = Kernel(tracepoints=dict(OLD), functions=FUNCTIONS | {"inet_recvmsg": 5}, kprobes=False)
+    (choice,) = (c for c in choose(kernel) if c.hook == "socket_recv")
+    assert choice.program is None
+    reasons = {refusal.reason for refusal in choice.refused}
+    assert "function inet_recvmsg has 5 arguments, 4 are needed" in reasons
+    assert "the kernel has no kprobes (CONFIG_KPROBE_EVENTS)" in reasons
+
+
+def test_a_candidate_can_be_forced():
+    forced = forced_candidates("socket_send=kprobe, tcp_state=kprobe,accept=none")
+    assert chosen(Kernel(), "socket_send", forced=forced) == "kprobe"
+    assert chosen(Kernel(), "tcp_state", forced=forced) == "kprobe"
+    (accept,) = (c for c in choose(Kernel(), forced=forced) if c.hook == "accept")
+    assert accept.program is None
+    assert [refusal.reason for refusal in accept.refused] == ["excluded by KTRACE_HOOKS"]
+    assert not accept.forced
+    kernel = Kernel(kprobes=False)
+    (choice,) = (c for c in choose(kernel, forced=forced) if c.hook == "socket_send")
+    assert choice.forced
+    assert choice.program is None
+
+
+@pytest.mark.parametrize("text", ["udp=fexit", "socket_send=fentry", "socket_send", "=", "accept="])
+def test_forced_candidates_name_what_is_accepted(text: str, snapshot: Any):
+    with pytest.raises(UsageError) as error:
+        forced_candidates(text)
+    assert str(error.value) == snapshot
+
+
+def test_nothing_is_forced_by_default():
+    assert forced_candidates("") == {}
+    assert NONE not in {one.name for hook in HOOKS for one in hook.candidates}
 
 
 def test_only_hooks_of_the_wanted_events_are_chosen():
@@ -97,19 +177,25 @@ def test_maps_take_their_memory_at_once_where_programs_may_not_allocate():
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_every_program_of_a_hook_has_a_target(hook: Hook):
-    assert {name for names in hook.candidates for name in names} <= set(TARGETS)
+    assert {name for one in hook.candidates for name in one.programs} <= set(TARGETS)
+    assert {name for one in hook.candidates for name in one.serves} <= {h.name for h in HOOKS}
 
 
 @given(
     st.dictionaries(st.sampled_from(sorted(TRACEPOINTS)), st.integers(0, 4)),
     st.sets(st.sampled_from(sorted(EVENTS))),
+    st.dictionaries(st.sampled_from(sorted(FUNCTIONS)), st.integers(0, 6)),
     st.dictionaries(st.sampled_from(sorted(TARGETS)), st.just("no")),
     st.sets(st.sampled_from(list(EventKind)), min_size=1),
 )
 def test_what_is_chosen_is_usable_and_what_is_not_has_a_reason(
-    tracepoints: dict[str, int], events: set[str], refused: dict[str, str], kinds: set[EventKind]
+    tracepoints: dict[str, int],
+    events: set[str],
+    functions: dict[str, int],
+    refused: dict[str, str],
+    kinds: set[EventKind],
 ):
-    kernel = Kernel(tracepoints, events)
+    kernel = Kernel(tracepoints, events, functions=functions)
     for choice in choose(kernel, kinds, refused):
         for name in choice.programs:
             assert name not in refused

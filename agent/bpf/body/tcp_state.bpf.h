@@ -14,16 +14,16 @@ static __always_inline bool kt_is_new_child(int old, int new)
  * are stored; the cookie is still that of the listener (inet_csk_clone_lock). Returns 0
  * then: the next change has the cookie of the child.
  */
-static __always_inline __u64 kt_state_cookie(struct sock *sk, const struct kt_tuple *t, int old,
-					     int new)
+static __always_inline __u64 kt_state_cookie(bool typed, struct sock *sk, const struct kt_tuple *t,
+					     int old, int new)
 {
 	if (kt_is_new_child(old, new) && !t->rport)
 		return 0;
-	return bpf_get_socket_cookie(sk);
+	return kt_sock_id(typed, sk);
 }
 
-static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const struct kt_tuple *t,
-						      int old, int new)
+static __always_inline struct kt_sock *kt_state_entry(bool typed, struct sock *sk,
+						      const struct kt_tuple *t, int old, int new)
 {
 	struct kt_sock *s = kt_sock_get(sk);
 
@@ -32,12 +32,13 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 	if (!s)
 		return NULL;
 	/* A new child has no entry yet, so any entry belongs to an earlier socket. */
-	if (kt_is_new_child(old, new) || kt_is_stale(s, sk->__sk_common.skc_cookie.counter)) {
+	if (kt_is_new_child(old, new) ||
+	    kt_is_stale(s, KT_READ(typed, sk, __sk_common.skc_cookie.counter))) {
 		kt_check_end(s, t);
 		*s = kt_zero_sock;
 	}
 	if (!s->cookie)
-		s->cookie = kt_state_cookie(sk, t, old, new);
+		s->cookie = kt_state_cookie(typed, sk, t, old, new);
 	if (new == TCP_SYN_SENT || new == TCP_LISTEN)
 		kt_read_current(&s->owner, KT_OWNER_PROCESS);
 	else if (kt_is_new_child(old, new))
@@ -47,7 +48,7 @@ static __always_inline struct kt_sock *kt_state_entry(struct sock *sk, const str
 	return s;
 }
 
-static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
+static __always_inline void kt_emit_state(bool typed, struct sock *sk, struct kt_sock *s,
 					  const struct kt_tuple *t, int old, int new, __u64 now)
 {
 	bool opens = new == TCP_SYN_SENT || new == TCP_LISTEN;
@@ -55,13 +56,12 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 	struct kt_event *e;
 
 	c = kt_admit(KT_TCP_STATE, t, s ? kt_wanted(&s->owner) : !opens || kt_current_wanted(), 0);
-	if (c && kt_config.pods_only && !s && !opens) {
+	if (!c)
+		return;
+	if (kt_config.pods_only && !s && !opens) {
 		kt_add(c->lost_map, 1); /* the pod filter needs the owner in the entry */
 		return;
 	}
-
-	if (!c)
-		return;
 	e = kt_reserve(KT_TCP_STATE, c, t, now);
 	if (!e)
 		return;
@@ -75,7 +75,7 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 		if (s->state_ts && kt_last_state(s) == old)
 			e->duration = now - s->state_ts;
 	} else {
-		e->sock = kt_state_cookie(sk, t, old, new);
+		e->sock = kt_state_cookie(typed, sk, t, old, new);
 		if (new == TCP_SYN_SENT || new == TCP_LISTEN) {
 			struct kt_owner current;
 
@@ -87,16 +87,16 @@ static __always_inline void kt_emit_state(struct sock *sk, struct kt_sock *s,
 	kt_submit(e, c);
 }
 
-static __always_inline void kt_state_change(struct sock *sk, int old, int new)
+static __always_inline void kt_state_change(bool typed, struct sock *sk, int old, int new)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_tuple t;
 	struct kt_sock *s;
 
-	kt_read_common(true, &sk->__sk_common, &t);
+	kt_read_common(typed, &sk->__sk_common, &t);
 	if (new == TCP_CLOSE)
 		kt_read_last_port(sk, &t);
-	s = kt_state_entry(sk, &t, old, new);
+	s = kt_state_entry(typed, sk, &t, old, new);
 	if (s)
 		kt_check_change(s, &t, old);
 	if (new == TCP_LISTEN)
@@ -106,79 +106,56 @@ static __always_inline void kt_state_change(struct sock *sk, int old, int new)
 	else if (new == TCP_SYN_SENT)
 		kt_connect_begin(sk, s, &t, now);
 	if (kt_wants(KT_TCP_STATE))
-		kt_emit_state(sk, s, &t, old, new, now);
+		kt_emit_state(typed, sk, s, &t, old, new, now);
 	if (!s)
 		return;
 	if (s->connect == KT_CONNECT_PENDING && kt_connect_over(old, new))
-		kt_connect_end(sk, s, &t, old, new, now);
+		kt_connect_end(typed, sk, s, &t, old, new, now);
 	s->state_ts = now;
 	s->last_change = kt_change(old, new);
 }
 
 /*
- * Called for every change except those of request and timewait sockets, in process
- * context or in softirq (inet_sk_state_store, tcp_set_state).
- *
- * The kernel skips a program that is already running on the CPU. Softirq does interrupt
- * these programs in process context: about one change in a hundred is skipped on a busy
- * host. Each program therefore has a second copy that is called after the first: if a
- * change in softirq interrupts one copy, the other one handles it.
+ * Whether the port filters exclude the change. A client's port may be chosen only after
+ * SYN_SENT. Listeners are never excluded: a child may match by the port of its peer, and
+ * its owner is that of the listener.
  */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
+static __always_inline bool kt_state_excluded(bool typed, const struct sock *sk, int old, int new)
 {
-	if (kt_is_tcp(sk))
-		kt_state_change(sk, old, new);
-	return 0;
+	if (new == TCP_LISTEN || (old == TCP_LISTEN && new == TCP_CLOSE))
+		return false;
+	if (kt_config.ports_only && new == TCP_SYN_SENT)
+		return false;
+	return kt_excluded(typed, sk);
 }
 
-/* The changes of one socket are serialized by its lock, so last_change shows whether the
- * first copy ran. It is unknown for a socket without an entry once `socks` was full. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
+static __always_inline void kt_filter_state(const struct sock *sk, int old, int new)
+{
+	kt_filter(KT_TCP_STATE);
+	if (old == TCP_SYN_SENT && kt_connect_over(old, new)) {
+		struct kt_sock *s = kt_config.ports_only ? kt_sock_get(sk) : NULL;
+
+		if (s)
+			s->connect = KT_CONNECT_DONE;
+		kt_filter(KT_CONNECT);
+	}
+}
+
+static __always_inline int kt_sock_destroyed(bool typed, const struct sock *sk)
 {
 	struct kt_sock *s;
-	__u32 zero = 0;
-	__u64 *count;
-
-	if (!kt_is_tcp(sk))
-		return 0;
-	s = kt_sock_get(sk);
-	if (s ? s->last_change == kt_change(old, new) : kt_socks_full)
-		return 0;
-	kt_state_change(sk, old, new);
-	count = bpf_map_lookup_elem(&rescued, &zero);
-	if (count)
-		kt_add(*count, 1);
-	return 0;
-}
-
-static __always_inline int kt_sock_destroyed(const struct sock *sk)
-{
-	struct kt_sock *s = kt_sock_get(sk);
 	__u64 key = (__u64)sk;
 	struct kt_tuple t;
 
+	s = kt_sock_get(sk);
 	if (!s)
 		return 0;
 	if (kt_last_state(s) != TCP_CLOSE || s->connect == KT_CONNECT_PENDING) {
-		kt_read_tuple(true, sk, &t);
+		kt_read_tuple(typed, sk, &t);
 		kt_check_end(s, &t);
 	}
 	bpf_map_delete_elem(&socks, &key);
 	return 0;
-}
-
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy, struct sock *sk)
-{
-	return kt_sock_destroyed(sk);
-}
-
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy_nested, struct sock *sk)
-{
-	return kt_sock_destroyed(sk);
 }
 
 #endif

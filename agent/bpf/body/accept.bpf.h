@@ -28,14 +28,16 @@ static __always_inline int kt_accepted(long fd)
 
 	if (!sk)
 		return 0;
-	kt_read_current(&owner, KT_OWNER_ACCEPT);
 	kt_read_tuple(false, sk, &t);
+	if (!kt_port_match(&t))
+		return 0;
+	kt_read_current(&owner, KT_OWNER_ACCEPT);
 	s = kt_accepted_entry(sk, &t);
 	if (s) {
 		s->owner = owner;
 		s->role = KT_ROLE_SERVER;
 	}
-	if (!kt_wanted(&owner) || !kt_port_match(&t))
+	if (!kt_wanted(&owner))
 		return 0;
 	flow = kt_flow_of(&t, IPPROTO_TCP, &owner, bpf_ktime_get_boot_ns());
 	if (flow) {
@@ -43,18 +45,6 @@ static __always_inline int kt_accepted(long fd)
 		kt_add(flow->opened, 1);
 	}
 	return 0;
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept")
-int exit_accept(struct kt_sys_exit *ctx)
-{
-	return kt_accepted(ctx->ret);
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept4")
-int exit_accept4(struct kt_sys_exit *ctx)
-{
-	return kt_accepted(ctx->ret);
 }
 
 #endif

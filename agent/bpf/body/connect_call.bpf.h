@@ -3,21 +3,35 @@
 #ifndef KTRACE_CONNECT_CALL_BPF_H
 #define KTRACE_CONNECT_CALL_BPF_H
 
-SEC("tracepoint/syscalls/sys_enter_connect")
-int enter_connect(struct kt_sys_enter *ctx)
+/*
+ * Whether --dns-only excludes a call by the port that it names. A socket bound to port 53
+ * that connects to another one is no DNS client; its rows begin with its SYN.
+ */
+static __always_inline bool kt_connect_excluded(__u64 name)
+{
+	struct kt_sockaddr sa = {};
+
+	return kt_config.dns_only &&
+	       !bpf_probe_read_user(&sa, sizeof(sa.family) + sizeof(sa.port), (void *)name) &&
+	       sa.port != bpf_htons(53);
+}
+
+static __always_inline int kt_connect_enter(int fd, __u64 name, __u64 namelen)
 {
 	socket_state state;
-	struct sock *sk = kt_inet_sk(ctx->args[0], IPPROTO_TCP, &state);
-	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_call *call;
+	struct sock *sk;
 
+	if (kt_connect_excluded(name))
+		return 0;
+	sk = kt_inet_sk(fd, IPPROTO_TCP, &state);
 	if (!sk)
 		return 0;
-	call = kt_call_begin(KT_CALL_CONNECT, sk, ctx->args[1], 0);
+	call = kt_call_begin(KT_CALL_CONNECT, sk, name, 0);
 	if (!call)
 		return 0;
-	call->ts = now;
-	call->namelen = ctx->args[2];
+	call->ts = bpf_ktime_get_boot_ns();
+	call->namelen = namelen;
 	call->repeat = state != SS_UNCONNECTED;
 	return 0;
 }
@@ -77,10 +91,13 @@ static __always_inline void kt_connect_unpaired(long ret)
 	struct kt_sock *s;
 	struct sock *sk;
 
-	if (ret >= 0 || !kt_primed || task->seccomp.mode != SECCOMP_MODE_FILTER)
+	if (ret >= 0 || ret == -EINPROGRESS || !kt_primed ||
+	    task->seccomp.mode != SECCOMP_MODE_FILTER)
 		return;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	sk = kt_inet_sk(BPF_CORE_READ(regs, di), IPPROTO_TCP, &state);
+	if (kt_connect_excluded(PT_REGS_PARM2_CORE_SYSCALL(regs)))
+		return;
+	sk = kt_inet_sk(PT_REGS_PARM1_CORE_SYSCALL(regs), IPPROTO_TCP, &state);
 	if (!sk)
 		return;
 	s = kt_sock_get(sk);
@@ -88,22 +105,20 @@ static __always_inline void kt_connect_unpaired(long ret)
 		return;
 	if (kt_calls_full) {
 		kt_read_common(false, &sk->__sk_common, &t);
-		kt_read_user_peer(BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), &t);
+		kt_read_user_peer(PT_REGS_PARM2_CORE_SYSCALL(regs), sizeof(struct kt_sockaddr), &t);
 		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, kt_current_wanted(), 0)))
 			kt_add(c->lost_map, 1);
 		return;
 	}
-	kt_connect_failed(sk, false, BPF_CORE_READ(regs, si), sizeof(struct kt_sockaddr), 0,
-			  KT_RESULT_DENIED, -ret);
+	kt_connect_failed(sk, false, PT_REGS_PARM2_CORE_SYSCALL(regs), sizeof(struct kt_sockaddr),
+			  0, KT_RESULT_DENIED, -ret);
 }
 
-SEC("tracepoint/syscalls/sys_exit_connect")
-int exit_connect(struct kt_sys_exit *ctx)
+static __always_inline int kt_connect_exit(long ret)
 {
 	struct kt_call *call = kt_call_get();
 	struct kt_sock *s;
 	struct sock *sk;
-	long ret = ctx->ret;
 
 	if (!call || call->kind != KT_CALL_CONNECT) {
 		kt_connect_unpaired(ret);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Iterators: owners of sockets that existed before the capture, the inventory of TCP
  * sockets, and attempts and datagrams that are still pending when the capture ends. */
-#ifndef KTRACE_INVENTORY_BPF_H
-#define KTRACE_INVENTORY_BPF_H
+#ifndef KTRACE_ITERATORS_BPF_H
+#define KTRACE_ITERATORS_BPF_H
 
 /* If several processes hold a socket, the one with the lowest tgid owns it. PID 1 owns it
  * only if no other process holds it (socket activation). */

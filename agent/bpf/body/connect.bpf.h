@@ -102,7 +102,7 @@ static __always_inline bool kt_in_handshake(int state)
 	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
 }
 
-static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
+static __always_inline void kt_connect_end(bool typed, struct sock *sk, struct kt_sock *s,
 					   const struct kt_tuple *t, int old, int new, __u64 now)
 {
 	__u8 result = KT_RESULT_ESTABLISHED;
@@ -114,7 +114,7 @@ static __always_inline void kt_connect_end(struct sock *sk, struct kt_sock *s,
 	} else if (new == TCP_CLOSE) {
 		struct kt_call *call = kt_connect_call(sk);
 
-		error = sk->sk_err;
+		error = KT_READ(typed, sk, sk_err);
 		result = KT_RESULT_FAILED;
 		if (!error && call && call->syn_sent) {
 			/* The call that began the attempt fails (no route, no
@@ -144,26 +144,6 @@ static __always_inline bool kt_connect_over(int old, int new)
 {
 	return new == TCP_ESTABLISHED || new == TCP_CLOSE ||
 	       (old != TCP_CLOSE && !kt_in_handshake(old));
-}
-
-/*
- * An ICMP error for a SYN does not end the attempt while a call holds the socket: it is
- * queued, and SO_ERROR returns it once (tcp_v4_err). A client that reads SO_ERROR and
- * closes leaves no errno in the socket, so the errno is read from the queue here.
- */
-SEC("tp_btf/inet_sk_error_report")
-int BPF_PROG(connect_icmp, const struct sock *sk)
-{
-	struct sk_buff *skb;
-	struct kt_sock *s;
-
-	if (!kt_is_tcp(sk) || sk->__sk_common.skc_state != TCP_SYN_SENT)
-		return 0;
-	s = kt_sock_get(sk);
-	skb = sk->sk_error_queue.prev;
-	if (s && (void *)skb != (void *)&sk->sk_error_queue)
-		s->connect_icmp = BPF_CORE_READ((struct sock_exterr_skb *)&skb->cb, ee.ee_errno);
-	return 0;
 }
 
 #endif

@@ -45,30 +45,15 @@ static __always_inline int kt_retransmit(const struct sock *sk, struct sk_buff *
 	return 0;
 }
 
-/* With the argument `err` the tracepoint also reports failed attempts, which send no
- * segment. The prototype is in BTF, so user space selects the matching program. */
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(tcp_retransmit_err, const struct sock *sk, struct sk_buff *skb, int err)
-{
-	return err ? 0 : kt_retransmit(sk, skb);
-}
-
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(tcp_retransmit, const struct sock *sk, struct sk_buff *skb)
-{
-	return kt_retransmit(sk, skb);
-}
-
 /* A request is not a full socket: only its common part may be read. */
-SEC("tp_btf/tcp_retransmit_synack")
-int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
+static __always_inline int kt_retransmit_synack(const struct sock *sk,
+						const struct request_sock *req)
 {
-	struct kt_sock *listener = kt_sock_get(sk);
 	struct kt_tuple t;
 
 	kt_read_common(true, &req->__req_common, &t);
-	kt_emit_retransmit(&t, listener, req->__req_common.skc_cookie.counter, TCP_NEW_SYN_RECV, 1,
-			   KT_FLAG_SYNACK);
+	kt_emit_retransmit(&t, kt_sock_get(sk), req->__req_common.skc_cookie.counter,
+			   TCP_NEW_SYN_RECV, 1, KT_FLAG_SYNACK);
 	return 0;
 }
 
