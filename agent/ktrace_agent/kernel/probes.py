@@ -78,6 +78,8 @@ class Hook:
     candidates: tuple[tuple[str, ...], ...]
     kinds: frozenset[EventKind]
     required: bool = False
+    needs: tuple[str, ...] = ()
+    """Hooks without which this one records nothing; its programs are then not attached."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +144,23 @@ HOOKS: tuple[Hook, ...] = (
         _TCP,
         required=True,
     ),
-    Hook("socket_send", "UDP sends and bytes sent", (("sock_send",),), _TCP | _UDP),
-    Hook("socket_recv", "UDP receives and bytes received", (("sock_recv",),), _TCP | _UDP),
+    Hook("socket_send", "UDP sends, DNS queries, bytes sent", (("sock_send",),), _TCP | _UDP),
+    Hook(
+        "socket_recv", "UDP receives, DNS answers, bytes received", (("sock_recv",),), _TCP | _UDP
+    ),
     Hook(
         "udp_send_address",
         "peers of sends on unconnected UDP sockets",
         (tuple(_enter_exit("sendto", "sendmsg", "sendmmsg")),),
         _UDP,
+        needs=("socket_send",),
     ),
     Hook(
         "udp_recv_address",
         "peers of receives on unconnected UDP sockets",
         ((*_enter_exit("recvfrom", "recvmsg", "recvmmsg"), "list_held"),),
         _UDP,
+        needs=("socket_recv",),
     ),
     Hook(
         "connect",
@@ -220,7 +226,33 @@ def choose(
     `refused` maps programs that the kernel did not load to the reason.
     """
     wanted, refused = frozenset(events), refused or {}
-    return tuple(_choose_one(hook, features, refused) for hook in HOOKS if hook.kinds & wanted)
+    found: dict[str, Choice] = {}
+    for hook in HOOKS:
+        if hook.kinds & wanted:
+            absent = [name for name in hook.needs if name in found and not found[name].programs]
+            found[hook.name] = (
+                _useless(hook, absent) if absent else _choose_one(hook, features, refused)
+            )
+    return tuple(found.values())
+
+
+def unserved(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """Return the hooks without a program, except those that only lack another hook."""
+    absent = {choice.hook: choice for choice in choices if not choice.programs}
+    return tuple(absent[name] for name in roots(absent))
+
+
+def roots(hooks: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the missing `hooks` that are not missing because of another one."""
+    names = tuple(hooks)
+    needs = {hook.name: hook.needs for hook in HOOKS}
+    return tuple(name for name in names if not set(needs.get(name, ())) & set(names))
+
+
+def _useless(hook: Hook, absent: Iterable[str]) -> Choice:
+    """A hook that would record nothing, although the kernel may offer its programs."""
+    refusal = Refusal(" + ".join(hook.candidates[0]), f"useless without {', '.join(absent)}")
+    return Choice(hook.name, (), (refusal,), hook.missing, hook.required)
 
 
 def _choose_one(hook: Hook, features: Features, refused: Mapping[str, str]) -> Choice:
