@@ -61,6 +61,9 @@ class Observed:
     """The TCP sockets at the start and at the end."""
 
 
+EVERYTHING = Observed()
+
+
 def observe(served: Collection[str], events: Collection[EventKind]) -> Observed:
     """Return what is recorded if programs serve the hooks `served` and `events` are requested."""
     hooks = frozenset(served)
@@ -79,6 +82,6 @@ def observe(served: Collection[str], events: Collection[EventKind]) -> Observed:
     )
 
 
-def cost_rows(hooks_missing: Collection[str]) -> bool:
-    """Return whether events have no row because of these hooks; nothing counts such events."""
-    return bool(_ADDS_ROWS & frozenset(hooks_missing))
+def known_loss(lost: int, hooks_missing: Collection[str]) -> int | None:
+    """Return the number of lost events; None if hooks are missing whose events nothing counts."""
+    return None if _ADDS_ROWS & frozenset(hooks_missing) else lost
