@@ -1,31 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """One capture from start to end. Only this file defines the order of the steps.
 
-preflight -> load -> watches -> spool -> attach -> counters -> inventory -> wait -> counters ->
-detach -> drain -> pending connects -> inventory -> last polls -> names -> node facts -> seal.
+preflight -> load -> warnings -> watches -> spool -> attach -> counters -> inventory -> wait ->
+counters -> detach -> drain -> pending connects -> inventory -> last polls -> names -> node facts ->
+seal.
 A failure anywhere ends everything that was started.
 """
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ktrace_agent.enrich.watches import Watches
+from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.host.clock import boot_ns, wall_offset_ns
 from ktrace_agent.host.counters import MAX_NETNS, Snapshot, snapshot
 from ktrace_agent.host.netns import PROC, find_netns, run_in_netns
 from ktrace_agent.host.tcp_counts import rise
 from ktrace_agent.kernel import preflight
 from ktrace_agent.kernel.collector import Collector
-from ktrace_agent.kernel.probes import Choice
+from ktrace_agent.kernel.observed import Observed, observe
+from ktrace_agent.kernel.probes import Choice, unserved
 from ktrace_agent.kernel.recording import Clock, HookCounters, Recording, wall_clock
 from ktrace_agent.kernel.spool import EVENT_BYTES, Spool
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import RowType
+from ktrace_api.names import EventKind, RowType
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
@@ -49,6 +53,9 @@ class Live:
 
 class Observer(Protocol):
     """Receives the progress of a session, for example to show it on a terminal."""
+
+    def warn(self, text: str) -> None:
+        """Called before ready(), with one line for each fact that this kernel cannot record."""
 
     def ready(self) -> None:
         """Called once all programs are attached; events are recorded from now on."""
@@ -143,10 +150,12 @@ def record(
 ) -> Recorded:
     """Record until the duration is over or `stop` is set.
 
-    The caller must close the spool's descriptor in the Recording.
+    The caller must close the spool's descriptor in the Recording. Raises UnsupportedKernel if the
+    capture would record nothing that was requested.
     """
     with ExitStack() as stack:
         collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
+        observed = _examine(config, collector.choices, observer)
         spool = stack.enter_context(closing(Spool(collector.ring_fd, folder)))
         offset = wall_offset_ns()
         stack.enter_context(watches)
@@ -184,8 +193,26 @@ def record(
             ended_by=ended_by,
             spool_lost=spool.lost,
             tcp_counts=rise(before, after),
+            observed=observed,
         )
         return Recorded(recording, collector.choices, before, after)
+
+
+def _examine(config: CaptureConfig, choices: Sequence[Choice], observer: Observer) -> Observed:
+    """Return what the programs can record, and warn of everything requested that they cannot."""
+    observed = observe({choice.hook for choice in choices if choice.programs}, config.events)
+    udp = {RowType.UDP_SEND, RowType.UDP_RECV}
+    if config.dns_only and EventKind.UDP in config.events and not udp & observed.rows:
+        raise UnsupportedKernel(
+            "no eBPF program can record UDP sends or receives on this kernel, so a capture of DNS"
+            " only would show no query and no answer: capture without --dns-only to record TCP;"
+            " `ktrace doctor` lists the reasons"
+        )
+    for choice in unserved(choices):
+        observer.warn(
+            f"cannot record on this kernel: {choice.missing} ({choice.refused[0].reason})"
+        )
+    return observed
 
 
 def _inventory(collector: Collector) -> bytes:

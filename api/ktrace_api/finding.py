@@ -178,16 +178,17 @@ class Resolver(Model):
     clients: Count
     """Processes that sent queries to it."""
     queries: Count
-    answers: Count
-    unanswered: Count
-    ambiguous: Count
+    answers: Count | None
+    """null: receives were not observed. `unanswered` and `ambiguous` likewise."""
+    unanswered: Count | None
+    ambiguous: Count | None
     """Answers that may belong to any of several queries."""
     rtt_us: RoundTrip | None
     """Of the answers that are not ambiguous; of all answers if all are ambiguous."""
 
 
 class DnsSuspect(Model):
-    """A process that sent DNS queries and received no answer."""
+    """A process that sent DNS queries and received no answer, or could not send them."""
 
     tgid: MaybeCount
     comm: Name
@@ -196,9 +197,10 @@ class DnsSuspect(Model):
     netns: MaybeCount
     peer: Name
     queries: Count
-    answers: Count
-    unanswered: Count
-    retries: Count
+    answers: Count | None
+    """null: receives were not observed. `unanswered` and `retries` likewise."""
+    unanswered: Count | None
+    retries: Count | None
     """Queries that were repeated on the same socket without an answer in between."""
     since: datetime | None
     """Time of the first unanswered query."""
@@ -219,14 +221,16 @@ class DnsSummary(Model):
 
     heuristic: Literal[True] = True
     """Queries and answers are matched by socket, peer and order."""
-    queries: Count = 0
-    answers: Count = 0
-    unanswered: Count = 0
-    ambiguous: Count = 0
-    retries: Count = 0
-    tcp_connects: Count = 0
-    """TCP connection attempts to port 53."""
-    tcp_failed: Count = 0
+    queries: Count | None = None
+    """null: UDP sends were not observed, or nothing was analyzed."""
+    answers: Count | None = None
+    """null: UDP sends or receives were not observed. The next three likewise."""
+    unanswered: Count | None = None
+    ambiguous: Count | None = None
+    retries: Count | None = None
+    tcp_connects: Count | None = None
+    """TCP connection attempts to port 53. null: attempts were not observed."""
+    tcp_failed: Count | None = None
     resolvers: Annotated[tuple[Resolver, ...], Field(max_length=MAX_RESOLVERS)] = ()
     """Sorted by unanswered queries, then by queries, largest first."""
     resolvers_left_out: Count = 0

@@ -12,6 +12,10 @@ SCHEMA_VERSION: Literal[1] = 1
 Unknown = Literal["-"]
 Count = Annotated[int, Field(ge=0)]
 MaybeCount = Count | Unknown
+MAX_HOOKS = 32
+"""Maximum hooks in a result or status."""
+HookName = Annotated[str, Field(max_length=32, pattern=r"^[a-z0-9_]+$")]
+"""Name of a hook, as in node.json."""
 
 
 class Model(BaseModel):

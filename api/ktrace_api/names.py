@@ -106,6 +106,25 @@ class TcpState(StrEnum):
     BOUND_INACTIVE = "BOUND_INACTIVE"
 
 
+class Gap(StrEnum):
+    """Why a capture is not complete."""
+
+    NOT_TRACED = "not_traced"
+    """No program serves a requested hook on this kernel; `hooks_missing` names it."""
+    LOST_RING = "lost_ring"
+    """The ring buffer or the disk was full."""
+    LOST_MAP = "lost_map"
+    """A BPF map was full, or the program was already running on that CPU."""
+    UNSEEN = "unseen"
+    """The kernel ran no program for some events."""
+    CAPPED = "capped"
+    """max_events or max_bytes was reached."""
+    OVERFLOW = "overflow"
+    """Facts, but no events, did not fit into a BPF map."""
+    ENDED_EARLY = "ended_early"
+    """An error ended the capture."""
+
+
 class NodeReason(StrEnum):
     """Reasons for the result of a node. The list is closed."""
 

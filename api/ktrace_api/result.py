@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ktrace_api.finding import Cause, FindingId, Severity
-from ktrace_api.model import Model, first_error
-from ktrace_api.names import NodeReason
+from ktrace_api.model import MAX_HOOKS, HookName, Model, first_error
+from ktrace_api.names import Gap, NodeReason
 
 MAX_MESSAGE_BYTES = 4096
 """Maximum length of a termination message; the kubelet cuts longer ones."""
@@ -61,8 +61,13 @@ class AgentResult(Model):
     delivered: Delivered | None = None
     """Present if and only if the reason is Completed."""
     events: Count = 0
-    lost: Count = 0
+    lost: Count | None = None
+    """Requested events without a row. null: a missing hook leaves them uncounted."""
     complete: bool = False
+    gaps: Annotated[tuple[Gap, ...], Field(max_length=len(Gap))] = ()
+    """Why the bundle is not complete."""
+    hooks_missing: Annotated[tuple[HookName, ...], Field(max_length=MAX_HOOKS)] = ()
+    """Requested hooks that no program serves on this kernel."""
     ended_by: Annotated[str, Field(max_length=16)] = ""
     """`duration` or `signal`; empty if nothing was recorded."""
     started: datetime | None = None

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from ktrace_api.finding import Cause, FindingId, Severity
 from ktrace_api.kubeobject import ATOMIC_LIST, KubeModel, Message, Time
-from ktrace_api.names import ConditionReason, ConditionType, NodeReason, Outcome, Phase
+from ktrace_api.model import MAX_HOOKS, HookName
+from ktrace_api.names import ConditionReason, ConditionType, Gap, NodeReason, Outcome, Phase
 
 MAX_RESULTS = 1000
 MAX_FINDINGS = 20
@@ -50,9 +51,19 @@ class NodeResult(KubeModel):
     events: int | None = Field(default=None, ge=0)
     """Number of events (rows) in the bundle."""
     lost: int | None = Field(default=None, ge=0)
-    """Number of requested events that are missing in the bundle."""
+    """Number of requested events that are missing in the bundle; not set if it is unknown because
+    the kernel cannot record some of them (hooksMissing)."""
     complete: bool | None = None
     """Whether the bundle contains every requested event and all its details."""
+    gaps: Annotated[tuple[Gap, ...], Field(max_length=len(Gap))] | None = Field(
+        default=None, json_schema_extra=ATOMIC_LIST
+    )
+    """Reasons why the bundle is not complete."""
+    hooks_missing: Annotated[tuple[HookName, ...], Field(max_length=MAX_HOOKS)] | None = Field(
+        default=None, json_schema_extra=ATOMIC_LIST
+    )
+    """Requested hooks that no eBPF program serves on this node's kernel. Counts that depend on them
+    are unknown. `ktrace doctor` on the node lists the reasons."""
     started_at: Time | None = None
     """Time at which the agent started to record."""
     ended_at: Time | None = None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""summary.json: counts, findings and verdict of a capture of any size, within 64 KiB."""
+"""summary.json: counts, findings and verdict of a capture of any size, within 64 KiB.
+
+A figure that no program observed is null, never 0.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -8,7 +11,7 @@ from pydantic import Field
 
 from ktrace_api.finding import Cause, DnsSummary, Finding, Verdict
 from ktrace_api.model import SCHEMA_VERSION, Count, MaybeCount, Model
-from ktrace_api.names import UNKNOWN, RowType
+from ktrace_api.names import UNKNOWN, Gap, RowType
 
 SUMMARY_MAX_BYTES = 64 * 1024
 NO_VERDICT = Verdict(verdict=Cause.UNKNOWN, why="The capture was not analyzed.")
@@ -75,13 +78,13 @@ class Talker(Process):
     """Kubernetes namespace of the process's pod."""
     pod: str = UNKNOWN
     container: str = UNKNOWN
-    tx_bytes: Count
-    rx_bytes: Count
-    tx_calls: Count
-    rx_calls: Count
-    opened: Count
+    tx_bytes: Count | None
+    rx_bytes: Count | None
+    tx_calls: Count | None
+    rx_calls: Count | None
+    opened: Count | None
     """Connections established (as client) or accepted (as server)."""
-    failed: Count
+    failed: Count | None
     """Connection attempts that failed."""
     flows: Count
     """Distinct tuples."""
@@ -93,10 +96,10 @@ class FlowPeer(Process):
     peer: str
     """Remote address and port."""
     proto: Literal["tcp", "udp", "-"]
-    tx_bytes: Count
-    rx_bytes: Count
-    opened: Count
-    failed: Count
+    tx_bytes: Count | None
+    rx_bytes: Count | None
+    opened: Count | None
+    failed: Count | None
 
 
 class Quantiles(Model):
@@ -182,9 +185,9 @@ class Inventory(Model):
 class Retransmits(Model):
     """Retransmitted segments."""
 
-    segs: Count
+    segs: Count | None
     """Sum over the rows of the bundle."""
-    flow_segs: Count
+    flow_segs: Count | None
     """Sum over the flows. Includes events that were sampled out or capped, but no segment of a
     socket that did not fit into a BPF map."""
     top: tuple[Retransmitter, ...]
@@ -208,8 +211,9 @@ class Summary(Model):
     sample: Annotated[int, Field(ge=1)]
     """One event in N was kept as a row. Counts from flows (talkers, flows) are exact."""
     complete: bool
-    """Whether no event and no fact was lost. Facts that cannot be traced on this kernel do not
-    count; they are in `hooks_missing`."""
+    """Whether every requested event and fact is in the bundle. False if `gaps` is not empty."""
+    gaps: tuple[Gap, ...] = ()
+    """Why it is not complete."""
     disk_full: bool = False
     """Whether rows are missing because the disk was full, during the capture or while sealing."""
     hooks_missing: tuple[str, ...] = ()
@@ -222,20 +226,28 @@ class Summary(Model):
     findings_left_out: Count = 0
     dns: DnsSummary = DnsSummary()
     rows: Count
-    rows_by_type: dict[RowType, Count]
-    accounting: dict[RowType, Accounting]
+    rows_by_type: dict[RowType, Count | None]
+    """null: no program records this type, or it was not requested. `accounting` likewise."""
+    accounting: dict[RowType, Accounting | None]
     overflow: MapOverflow
     processes: Processes
     talkers: Talkers
     flows: FlowPeers
-    connects: Destinations
-    tcp_states: dict[str, dict[str, Count]]
-    """Old state -> new state -> rows."""
-    stock_start: Inventory
-    stock_end: Inventory
+    connects: Destinations | None
+    """null: connection attempts were not observed."""
+    tcp_states: dict[str, dict[str, Count]] | None
+    """Old state -> new state -> rows. null: state changes were not observed."""
+    stock_start: Inventory | None
+    """null: no program lists the sockets. `stock_end` likewise."""
+    stock_end: Inventory | None
     retransmits: Retransmits
 
     @property
+    def counted(self) -> dict[RowType, Accounting]:
+        """The accounting of the types that were observed."""
+        return {row: one for row, one in self.accounting.items() if one is not None}
+
+    @property
     def lost(self) -> int:
-        """Number of requested events without a row: lost for lack of space, or missed."""
-        return sum(one.lost_ring + one.lost_map + one.unseen for one in self.accounting.values())
+        """Number of observed events without a row: lost for lack of space, or missed."""
+        return sum(one.lost_ring + one.lost_map + one.unseen for one in self.counted.values())

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_agent import session
 from ktrace_agent.bundle.seal import seal
+from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.host import clock
+from ktrace_agent.kernel.observed import Observed
+from ktrace_agent.kernel.probes import choose
 from ktrace_agent.kernel.recording import Clock, HookCounters
 from ktrace_agent.session import Live, Recorded
 from ktrace_agent.signals import Stop
@@ -23,6 +27,7 @@ from ktrace_api.names import RowType
 from ktrace_api.node import NodeInfo
 from tests.agent.conftest import make_events
 from tests.agent.kernel.fake_collector import Collector, Spool, Watches
+from tests.agent.kernel.test_probes import Kernel
 
 WINDOW_S = 0.3
 
@@ -32,6 +37,9 @@ class _Moments:
 
     def __init__(self) -> None:
         self.boot_ns: list[int] = []
+
+    def warn(self, text: str) -> None:
+        pass
 
     def ready(self) -> None:
         self.boot_ns.append(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
@@ -66,6 +74,93 @@ def recorded(
     assert moments.boot_ns
     yield made, moments.boot_ns
     os.close(made.recording.spool_fd)
+
+
+class _Warnings(_Moments):
+    """An observer that keeps what it is warned of before the recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: list[str] = []
+
+    def warn(self, text: str) -> None:
+        assert not self.boot_ns
+        self.warned.append(text)
+
+
+class _Old(Collector):
+    """Programs on a kernel without the tracepoints `lacks`; nothing may be attached."""
+
+    lacks: tuple[str, ...] = ("sock_send_length", "sock_recv_length")
+
+    def __init__(self, config: CaptureConfig, **_: Any) -> None:
+        super().__init__()
+        kernel = Kernel()
+        for name in self.lacks:
+            del kernel.tracepoints[name]
+        self.choices = choose(kernel, config.events)
+
+
+class _NoReceives(_Old):
+    lacks = ("sock_recv_length",)
+
+
+def attempt(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, collector: type[_Old], **changes: Any
+) -> tuple[Recorded, list[str]]:
+    """A short capture with this collector, and the warnings before it."""
+    monkeypatch.setattr(session, "Collector", collector)
+    monkeypatch.setattr(session, "Spool", Spool)
+    watches: Any = Watches()
+    observer = _Warnings()
+    made = session.record(
+        CaptureConfig(node="etcd-1", **changes).model_copy(
+            update={"duration": timedelta(milliseconds=1)}
+        ),
+        folder,
+        cgroup_v1=False,
+        observer=observer,
+        stop=Stop(),
+        watches=watches,
+    )
+    os.close(made.recording.spool_fd)
+    return made, observer.warned
+
+
+def test_dns_alone_is_refused_where_no_dns_can_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, snapshot: SnapshotAssertion
+):
+    attached: list[str] = []
+    monkeypatch.setattr(_Old, "iterate", lambda _, name: attached.append(name))
+    with pytest.raises(UnsupportedKernel) as refused:
+        attempt(monkeypatch, tmp_path, _Old, dns_only=True)
+    assert refused.value.exit_status == 4
+    assert str(refused.value) == snapshot
+    assert attached == []
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("collector", "changes"),
+    [(_Old, {}), (_NoReceives, {"dns_only": True}), (_Old, {"dns_only": True, "events": ("tcp",)})],
+)
+def test_what_remains_is_recorded_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, collector: type[_Old], changes: dict[str, Any]
+):
+    made, warned = attempt(monkeypatch, tmp_path, collector, **changes)
+    lost = [("UDP sends, DNS queries, bytes sent", "sock_send_length")][: len(collector.lacks) - 1]
+    lost.append(("UDP receives, DNS answers, bytes received", "sock_recv_length"))
+    why = "the kernel's BTF does not contain tracepoint"
+    assert warned == [f"cannot record on this kernel: {what} ({why} {name})" for what, name in lost]
+    assert not made.recording.observed.received
+    assert made.recording.observed.sent is (collector is _NoReceives)
+
+
+def test_a_kernel_with_everything_gives_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(_Old, "lacks", ())
+    made, warned = attempt(monkeypatch, tmp_path, _Old, dns_only=True)
+    assert warned == []
+    assert made.recording.observed == Observed()
 
 
 def wall(boot_ns: int, clock: Clock) -> datetime:

@@ -7,9 +7,10 @@ from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.kernel.bpf_map import BPF_F_NO_PREALLOC
 from ktrace_agent.kernel.bpf_object import Object
 from ktrace_agent.kernel.collector import Collector, KernelConfig, object_path
+from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError
-from ktrace_agent.kernel.probes import GROWING_MAPS, TARGETS
+from ktrace_agent.kernel.probes import GROWING_MAPS
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_agent.kernel.targets import Function
 from ktrace_api.capture import CaptureConfig

@@ -9,6 +9,7 @@ dns_errors    client -> its errors by name, the most frequent first
 """
 
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import duckdb
 
@@ -147,10 +148,38 @@ GROUP BY c.net, c.tgid, c.remote_ip HAVING sum(sent) > 0
 """
 
 
+# Without receives, nothing is known about answers: no query is unanswered.
+_ANSWERS_UNKNOWN = """
+UPDATE dns_clients SET answers = NULL, unanswered = NULL, raced = NULL, retries = NULL,
+  ambiguous = NULL, since = NULL, open_rows = [], ct_state = NULL, answered_by = NULL,
+  strange_answers = 0, answers_sent = 0, sent_rows = []
+"""
+
+
+class Directions(NamedTuple):
+    """Which calls of UDP sockets a program records."""
+
+    sent: bool
+    received: bool
+
+    @property
+    def both(self) -> bool:
+        """Whether queries can be compared with answers."""
+        return self.sent and self.received
+
+
 def prepare(
-    con: duckdb.DuckDBPyConnection, end: datetime | None, limits: Thresholds, *, exact: bool
+    con: duckdb.DuckDBPyConnection,
+    end: datetime | None,
+    limits: Thresholds,
+    *,
+    exact: bool,
+    observed: Directions,
 ) -> None:
     """Create the tables of the module's docstring; dns_pairs.pair() must have run.
+
+    Without sends there are no queries and so no clients. Without receives, the columns about
+    answers are NULL.
 
     `end` is the last moment that the rows cover (UTC, naive). With exact=False (rows were sampled
     or lost) unanswered queries are counted from the flows, and pairs are not round trips.
@@ -162,6 +191,8 @@ def prepare(
     con.execute(_WAITING)
     con.execute(_SILENT)
     con.execute(_CLIENTS if exact else _CLIENTS_BY_FLOWS.format(**figures))
+    if not observed.both:
+        con.execute(_ANSWERS_UNKNOWN)
     con.execute(_ERRORS)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import duckdb
 
-from ktrace_agent.analyze.dns_clients import FAILING, WORST_FIRST
+from ktrace_agent.analyze.dns_clients import FAILING, WORST_FIRST, Directions
 from ktrace_agent.tables.ask import records
 from ktrace_agent.tables.dns_pairs import PORT
 from ktrace_api.finding import (
@@ -49,8 +49,18 @@ WHERE {FAILING} ORDER BY {WORST_FIRST}, remote_ip, net LIMIT {MAX_SUSPECTS}
 """
 
 
-def summarize(con: duckdb.DuckDBPyConnection, *, timed: bool) -> DnsSummary:
-    """Summarize the tables of dns_clients.prepare(); with timed=False pairs are not round trips."""
+def summarize(
+    con: duckdb.DuckDBPyConnection,
+    *,
+    timed: bool,
+    observed: Directions,
+    attempts: bool,
+) -> DnsSummary:
+    """Summarize the tables of dns_clients.prepare(); with timed=False pairs are not round trips.
+
+    A figure is None if it follows from calls that were not `observed`, or from connection attempts
+    if `attempts` is false.
+    """
     (totals,) = records(
         con,
         """SELECT coalesce(sum(queries), 0)::BIGINT AS queries,
@@ -65,6 +75,12 @@ def summarize(con: duckdb.DuckDBPyConnection, *, timed: bool) -> DnsSummary:
              count(*) FILTER (WHERE result NOT IN ('established', 'pending')) AS tcp_failed
             FROM rows WHERE type = 'connect' AND remote_port = {PORT}""",
     )
+    if not observed.sent:
+        totals = dict.fromkeys(totals)
+    elif not observed.received:
+        totals = dict.fromkeys(totals) | {"queries": totals["queries"]}
+    if not attempts:
+        tcp = dict.fromkeys(tcp)
     times = _RESOLVERS.format(times=timed, limit=MAX_RESOLVERS)
     resolvers = records(con, times)
     suspects = records(con, _SUSPECTS)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Self
 
-from ktrace_agent.kernel.probes import HOOKS
+from ktrace_agent.kernel.hooks import HOOKS
+from ktrace_agent.kernel.probes import roots
 from ktrace_agent.kernel.recording import Recording
 from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import RowType
+from ktrace_api.names import Gap, RowType
 from ktrace_api.summary import Accounting, MapOverflow, Summary
 
 _CLOCK_STEP_NS = 100_000_000
@@ -32,13 +33,19 @@ class Facts:
     window_s: float
     sample: int
     complete: bool
+    gaps: tuple[Gap, ...]
     disk_full: bool
     hooks_missing: tuple[str, ...]
     notes: tuple[str, ...]
     rows: int
-    rows_by_type: Mapping[RowType, int]
-    accounting: Mapping[RowType, Accounting]
+    rows_by_type: Mapping[RowType, int | None]
+    accounting: Mapping[RowType, Accounting | None]
     overflow: MapOverflow
+
+    @property
+    def counted(self) -> Mapping[RowType, Accounting]:
+        """The accounting of the types that were observed."""
+        return _counted(self.accounting)
 
     @classmethod
     def of(cls, summary: Summary) -> Self:
@@ -49,7 +56,7 @@ class Facts:
 def gather(
     captured: Captured,
     rows_by_type: Mapping[RowType, int],
-    accounting: Mapping[RowType, Accounting],
+    accounting: Mapping[RowType, Accounting | None],
     notes: Sequence[str] = (),
     *,
     disk_full: bool = False,
@@ -61,7 +68,8 @@ def gather(
     """
     recording, config = captured.recording, captured.config
     missing = tuple(one.hook for one in captured.node_info.hooks if one.missing)
-    losses = _losses(recording, accounting)
+    losses = [*_losses(recording, _counted(accounting)), *_untraced(missing)]
+    gaps = frozenset(gap for gap, _ in losses)
     return Facts(
         node=config.node,
         started=recording.started,
@@ -69,12 +77,16 @@ def gather(
         ended_by=recording.ended_by,
         window_s=round(max((recording.ended - recording.started).total_seconds(), 0), 3),
         sample=config.sample,
-        complete=not losses,
+        complete=not gaps,
+        gaps=tuple(gap for gap in Gap if gap in gaps),
         disk_full=disk_full or any(recording.spool_lost.values()),
         hooks_missing=missing,
-        notes=(*notes, *losses, *_untraced(missing), *_remarks(recording, config)),
+        notes=(*notes, *(text for _, text in losses), *_remarks(recording, config)),
         rows=sum(rows_by_type.values()),
-        rows_by_type=rows_by_type,
+        rows_by_type={
+            row: count if row in recording.observed.rows else None
+            for row, count in rows_by_type.items()
+        },
         accounting=accounting,
         overflow=MapOverflow(
             **{name: getattr(recording.overflow, name) for name in MapOverflow.model_fields}
@@ -82,44 +94,49 @@ def gather(
     )
 
 
-def _losses(recording: Recording, accounting: Mapping[RowType, Accounting]) -> list[str]:
-    """Sentences about everything that makes the bundle incomplete."""
+def _counted(
+    accounting: Mapping[RowType, Accounting | None],
+) -> dict[RowType, Accounting]:
+    return {row: one for row, one in accounting.items() if one is not None}
+
+
+def _losses(
+    recording: Recording, accounting: Mapping[RowType, Accounting]
+) -> Iterator[tuple[Gap, str]]:
+    """Everything that was lost, as sentences."""
     ring = sum(hook.lost_ring for hook in accounting.values())
     full = sum(hook.lost_map for hook in accounting.values())
     capped = sum(hook.capped for hook in accounting.values())
     disk = sum(recording.spool_lost.values())
-    found = []
     if ring:
-        found.append(
-            f"{ring} events were lost because the ring buffer or the disk was full"
-            " (see `accounting`)."
-        )
+        text = f"{ring} events were lost because the ring buffer or the disk was full"
+        yield Gap.LOST_RING, f"{text} (see `accounting`)."
     if disk:
-        found.append(f"{disk} of them were lost because the disk filled up during the capture.")
+        text = f"{disk} of them were lost because the disk filled up during the capture."
+        yield Gap.LOST_RING, text
     if full:
-        found.append(f"{full} events were lost because a BPF map was full: raise max_sockets.")
+        text = f"{full} events were lost because a BPF map was full: raise max_sockets."
+        yield Gap.LOST_MAP, text
     if missed := {row: hook.unseen for row, hook in accounting.items() if hook.unseen}:
         which = ", ".join(f"{count} {row}" for row, count in missed.items())
-        found.append(
-            f"At least {sum(missed.values())} events were missed ({which}): the kernel counted"
-            " them but did not run the BPF program."
-        )
+        text = f"At least {sum(missed.values())} events were missed ({which}): the kernel counted"
+        yield Gap.UNSEEN, f"{text} them but did not run the BPF program."
     if capped:
-        found.append(f"{capped} events were not kept: max_events or max_bytes was reached.")
+        yield Gap.CAPPED, f"{capped} events were not kept: max_events or max_bytes was reached."
     if recording.overflow.any():
-        found.append("A BPF map was full, so some owners, addresses or flow counts are missing.")
+        text = "A BPF map was full, so some owners, addresses or flow counts are missing."
+        yield Gap.OVERFLOW, text
     if recording.ended_by == "error":
-        found.append("The capture ended early because of an error.")
-    return found
+        yield Gap.ENDED_EARLY, "The capture ended early because of an error."
 
 
-def _untraced(hooks_missing: Sequence[str]) -> Iterator[str]:
-    """Facts that no row can have. They do not count as lost: nothing counts untraced calls."""
-    if hooks_missing:
+def _untraced(hooks_missing: Sequence[str]) -> Iterator[tuple[Gap, str]]:
+    """Facts that no row can have. Nothing counts untraced calls, so how many is unknown."""
+    if names := roots(hooks_missing):
         costs = {hook.name: hook.missing for hook in HOOKS}
-        lacking = "; ".join(costs.get(name, name) for name in hooks_missing)
-        names = ", ".join(hooks_missing)
-        yield f"Not traced on this node: {names}. Missing: {lacking}. See `ktrace doctor`."
+        lacking = "; ".join(costs.get(name, name) for name in names)
+        text = f"Not traced on this node: {', '.join(names)}. Missing: {lacking}."
+        yield Gap.NOT_TRACED, f"{text} See `ktrace doctor`."
 
 
 def _remarks(recording: Recording, config: CaptureConfig) -> Iterator[str]:

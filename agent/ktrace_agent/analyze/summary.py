@@ -2,6 +2,7 @@
 # ruff: noqa: S608 - the parts of every statement are constants of this file
 """Group-bys over the tables of a recording -> Summary.
 
+A figure that no program observed is None: load() stored it as NULL, or Tables.observed states it.
 Every list has up to LIST_ENTRIES entries and the number of entries left out.
 bundle/fitted_summary.py shortens them where the summary would be too large.
 """
@@ -13,7 +14,7 @@ from ktrace_agent.analyze.facts import Facts
 from ktrace_agent.tables.ask import records
 from ktrace_agent.tables.load import Tables
 from ktrace_api.finding import Findings
-from ktrace_api.names import UNKNOWN, ConnectResult
+from ktrace_api.names import UNKNOWN, ConnectResult, RowType
 from ktrace_api.summary import (
     Destination,
     Destinations,
@@ -34,25 +35,31 @@ from ktrace_api.summary import (
 LIST_ENTRIES = 20
 """Maximum entries of a list."""
 
-_FLOW_TOTALS = """sum(tx_bytes)::UBIGINT AS tx_bytes, sum(rx_bytes)::UBIGINT AS rx_bytes,
-    sum(tx_calls)::UBIGINT AS tx_calls, sum(rx_calls)::UBIGINT AS rx_calls,
-    sum(opened)::UBIGINT AS opened, sum(failed)::UBIGINT AS failed"""
+_FIGURES = ("tx_bytes", "rx_bytes", "tx_calls", "rx_calls", "opened", "failed")
+"""Figures of flows."""
+_FLOW_TOTALS = ", ".join(
+    f"if(count({name}) = count(*), sum({name})::UBIGINT, NULL) AS {name}" for name in _FIGURES
+)
+"""A sum is unknown if one of its parts is."""
+_BYTES = "coalesce(tx_bytes, 0) + coalesce(rx_bytes, 0)"
+_CONNECTIONS = "coalesce(opened, 0) + coalesce(failed, 0)"
 
 
 def summarize(tables: Tables, facts: Facts, found: Findings) -> Summary:
     """Build the summary of the rows that `tables` holds, i.e. of those in the bundle."""
-    query = _Query(tables)
+    query, observed = _Query(tables), tables.observed
+    states = RowType.TCP_STATE in observed.rows
     return Summary(
         **{one.name: getattr(facts, one.name) for one in fields(facts)},
         **{name: getattr(found, name) for name in Findings.model_fields},
         processes=_processes(query),
         talkers=_talkers(query),
         flows=_flow_peers(query),
-        connects=_connects(query),
-        tcp_states=_matrix(query),
-        stock_start=_inventory(query, "start"),
-        stock_end=_inventory(query, "end"),
-        retransmits=_retransmits(query),
+        connects=_connects(query) if RowType.CONNECT in observed.rows else None,
+        tcp_states=_matrix(query) if states else None,
+        stock_start=_inventory(query, "start") if observed.inventory else None,
+        stock_end=_inventory(query, "end") if observed.inventory else None,
+        retransmits=_retransmits(query, known=observed.retransmits),
     )
 
 
@@ -66,14 +73,21 @@ class _Query:
         return records(self._con, sql)
 
     def top(self, sql: str, order: str) -> tuple[list[dict[str, Any]], int]:
-        """Return the first groups by `order`, NULL as "-", and the number of groups left out."""
+        """Return the first groups by `order`, and the number of groups left out.
+
+        An unknown figure is None, any other unknown value is "-".
+        """
         found = self(
             f"SELECT *, count(*) OVER () AS groups FROM ({sql}) ORDER BY {order}"
             f" LIMIT {LIST_ENTRIES}"
         )
         groups = found[0]["groups"] if found else 0
         shown = [
-            {k: UNKNOWN if v is None else v for k, v in row.items() if k != "groups"}
+            {
+                name: UNKNOWN if value is None and name not in _FIGURES else value
+                for name, value in row.items()
+                if name != "groups"
+            }
             for row in found
         ]
         return shown, groups - len(shown)
@@ -97,9 +111,9 @@ def _talkers(query: _Query) -> Talkers:
         {_FLOW_TOTALS}, count(*) AS flows
         FROM flow_stats f LEFT JOIN pods p ON f.cgroup_id = p.cgroup_id GROUP BY ALL"""
     ties = "tgid, comm, uid, netns, cgroup_id"
-    by_bytes, left_out = query.top(talkers, f"tx_bytes + rx_bytes DESC, {ties}")
+    by_bytes, left_out = query.top(talkers, f"{_BYTES} DESC, {ties}")
     by_connections, _ = query.top(
-        f"SELECT * FROM ({talkers}) WHERE opened + failed > 0", f"opened + failed DESC, {ties}"
+        f"SELECT * FROM ({talkers}) WHERE {_CONNECTIONS} > 0", f"{_CONNECTIONS} DESC, {ties}"
     )
     return Talkers(
         by_bytes=tuple(Talker(**row) for row in by_bytes),
@@ -114,7 +128,7 @@ def _flow_peers(query: _Query) -> FlowPeers:
               CASE WHEN remote_port > 0 THEN a.text || ':' || remote_port END AS peer,
               proto, {_FLOW_TOTALS}
             FROM flow_stats f JOIN addresses a ON f.remote = a.address GROUP BY ALL""",
-        "tx_bytes + rx_bytes DESC, tgid, comm, uid, peer, proto",
+        f"{_BYTES} DESC, tgid, comm, uid, peer, proto",
     )
     names = FlowPeer.model_fields
     return FlowPeers(
@@ -192,7 +206,8 @@ def _inventory(query: _Query, moment: str) -> Inventory:
     )
 
 
-def _retransmits(query: _Query) -> Retransmits:
+def _retransmits(query: _Query, *, known: bool) -> Retransmits:
+    """`known`: segments other than SYN-ACKs were observed, too."""
     top, left_out = query.top(
         """SELECT o.tgid, o.comm, o.uid, sum(e.measure)::UBIGINT AS segs,
              CASE WHEN k.has_peer THEN r.text || ':' || e.remote_port END AS peer
@@ -206,4 +221,6 @@ def _retransmits(query: _Query) -> Retransmits:
                    WHERE type = 'tcp_retransmit') AS segs,
                   (SELECT coalesce(sum(retrans_segs), 0)::UBIGINT FROM flow_stats) AS flow_segs"""
     )
+    if not known:
+        total = dict.fromkeys(total)
     return Retransmits(top=tuple(Retransmitter(**row) for row in top), left_out=left_out, **total)

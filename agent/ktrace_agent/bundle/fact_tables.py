@@ -5,6 +5,7 @@
 Findings read them while a bundle is sealed, `ktrace query` reads them in a sealed one.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,10 +15,12 @@ import duckdb
 from ktrace_agent.analyze.facts import Facts
 from ktrace_agent.host.counter_changes import FileChanges, Report
 from ktrace_agent.host.counters import Missing
+from ktrace_agent.kernel.observed import known_loss
 from ktrace_agent.tables.contract import COLUMNS
 from ktrace_api.finding import Finding
-from ktrace_api.names import UNKNOWN
+from ktrace_api.names import UNKNOWN, RowType
 from ktrace_api.node import CounterFiles, NodeInfo
+from ktrace_api.summary import Accounting
 
 
 def load(
@@ -33,8 +36,7 @@ def load(
     """
     _fill_columns(con, "counters", [*_counters(changes or node), *_conntrack_counters(node)])
     _fill(con, "sysctls", node.sysctls.items())
-    _fill(con, "accounting", ((name, *one.model_dump().values()) for name, one in
-                              facts.accounting.items()))  # fmt: skip
+    _fill(con, "accounting", itertools.starmap(_account, facts.accounting.items()))
     _fill(con, "capture", [_capture(facts, node)])
     _fill(con, "hooks", (
         (hook.hook, None if hook.chosen == UNKNOWN else hook.chosen,
@@ -42,6 +44,11 @@ def load(
         for hook in node.hooks
     ))  # fmt: skip
     _fill(con, "findings", map(_finding, range(1, 1 + len(findings)), findings))
+
+
+def _account(row: RowType, one: Accounting | None) -> Sequence[Any]:
+    """The line of a type; NULL if no program records it."""
+    return (row, *(getattr(one, name, None) for name in Accounting.model_fields))
 
 
 def _fill(con: duckdb.DuckDBPyConnection, table: str, lines: Iterable[Sequence[Any]]) -> None:
@@ -90,7 +97,8 @@ def _changed(netns: int | None, files: FileChanges | CounterFiles) -> Iterator[t
 
 
 def _capture(facts: Facts, node: NodeInfo) -> tuple[Any, ...]:
-    config, hooks = node.config, facts.accounting.values()
+    config, hooks = node.config, facts.counted.values()
+    lost = sum(hook.lost_ring + hook.lost_map + hook.unseen for hook in hooks)
     values: Mapping[str, Any] = {
         "node": facts.node,
         "started": _naive(facts.started),
@@ -106,7 +114,8 @@ def _capture(facts: Facts, node: NodeInfo) -> tuple[Any, ...]:
         "pods": list(config.pods),
         "events": [str(kind) for kind in config.events],
         "rows": facts.rows,
-        "lost": sum(hook.lost_ring + hook.lost_map + hook.unseen for hook in hooks),
+        "lost": known_loss(lost, facts.hooks_missing),
+        "gaps": [str(gap) for gap in facts.gaps],
         "capped": sum(hook.capped for hook in hooks),
         "overflow": sum(facts.overflow.model_dump().values()),
     }

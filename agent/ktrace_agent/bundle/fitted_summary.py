@@ -52,7 +52,11 @@ def _fits(summary: Summary) -> bool:
 
 
 def _shorten(summary: Summary, entries: int) -> Summary:
-    parts = {name: _cut(getattr(summary, name), lists, entries) for name, lists in _LISTS.items()}
+    parts = {
+        name: _cut(part, lists, entries)
+        for name, lists in _LISTS.items()
+        if (part := getattr(summary, name)) is not None
+    }
     return summary.model_copy(update=parts)
 
 

@@ -106,14 +106,20 @@ def _sum(first: Counts, second: Counts) -> Counts:
     return {name: count + first.get(name, 0) for name, count in second.items()}
 
 
-def account(recording: Recording, rows: RowFile, missed: Counts) -> dict[RowType, Accounting]:
+def account(
+    recording: Recording, rows: RowFile, missed: Counts
+) -> dict[RowType, Accounting | None]:
     """Correct the kernel's counters of each hook by what sealing cut; `seen` is always the sum.
 
-    `written` counts the rows in the file. A row that the kernel wrote but that is not in the spool
-    is lost too. `missed` is the result of missed_events.count().
+    The accounting of a type that no program records is None. `written` counts the rows in the file.
+    A row that the kernel wrote but that is not in the spool is lost too. `missed` is the result of
+    missed_events.count().
     """
-    accounts = {}
+    accounts: dict[RowType, Accounting | None] = {}
     for row_type, hook in recording.counters.items():
+        if row_type not in recording.observed.rows:
+            accounts[row_type] = None
+            continue
         loaded = rows.loaded.get(row_type, 0)
         capped, lost = rows.capped.get(row_type, 0), rows.lost.get(row_type, 0)
         parts = {

@@ -36,7 +36,10 @@ from ktrace_api.summary import SUMMARY_MAX_BYTES, Summary
 
 _SIDE_SHARE = 8
 """Flows and sockets may each use this fraction of max_bytes: one eighth."""
-_SIDES = {"flows": "tx_bytes + rx_bytes DESC", "sockets": "moment, state, age_us DESC"}
+_SIDES = {
+    "flows": "coalesce(tx_bytes, 0) + coalesce(rx_bytes, 0) DESC",
+    "sockets": "moment, state, age_us DESC",
+}
 """Tables with a file of their own in the archive, and the order in which their lines matter."""
 _UDP = (RowType.UDP_SEND, RowType.UDP_RECV)
 _KEPT_OF_A_FULL_DISK = 0.75

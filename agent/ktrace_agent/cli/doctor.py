@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ktrace_agent.errors import KtraceError
 from ktrace_agent.kernel import preflight
 from ktrace_agent.kernel.preflight import Lack, Platform
-from ktrace_agent.kernel.probes import Choice
+from ktrace_agent.kernel.probes import Choice, unserved
 from ktrace_api.capture import KIB, MIB, CaptureConfig
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def document(found: Examination) -> dict[str, Any]:
                 "hook": choice.hook,
                 "chosen": choice.program,
                 "required": choice.required,
+                "records": choice.missing,
                 "absent": "" if choice.program else choice.missing,
                 "refused": [asdict(refusal) for refusal in choice.refused],
             }
@@ -95,12 +96,12 @@ def render(found: Examination) -> "Group":
         blocking = missing.what in preflight.BLOCKING
         parts.append(Text.assemble(("  ! ", "bold red" if blocking else "yellow"), missing.why))
         parts.append(Text(f"    {missing.next_step}", "dim"))
-    absent = [choice for choice in found.choices if not choice.program]
+    absent = unserved(found.choices)
     if found.error is not None:
         verdict = Text.assemble(("Not ready: ", "bold red"), plain(found.error))
     elif absent:
         features = "; ".join(choice.missing for choice in absent)
-        verdict = Text.assemble(("Ready, but not available: ", "bold yellow"), features)
+        verdict = Text.assemble(("Ready, but cannot record: ", "bold yellow"), features)
     else:
         verdict = Text("Ready: every feature is available.", "bold green")
     parts.append(Group("", verdict))
@@ -182,11 +183,13 @@ def _hooks(choices: tuple[Choice, ...]) -> "Table":
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", width=2, justify="right")
     table.add_column("hook", no_wrap=True, style="bold")
-    table.add_column("eBPF programs in use", overflow="fold")
+    table.add_column("what it records, and the eBPF programs in use", overflow="fold")
     for choice in choices:
-        text = Text(choice.program or f"none; not available: {choice.missing}")
+        text = Text(choice.missing if choice.program else f"missing: {choice.missing}")
+        if choice.program:
+            text.append(f"\n{choice.program}", "dim")
         for refusal in choice.refused:
-            text.append(f"\nnot loaded: {plain(refusal.program)} ({plain(refusal.reason)})", "dim")
+            text.append(f"\nnot used: {plain(refusal.program)} ({plain(refusal.reason)})", "dim")
         mark = Text("ok", "green") if choice.program else Text("!", "bold yellow")
         table.add_row(mark, choice.hook, text)
     return table

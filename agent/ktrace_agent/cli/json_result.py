@@ -3,6 +3,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ktrace_agent.kernel.observed import known_loss
 from ktrace_api.names import NodeReason
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ def document(sealed: "Sealed", sent_to: str = "") -> dict[str, Any]:
         "bytes": sealed.bytes,
         "sha256": sealed.sha256,
         "events": summary.rows,
-        "lost": summary.lost,
+        "lost": known_loss(summary.lost, summary.hooks_missing),
         "complete": summary.complete,
+        "gaps": [str(gap) for gap in summary.gaps],
+        "hooks_missing": list(summary.hooks_missing),
         "counts": {str(row): count for row, count in summary.rows_by_type.items()},
         "notes": list(summary.notes),
         "verdict": str(summary.verdict.verdict),

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ktrace_agent.kernel.observed import known_loss
 from ktrace_api.finding import Finding, Subject
+from ktrace_api.model import MAX_HOOKS
 from ktrace_api.names import UNKNOWN, NodeReason
 from ktrace_api.result import MAX_FINDINGS, AgentResult, Delivered, ReportedFinding
 
@@ -34,8 +36,10 @@ def result(
         findings = reported(summary.findings)
         known = {
             "events": summary.rows,
-            "lost": summary.lost,
+            "lost": known_loss(summary.lost, summary.hooks_missing),
             "complete": summary.complete,
+            "gaps": summary.gaps,
+            "hooks_missing": summary.hooks_missing[:MAX_HOOKS],
             "ended_by": summary.ended_by,
             "started": summary.started,
             "verdict": summary.verdict.verdict,

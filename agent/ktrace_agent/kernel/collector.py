@@ -17,13 +17,14 @@ from ktrace_agent.host import cgroups
 from ktrace_agent.host.libc import libc
 from ktrace_agent.kernel import hook_counters, load_errors
 from ktrace_agent.kernel.bpf_object import Link, Object
+from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.iterators import read_iterator
 from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError, library
+from ktrace_agent.kernel.observed import KIND_OF
 from ktrace_agent.kernel.probes import (
     GROWING_MAPS,
     HOOKS_VARIABLE,
-    TARGETS,
     Choice,
     choose,
     forced_candidates,
@@ -33,15 +34,8 @@ from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
 from ktrace_agent.kernel.targets import Iterator
 from ktrace_agent.kernel.tracefs import Tracefs
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import EventKind, RowType
+from ktrace_api.names import RowType
 
-_KIND_OF = {
-    RowType.TCP_STATE: EventKind.TCP,
-    RowType.UDP_SEND: EventKind.UDP,
-    RowType.UDP_RECV: EventKind.UDP,
-    RowType.CONNECT: EventKind.CONNECT,
-    RowType.TCP_RETRANSMIT: EventKind.RETRANSMIT,
-}
 _IN_PODS_YES = 2
 _ZERO = bytes(4)
 _KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -77,7 +71,7 @@ class KernelConfig(ctypes.Structure):
     def of(cls, config: CaptureConfig, *, cgroup_v1: bool) -> "KernelConfig":
         value = cls(
             max_events=config.max_events,
-            types=sum(1 << i for i, row in enumerate(ROW_TYPES) if _KIND_OF[row] in config.events),
+            types=sum(1 << i for i, row in enumerate(ROW_TYPES) if KIND_OF[row] in config.events),
             sample=config.sample,
             security=config.security,
             dns_only=config.dns_only,

@@ -7,7 +7,7 @@ from ctypes import c_uint64
 from dataclasses import fields, replace
 
 from ktrace_agent.kernel.bpf_object import Object
-from ktrace_agent.kernel.probes import TARGETS
+from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
 from ktrace_api.names import RowType
 

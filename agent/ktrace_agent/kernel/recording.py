@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 
 from ktrace_agent.host.tcp_counts import TcpCountsRise
+from ktrace_agent.kernel.observed import EVERYTHING, Observed
 from ktrace_api.names import RowType
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -98,6 +99,8 @@ class Recording:
     """Records that were read but did not fit on the disk; lost_ring includes them."""
     tcp_counts: TcpCountsRise | None = None
     """TCP counters of the kernel while the programs were attached."""
+    observed: Observed = EVERYTHING
+    """What the programs could record. Other zeros of this recording are unknown values."""
 
     def lost(self, *types: RowType) -> int:
         """Return how many events of these types were lost or skipped."""

@@ -36,7 +36,8 @@ rows: one line per event
     seccomp_mode, caps_eff   seccomp mode (0 to 2) and effective capabilities (bit set)
     peer_source           where `remote` comes from: socket, call, cork, packet, none
 
-flows: traffic of one process over one tuple; exact even if rows were sampled or capped
+flows: traffic of one process over one tuple; exact even if rows were sampled or capped. A figure
+that no program observes is NULL.
     proto                 tcp or udp
     role                  that of the socket, even if another process opened it
     tx_bytes, rx_bytes    payload bytes sent and received, in tx_calls and rx_calls system calls
@@ -58,7 +59,7 @@ node.json. Unchanged counters are absent, except those that findings subtract fr
 sysctls: settings of the node that affect networking
 
 accounting: the events of each type; seen = written + filtered + sampled + capped + lost_ring
-+ lost_map
++ lost_map. NULL if no program records the type.
     written               rows in the bundle
     filtered, sampled     excluded by a filter; excluded by --sample
     capped                excluded by --max-events or --max-bytes
@@ -71,8 +72,11 @@ capture: one line, with the options of the capture and its result
     ended_by              duration, signal or error
     window_s              seconds that the BPF programs were attached
     sample                one event in `sample` was kept
-    complete              false if an event was capped, lost or unseen
-    rows, lost, capped    number of rows, of lost and unseen events, and of capped events
+    complete              false if an event was capped, lost or unseen, or a hook is missing
+    gaps                  why it is not complete: not_traced, lost_ring, lost_map, unseen, capped,
+                          overflow, ended_early
+    rows, lost, capped    number of rows, of lost and unseen events, and of capped events; lost is
+                          NULL if a missing hook leaves events uncounted
     overflow              facts that were dropped because a BPF map was full
 
 hooks: the BPF programs for each kind of fact
@@ -219,6 +223,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "lost": "BIGINT",
         "capped": "BIGINT",
         "overflow": "BIGINT",
+        "gaps": "VARCHAR[]",
     },
     "hooks": {"hook": "VARCHAR", "chosen": "VARCHAR", "refused": "VARCHAR[]"},
     "findings": {

@@ -125,6 +125,7 @@ def insert_flows(con: Database, recording: Recording, flows: Flows, resolved: Re
         columns["protocol"] = _named(_PROTOCOLS, key["proto"])
         columns["family"] = _named(_FAMILIES, key["family"])
         columns["role"] = _named(ROLES, value["role"])
+        columns |= {name: np.full(len(value), seen) for name, seen in _seen(recording).items()}
         columns["owned"] = value["known"] & KNOWN_PROCESS != 0
         columns["placed"] = value["known"] & KNOWN_CGROUP != 0
         for name in ("first_ts", "last_ts"):
@@ -136,11 +137,20 @@ def insert_flows(con: Database, recording: Recording, flows: Flows, resolved: Re
             "local, local_port, remote, remote_port, nullif(ns_net, 0), if(owned, tgid, NULL),"
             " nullif(protocol, '-'), nullif(family, '-'), nullif(role, '-'),"
             " if(owned, comm, NULL), if(owned, uid, NULL), if(placed, cgroup_id, NULL),"
-            " tx_bytes, rx_bytes, tx_calls, rx_calls, opened, failed, retrans_segs,"
+            " if(sent, tx_bytes, NULL), if(received, rx_bytes, NULL), if(sent, tx_calls, NULL),"
+            " if(received, rx_calls, NULL), if(connected AND (accepted OR role = 'client' OR"
+            " protocol = 'udp'), opened, NULL), if(connected, failed, NULL),"
+            " if(retransmits, retrans_segs, NULL),"
             " make_timestamp(nullif(first_ts, 0)), make_timestamp(nullif(last_ts, 0)),"
             " connection, flow",
             columns,
         )
+
+
+def _seen(recording: Recording) -> dict[str, bool]:
+    """Returns which figures of flows are known."""
+    names = ("sent", "received", "connected", "accepted", "retransmits")
+    return {name: getattr(recording.observed, name) for name in names}
 
 
 def insert_texts(

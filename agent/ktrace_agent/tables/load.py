@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 
 from ktrace_agent.enrich.conntrack.lookup import Conntrack
+from ktrace_agent.kernel.observed import EVERYTHING, Observed
 from ktrace_agent.kernel.recording import Recording
 from ktrace_agent.tables.backfill import backfill
 from ktrace_agent.tables.encode import Encoder
@@ -37,10 +38,15 @@ class Names:
 
 
 class Tables:
-    """One recording in an in-memory DuckDB of its own; close() frees it."""
+    """One recording in an in-memory DuckDB of its own; close() frees it.
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, rows: int) -> None:
-        self.con, self.rows = con, rows
+    `observed` states which figures are known.
+    """
+
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, rows: int, observed: Observed = EVERYTHING
+    ) -> None:
+        self.con, self.rows, self.observed = con, rows, observed
 
     def close(self) -> None:
         """Frees the memory."""
@@ -92,7 +98,7 @@ def load(recording: Recording, node: str, names: Names | None = None) -> Tables:
     give_back()
 
     insert_events(con, rows, order, resolved, encoder, recording.clock.offset_start_ns)
-    tables = Tables(con, len(rows))
+    tables = Tables(con, len(rows), recording.observed)
     del rows, order
     insert_flows(con, recording, flows, resolved)
     insert_texts(con, encoder, node, names.pods, resolved.connections)

@@ -133,7 +133,7 @@ def _query(summary: Summary, bundle: Path) -> str:
     if shown:
         numbers = ", ".join(map(str, shown.evidence.rows))
         question = f"SELECT {columns}, new_state, error, result FROM rows WHERE n IN ({numbers})"
-    elif any(result != ConnectResult.ESTABLISHED for result in summary.connects.results):
+    elif summary.connects and set(summary.connects.results) - {ConnectResult.ESTABLISHED}:
         question = (
             f"SELECT {columns}, result, error, measure AS us FROM rows"
             " WHERE type = 'connect' AND result <> 'established'"

@@ -52,6 +52,9 @@ class PlainLines:
         self._stream = stream
         self._due = PLAIN_EVERY_S
 
+    def warn(self, text: str) -> None:
+        self._write(f"warning: {text}")
+
     def ready(self) -> None:
         self._write(starting(self._config))
 
@@ -82,8 +85,11 @@ class LiveLine:
         self._console = console
         self._screen = Screen(console=console, auto_refresh=False, transient=True)
 
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
     def ready(self) -> None:
-        self._console.print(f"ktrace: {starting(self._config)}", highlight=False, markup=False)
+        self._print(starting(self._config))
         self._screen.start()
 
     def tick(self, live: Live) -> None:
@@ -96,6 +102,9 @@ class LiveLine:
 
     def close(self) -> None:
         self._screen.stop()
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"ktrace: {text}", highlight=False, markup=False)
 
 
 def live_line(live: Live) -> "RenderableType":

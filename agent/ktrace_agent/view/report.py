@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ktrace_agent.analyze.titles import fill
+from ktrace_agent.kernel.probes import roots
 from ktrace_agent.view.findings import findings, resolvers, verdict
 from ktrace_agent.view.style import (
     BAD,
@@ -22,7 +23,7 @@ from ktrace_agent.view.style import (
     spaced,
     table_of,
 )
-from ktrace_api.names import UNKNOWN, ConnectResult, RowType
+from ktrace_api.names import UNKNOWN, ConnectResult, Gap, RowType
 from ktrace_api.summary import Accounting, Destination, Process, Summary, Talker
 
 
@@ -54,24 +55,29 @@ def _headline(summary: Summary) -> Text:
         line.append("  stopped early", DIM)
     if summary.sample > 1:
         line.append(f"  sampled 1 in {summary.sample:,}", DIM)
-    lost, capped = summary.lost, sum(one.capped for one in summary.accounting.values())
-    if summary.complete and summary.hooks_missing:
-        hooks = ", ".join(summary.hooks_missing)
-        line.append(f"  no events lost, but not traced: {plain(hooks)}", "yellow")
-    elif summary.complete:
+    if summary.complete:
         line.append("  complete: no events lost", GOOD)
-    elif lost:
-        line.append(fill("  INCOMPLETE: {lost:event} {lost:was|were} lost", lost=lost), BAD)
-    elif capped:
-        over = "  INCOMPLETE: {capped:event} {capped:was|were} over the capture limit"
-        line.append(fill(over, capped=capped), BAD)
     else:
-        line.append("  INCOMPLETE: a map was full, see `overflow` in the summary", BAD)
+        line.append(f"  INCOMPLETE: {_incomplete(summary)}", BAD)
     return line
 
 
+def _incomplete(summary: Summary) -> str:
+    """What is missing, the worst reason first."""
+    lost, capped = summary.lost, sum(one.capped for one in summary.counted.values())
+    if lost:
+        return fill("{lost:event} {lost:was|were} lost", lost=lost)
+    if capped:
+        return fill("{capped:event} {capped:was|were} over the capture limit", capped=capped)
+    if hooks := roots(summary.hooks_missing):
+        return f"not traced: {plain(', '.join(hooks))}"
+    if Gap.ENDED_EARLY in summary.gaps:
+        return "the capture ended early"
+    return "a map was full, see `overflow` in the summary"
+
+
 def _advice(summary: Summary) -> Text | None:
-    if not any(one.lost_ring for one in summary.accounting.values()):
+    if not any(one.lost_ring for one in summary.counted.values()):
         return None
     change = (
         "free space in --out-dir, or use" if summary.disk_full else "use a larger --ring-bytes,"
@@ -91,24 +97,25 @@ def _events(summary: Summary) -> Group:
         ("over limit", lambda one: one.capped),
         ("lost", lambda one: one.lost_ring + one.lost_map + one.unseen),
     ]
-    accounts = summary.accounting
+    accounts = summary.counted
     shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]
     names = [name for name, _ in shown]
     spare = [name for name in names if name != "lost"]
     table = table_of("Events", 0, "type", "recorded", *names, spare=spare)
     for row in RowType:
-        if row not in accounts:
+        if row not in summary.accounting:
             continue
         cells = [number(summary.rows_by_type.get(row, 0))]
         for name, count in shown:
-            cells.append((alarming if name == "lost" else number)(count(accounts[row])))
+            value = count(accounts[row]) if row in accounts else None
+            cells.append((alarming if name == "lost" else number)(value))
         table.add_row(Text(row), *cells)
     return spaced(table)
 
 
 def _connects(summary: Summary) -> Group | None:
     found = summary.connects
-    if not found.top:
+    if found is None or not found.top:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
     columns = ("peer", "result", "attempts", "p50", "p99", "max")
@@ -200,7 +207,9 @@ def _flows(summary: Summary) -> Group | None:
 
 def _retransmits(summary: Summary) -> Group | None:
     found = summary.retransmits
-    segments = max(found.segs, found.flow_segs)  # rows may be sampled, flows may be left out
+    segments = max(
+        found.segs or 0, found.flow_segs or 0
+    )  # rows may be sampled, flows may be left out
     if not segments:
         return None
     left_out = found.left_out + max(0, len(found.top) - TOP)
@@ -213,6 +222,8 @@ def _retransmits(summary: Summary) -> Group | None:
 
 def _sockets(summary: Summary) -> Group | None:
     """TCP sockets by state at the start and at the end; growth of bad states is red."""
+    if summary.stock_start is None or summary.stock_end is None:
+        return None
     first, last = summary.stock_start.states, summary.stock_end.states
     if not first and not last:
         return None

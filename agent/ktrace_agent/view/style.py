@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ktrace_agent.view.fitted_table import Columns
 from ktrace_api.finding import RoundTrip
+from ktrace_api.names import UNKNOWN
 from ktrace_api.summary import Quantiles
 
 TOP = 8
@@ -26,22 +27,24 @@ def plain(text: object) -> Text:
     return Text("".join(char if char.isprintable() else "�" for char in str(text)))
 
 
-def number(value: int | str) -> Text:
-    """A number with thousands separators; zero and unknown are dim."""
-    if isinstance(value, str):
-        return Text(value, DIM)
+def number(value: int | None) -> Text:
+    """A number with thousands separators, `-` if it is unknown; both zero and `-` are dim."""
+    if value is None:
+        return Text(UNKNOWN, DIM)
     return Text(f"{value:,}", "" if value else DIM)
 
 
-def alarming(value: int) -> Text:
-    """A number that should be zero; red otherwise."""
+def alarming(value: int | None) -> Text:
+    """A number that should be zero; red otherwise. `-` if it is unknown."""
+    if value is None:
+        return Text(UNKNOWN, DIM)
     return Text(f"{value:,}", BAD if value else DIM)
 
 
-def size(value: int | str) -> Text:
-    """Bytes in binary units: 1.5 KiB."""
-    if isinstance(value, str) or value == 0:
-        return Text(str(value), DIM)
+def size(value: int | None) -> Text:
+    """Bytes in binary units: 1.5 KiB; `-` if the number is unknown."""
+    if not value:
+        return Text(UNKNOWN if value is None else "0", DIM)
     amount = float(value)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < _KIB:
@@ -78,5 +81,5 @@ def spaced(part: RenderableType) -> Group:
 def quantiles(found: Quantiles | RoundTrip | None) -> list[Text]:
     """p50, p99 and maximum; dashes if nothing was measured."""
     if found is None or not found.count:
-        return [Text("-", DIM)] * 3
+        return [Text(UNKNOWN, DIM)] * 3
     return [Text(span(found.p50)), Text(span(found.p99)), Text(span(found.max))]

@@ -76,6 +76,8 @@ def entry(result: AgentResult, since: datetime, until: datetime) -> NodeResult:
         events=result.events if recorded else None,
         lost=result.lost if recorded else None,
         complete=result.complete if recorded else None,
+        gaps=result.gaps or None,
+        hooks_missing=result.hooks_missing or None,
         started_at=_plausible(result.started, since, until),
         ended_at=_plausible(result.ended, since, until) or until,
     )

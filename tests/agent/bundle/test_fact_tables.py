@@ -8,6 +8,7 @@ import pytest
 from ktrace_agent.bundle.seal import seal
 from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
+from ktrace_api.names import Gap
 from ktrace_api.node import ConntrackFacts, ConntrackNetns, Delta, HookChoice, NodeInfo, Refusal
 from tests.agent.conftest import Make, make_events
 
@@ -39,7 +40,6 @@ def test_what_the_looks_at_connection_tracking_found_is_judged(
 def test_what_no_program_serves_is_said_alike_everywhere(
     make_recording: Make, config: CaptureConfig, node_info: NodeInfo, tmp_path: Path
 ):
-    """`complete` counts events. What nobody looked for is neither lost nor there."""
     refused = (Refusal(program="exit_accept", reason="tracefs shows no event"),)
     hooks = (
         HookChoice(hook="tcp_state", chosen="tcp_state"),
@@ -48,7 +48,8 @@ def test_what_no_program_serves_is_said_alike_everywhere(
     )
     lacking = node_info.model_copy(update={"hooks": hooks})
     summary = seal(Captured(make_recording(make_events([{}])), config, lacking), tmp_path).summary
-    assert summary.complete
+    assert not summary.complete
+    assert summary.gaps == (Gap.NOT_TRACED,)
     assert summary.hooks_missing == ("accept",)
     assert summary.notes[-1] == (
         "Not traced on this node: accept. Missing: which process accepted a connection."

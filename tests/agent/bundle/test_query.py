@@ -119,7 +119,8 @@ def test_rows_flows_and_sockets_with_their_pods(con: duckdb.DuckDBPyConnection):
 
 def test_what_the_capture_was(con: duckdb.DuckDBPyConnection):
     (capture,) = rows(con, "SELECT * FROM capture")
-    assert (capture["node"], capture["rows"], capture["complete"]) == ("etcd-1", 2, True)
+    assert (capture["node"], capture["rows"], capture["complete"]) == ("etcd-1", 2, False)
+    assert (capture["gaps"], capture["lost"]) == (["not_traced"], None)
     assert capture["events"] == ["tcp", "udp", "connect", "retransmit"]
     host, netns = rows(con, "SELECT * FROM counters ORDER BY netns NULLS FIRST")
     assert (host["netns"], host["file"], host["delta"]) == (None, "pressure/cpu", 2.0)

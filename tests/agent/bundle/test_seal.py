@@ -84,7 +84,7 @@ def check(sealed: Sealed, folder: Path) -> Summary:
     found = [json.loads(line)["type"] for line in events.splitlines()]
     assert {name: found.count(name) for name in RowType} == summary.rows_by_type
     same_rows(events, sealed.paths[1])
-    for name, account in summary.accounting.items():
+    for name, account in summary.counted.items():
         parts = account.model_dump(exclude={"seen", "bytes"})
         assert account.seen == sum(parts.values())
         assert account.written == summary.rows_by_type[name]
@@ -211,7 +211,7 @@ def test_rows_beyond_max_bytes_are_capped_and_counted(
     summary = check(sealed, tmp_path)
     assert sum(path.stat().st_size for path in sealed.paths[:4]) <= MIB
     assert 1000 < summary.rows < 3001
-    assert sum(account.capped for account in summary.accounting.values()) == 3001 - summary.rows
+    assert sum(account.capped for account in summary.counted.values()) == 3001 - summary.rows
     assert not summary.complete
     assert any("max_bytes (1048576)" in note for note in summary.notes)
 
@@ -292,7 +292,7 @@ def test_every_event_is_accounted_for(
     recording = make_recording(events, counters=counters)
     summary = check(seal(Captured(recording, config, node_info), folder), folder)
     for row_type, hook in counters.items():
-        assert summary.accounting[row_type].seen == hook.seen
+        assert summary.counted[row_type].seen == hook.seen
     unwanted = sum(c.capped + c.lost_ring + c.lost_map for c in counters.values()) + sum(missing)
     assert summary.complete == (unwanted == 0)
 
@@ -344,7 +344,7 @@ def test_a_full_disk_keeps_what_fits(
         return check(seal(Captured(recording, config, node_info), tmp_path), tmp_path)
 
     summary = in_small_tmpfs(tmp_path, room, job)
-    lost = sum(account.lost_ring for account in summary.accounting.values())
+    lost = sum(account.lost_ring for account in summary.counted.values())
     assert summary.rows + lost == 10_007
     assert summary.rows * 500 > room // 4
     assert not summary.complete
@@ -363,8 +363,8 @@ def test_max_bytes_and_a_full_disk_are_told_apart(
         return check(seal(Captured(recording, small, node_info), tmp_path), tmp_path)
 
     summary = in_small_tmpfs(tmp_path, 2 * MIB - (64 << 10), job)  # the rows fill it
-    capped = sum(account.capped for account in summary.accounting.values())
-    lost = sum(account.lost_ring for account in summary.accounting.values())
+    capped = sum(account.capped for account in summary.counted.values())
+    lost = sum(account.lost_ring for account in summary.counted.values())
     assert capped > 0
     assert lost > 0
     assert summary.rows + capped + lost == 10_007

@@ -42,6 +42,11 @@ CHOICES = (
     ),
     Choice("connect", (), (Refusal("enter_connect", "tracefs shows no event"),), "errnos"),
 )
+NO_SENDS = (
+    Choice("socket_send", (), (Refusal("sock_send", "no tracepoint"),), "UDP sends, bytes sent"),
+    Choice("udp_send_address", (), (Refusal("enter_sendto", "useless without socket_send"),),
+           "peers of sends on unconnected UDP sockets"),
+)  # fmt: skip
 
 
 def text(found: Examination) -> str:
@@ -68,6 +73,12 @@ def test_a_node_with_every_feature(snapshot: SnapshotAssertion):
 def test_a_node_without_one_feature(snapshot: SnapshotAssertion):
     platform = replace(GOOD, tracefs="-", missing=(NO_TRACEFS,))
     assert text(doctor.examine(lambda: platform, survey)) == snapshot
+
+
+def test_what_is_lost_is_named_once(snapshot: SnapshotAssertion):
+    """A hook that only lacks another one is not served, but it is not a loss of its own."""
+    shown = text(doctor.examine(lambda: GOOD, lambda _: (*CHOICES[:2], *NO_SENDS)))
+    assert shown[shown.index("what it records") :] == snapshot
 
 
 def test_a_node_that_is_not_ready(snapshot: SnapshotAssertion):
@@ -116,6 +127,7 @@ def test_the_command(
     assert [one["what"] for one in shown["platform"]["missing"]] == [one.what for one in missing]
     if status == 0:
         assert shown["hooks"][2]["absent"] == "errnos"
+        assert shown["hooks"][0]["records"] == "TCP rows"
         assert shown["sizes"]["ring_bytes"] == 8 * 2**20
     else:
         assert shown["error"]["reason"] == "PermissionDenied"

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from ktrace_agent.cli import termination_message
 from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity, Subject
-from ktrace_api.names import NodeReason
+from ktrace_api.names import Gap, NodeReason
 from ktrace_api.result import MAX_MESSAGE_BYTES, read
+from tests.agent.view.test_report import quiet
 
 NOW = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
 
@@ -70,6 +71,28 @@ def test_both_ends_of_a_long_message_are_kept():
     )
     assert line.startswith("bucket b does not exist; x")
     assert line.endswith(" the bundle is in /w/b")
+
+
+def test_unknown_losses_stay_unknown_on_their_way_to_the_operator():
+    """A missing hook that writes rows: how many events it would have had, nothing counted."""
+    summary = quiet(
+        complete=False, gaps=("not_traced",), hooks_missing=("socket_recv", "udp_recv_address")
+    )
+    result = termination_message.result(
+        "u-1", "n1", NodeReason.AGENT_ERROR, ended=NOW, summary=summary
+    )
+    again = read(result.to_message())
+    assert (again.complete, again.lost, again.events) == (False, None, 0)
+    assert again.gaps == (Gap.NOT_TRACED,)
+    assert again.hooks_missing == ("socket_recv", "udp_recv_address")
+
+
+def test_a_hook_without_rows_leaves_the_losses_known():
+    summary = quiet(complete=False, gaps=("not_traced",), hooks_missing=("accept",))
+    result = termination_message.result(
+        "u-1", "n1", NodeReason.AGENT_ERROR, ended=NOW, summary=summary
+    )
+    assert read(result.to_message()).lost == 0
 
 
 @given(

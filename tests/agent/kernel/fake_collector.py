@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ktrace_agent.enrich.pods.identify import Identities, Sources
+from ktrace_agent.kernel.hooks import HOOKS
+from ktrace_agent.kernel.probes import Choice
 from ktrace_agent.kernel.recording import HookCounters, Overflow
 from ktrace_api.names import RowType
 
@@ -15,9 +17,11 @@ class Collector:
     """Programs that write nothing."""
 
     ring_fd = -1
-    choices: ClassVar[tuple[Any, ...]] = ()
 
     def __init__(self, *_: Any, **__: Any) -> None:
+        self.choices = tuple(
+            Choice(hook.name, hook.candidates[0].programs, missing=hook.missing) for hook in HOOKS
+        )
         self.attach = self.detach = self.close = lambda: None
 
     def iterate(self, _: str) -> bytes:

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_agent.errors import UsageError
+from ktrace_agent.kernel.hooks import HOOKS, TARGETS, Hook
 from ktrace_agent.kernel.probes import (
-    HOOKS,
     NONE,
-    TARGETS,
-    Hook,
     choose,
     forced_candidates,
     preallocates,
+    roots,
+    unserved,
 )
 from ktrace_agent.kernel.targets import Event, Function, Kprobe, RawTracepoint
 from ktrace_api.names import EventKind
@@ -82,7 +82,38 @@ def test_a_program_that_the_kernel_did_not_load_is_refused_with_its_words():
     )
     assert choice.program is None
     assert choice.refused[0].reason == "unknown func"
-    assert choice.missing == "UDP sends and bytes sent"
+    assert choice.missing == "UDP sends, DNS queries, bytes sent"
+
+
+def test_addresses_of_datagrams_that_nothing_records_have_no_programs():
+    """The system calls have events, but nothing reports a send or a receive."""
+    kernel = Kernel(functions={}, kprobes=False)
+    del kernel.tracepoints["sock_send_length"], kernel.tracepoints["sock_recv_length"]
+    found = {choice.hook: choice for choice in choose(kernel)}
+    for name, needed in (("udp_send_address", "socket_send"), ("udp_recv_address", "socket_recv")):
+        assert found[name].programs == ()
+        assert [one.reason for one in found[name].refused] == [f"useless without {needed}"]
+    assert [choice.hook for choice in unserved(found.values())] == ["socket_send", "socket_recv"]
+    assert found["connect"].programs == ("enter_connect", "exit_connect")
+
+
+def test_one_direction_keeps_its_addresses():
+    kernel = Kernel(functions={}, kprobes=False)
+    del kernel.tracepoints["sock_send_length"]
+    found = programs(kernel)
+    assert found["udp_send_address"] == ()
+    assert "enter_recvfrom" in found["udp_recv_address"]
+
+
+def test_a_hook_that_lacks_only_itself_is_its_own_root():
+    assert roots(["udp_send_address", "accept"]) == ("udp_send_address", "accept")
+    assert roots(["socket_send", "udp_send_address", "unheard-of"]) == ("socket_send", "unheard-of")
+
+
+def test_a_hook_comes_after_those_that_it_needs():
+    names = [hook.name for hook in HOOKS]
+    for place, hook in enumerate(HOOKS):
+        assert set(hook.needs) <= set(names[:place])
 
 
 OLD = {name: args for name, args in TRACEPOINTS.items() if not name.endswith("_length")}

@@ -155,7 +155,7 @@ def test_missed_events_are_reported(
     )
     summary = seal(Captured(recording, config, node_info), tmp_path).summary
     assert not summary.complete
-    assert summary.accounting[RowType.TCP_STATE].unseen == 13
+    assert summary.counted[RowType.TCP_STATE].unseen == 13
     assert any("13 tcp_state" in note for note in summary.notes)
     (found,) = [one for one in summary.findings if one.id == FindingId.CAPTURE_INCOMPLETE]
     assert found.severity == severity

@@ -29,6 +29,20 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds(snapshot: Snapshot
     assert out.getvalue() == snapshot
 
 
+@pytest.mark.parametrize("stream", [io.StringIO, Tty])
+def test_what_cannot_be_recorded_is_said_before_the_recording(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
+):
+    monkeypatch.setenv("TERM", "xterm")
+    out = stream()
+    with progress.observer(CONFIG, out) as watch:
+        watch.warn("cannot record on this kernel: [sends]")
+        watch.ready()
+    first, second = out.getvalue().splitlines()[:2]
+    assert first == "ktrace: warning: cannot record on this kernel: [sends]"
+    assert second.startswith("ktrace: recording for 60s")
+
+
 def test_on_a_terminal_a_live_line_comes_and_goes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     out = Tty()

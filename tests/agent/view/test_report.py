@@ -236,8 +236,9 @@ def test_reports(name: str, snapshot: SnapshotAssertion):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"hooks_missing": ("connect", "accept")},
-         "no events lost, but not traced: connect, accept"),
+        ({"complete": False, "gaps": ("not_traced",), "hooks_missing": ("connect", "accept")},
+         "INCOMPLETE: not traced: connect, accept"),
+        ({"complete": False, "gaps": ("ended_early",)}, "INCOMPLETE: the capture ended early"),
         ({"complete": False, "accounting": {"connect": account(lost_map=1)}},
          "INCOMPLETE: 1 event was lost"),
         ({"complete": False, "accounting": {"connect": account(capped=5_000)}},
@@ -299,9 +300,9 @@ def test_spans(microseconds: int, wanted: str):
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(0, "0"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**40, "1.0 TiB"), ("-", "-")],
+    [(0, "0"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**40, "1.0 TiB"), (None, "-")],
 )
-def test_sizes(value: int | str, wanted: str):
+def test_sizes(value: int | None, wanted: str):
     assert style.size(value).plain == wanted
 
 

@@ -155,3 +155,22 @@ def test_a_result_within_the_bounds_is_taken(events: int, lost: int, count: int,
     finding = {"id": "DNS_SLOW", "severity": "info", "title": text[:160], "count": count}
     message = said(events=events, lost=lost, message=text[:256], findings=[finding])
     assert taken(json.dumps(message, ensure_ascii=False))
+
+
+def test_what_the_kernel_cannot_record_is_in_the_entry():
+    """How many events that costs is unknown, so `lost` is left out."""
+    missing = ["socket_send", "udp_send_address"]
+    message = json.dumps(
+        said(complete=False, gaps=["not_traced"], hooks_missing=missing, lost=None)
+    )
+    made = entry(read_result(message, UID, NODE), START, NOW).to_json()
+    assert made["complete"] is False
+    assert made["gaps"] == ["not_traced"]
+    assert made["hooksMissing"] == missing
+    assert "lost" not in made
+    assert taken(message)
+
+
+@pytest.mark.parametrize("hooks", [["x"] * 33, ["<b>"], ["x" * 33]])
+def test_names_of_hooks_are_bounded(hooks: list[str]):
+    assert not taken(json.dumps(said(hooks_missing=hooks)))

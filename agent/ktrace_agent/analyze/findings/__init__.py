@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from ktrace_agent.analyze.dns_clients import prepare
+from ktrace_agent.analyze.dns_clients import Directions, prepare
 from ktrace_agent.analyze.dns_summary import summarize
 from ktrace_agent.analyze.findings import (
     connect_failures,
@@ -63,7 +63,11 @@ def analyze(
     covered = case.coverage
     timed = covered.sample == 1
     exact = timed and not covered.lost_share((RowType.UDP_SEND, RowType.UDP_RECV))
-    prepare(con, covered.end, thresholds, exact=exact)
+    observed = Directions(
+        sent=RowType.UDP_SEND not in covered.unobserved,
+        received=RowType.UDP_RECV not in covered.unobserved,
+    )
+    prepare(con, covered.end, thresholds, exact=exact, observed=observed)
     tcp.prepare(case)
     found: list[Finding] = []
     for find, tables in _FAMILIES:
@@ -71,7 +75,8 @@ def analyze(
         for table in tables:
             con.execute(f"DROP TABLE {table}")
     shown = _fit(_limit(worst_first(found))[:MAX_FINDINGS], FINDINGS_BYTES)
-    summary = summarize(con, timed=timed)
+    attempts = RowType.CONNECT not in covered.unobserved
+    summary = summarize(con, timed=timed, observed=observed, attempts=attempts)
     no_rows = NO_TRAFFIC if covered.rows else coverage.silence(case)
     return Findings(
         findings=tuple(shown),

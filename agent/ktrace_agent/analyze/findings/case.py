@@ -40,7 +40,7 @@ HOOKS: Mapping[RowType, tuple[str, ...]] = {
     RowType.UDP_SEND: ("socket_send", "udp_send_address"),
     RowType.UDP_RECV: ("socket_recv", "udp_recv_address"),
 }
-"""Hooks that rows of a type depend on, as named in probes.py."""
+"""Hooks that rows of a type depend on, as named in kernel/hooks.py."""
 
 _WEAKER = {Confidence.HIGH: Confidence.MEDIUM, Confidence.MEDIUM: Confidence.LOW}
 _MANY_LOST = 0.1
@@ -75,8 +75,11 @@ class Coverage:
     """Events for which the kernel ran no program; `lost` includes them."""
     capped: int
     overflow: int
-    complete: bool
+    ended_early: bool
+    """An error ended the capture."""
     hooks_missing: tuple[str, ...]
+    unobserved: frozenset[str]
+    """Row types that no program records: their absence means nothing."""
 
     def lost_share(self, types: Iterable[RowType]) -> float:
         """Share of the events of these types that was lost."""
@@ -285,6 +288,7 @@ def _coverage(case: Case) -> Coverage:
     if pods := capture.get("pods"):
         filters.append("one pod" if len(pods) == 1 else f"{len(pods)} pods")
     missing = case.query("SELECT hook FROM hooks WHERE chosen IS NULL AND len(refused) > 0")
+    unobserved = case.query("SELECT type FROM accounting WHERE type IS NOT NULL AND seen IS NULL")
     return Coverage(
         rows=seen["rows"],
         end=end,
@@ -296,6 +300,7 @@ def _coverage(case: Case) -> Coverage:
         unseen=sum(int(row["unseen"]) for row in accounts),
         capped=capped,
         overflow=max(capture.get("overflow") or 0, 0),
-        complete=capture.get("complete") is not False,
+        ended_early=capture.get("ended_by") == "error",
         hooks_missing=tuple(row["hook"] or UNKNOWN for row in missing),
+        unobserved=frozenset(row["type"] for row in unobserved),
     )

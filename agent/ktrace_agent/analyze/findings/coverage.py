@@ -7,6 +7,8 @@ from ktrace_agent.analyze import sentences
 from ktrace_agent.analyze.findings.case import Case, Coverage, Measured, Texts
 from ktrace_agent.analyze.findings.wording import number
 from ktrace_agent.analyze.titles import GAPS, Variant, fill, title
+from ktrace_agent.kernel.observed import known_loss
+from ktrace_agent.kernel.probes import roots
 from ktrace_api.finding import Cause, Finding, FindingId, Severity
 from ktrace_api.names import RowType
 
@@ -18,7 +20,7 @@ def find(case: Case) -> Iterator[Finding]:
     """CAPTURE_INCOMPLETE, if any requested events are missing."""
     coverage, limits = case.coverage, case.limits
     lost = sum(coverage.lost.values())
-    whole = coverage.complete and not lost and not coverage.capped and not coverage.overflow
+    whole = not (lost or coverage.capped or coverage.overflow or coverage.ended_early)
     if whole and not coverage.hooks_missing:
         return
     rate = coverage.lost_share(RowType)
@@ -37,7 +39,7 @@ def find(case: Case) -> Iterator[Finding]:
         points_to=Cause.UNKNOWN,
         measured=Measured(
             counts={
-                "lost": lost,
+                "lost": known_loss(lost, coverage.hooks_missing),
                 "unseen": coverage.unseen,
                 "capped": coverage.capped,
                 "overflow": coverage.overflow,
@@ -49,7 +51,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _title(coverage: Coverage, lost: int, *, whole: bool) -> str:
     """Missing hooks alone are not lost events."""
-    hooks = coverage.hooks_missing
+    hooks = roots(coverage.hooks_missing)
     if whole:
         return title(_ID, Variant.NOT_TRACED, hooks=_listed(hooks), count=len(hooks))
     counts = {

@@ -56,7 +56,7 @@ SELECT count(*) FILTER (WHERE {FAILING}) AS processes,
   {CT_STATE} AS ct_state,
   max(answered_by) AS answered_by,
   {", ".join(f"list_sort(flatten(list({name})))[:8] AS {name}" for name in _EVENTS)}
-FROM pools GROUP BY pool HAVING processes > 0
+FROM pools GROUP BY pool HAVING processes > 0 AND (unanswered IS NOT NULL OR failed > 0)
 ORDER BY unanswered DESC, errored DESC, tgid, remote_ip, net LIMIT {_CONSIDERED}
 """
 _SLOW = f"""
@@ -104,7 +104,7 @@ def _gave_up(row: Row, late: set[Space]) -> bool:
     queries themselves may have met a closed port.
     """
     return (
-        row["unanswered"] > 0
+        (row["unanswered"] or 0) > 0
         and row["answers_sent"] == 0
         and row["ct_state"] != "UNREPLIED"
         and not row["loopback"]

@@ -26,7 +26,7 @@ class Space(NamedTuple):
 # Queries that may have a late answer. For the others conntrack recorded that no reply arrived.
 _OPEN = """
 SELECT net, coalesce(contains(remote_ip, ':'), false) AS v6,
-  sum(unanswered)::BIGINT AS unanswered, sum(raced)::BIGINT AS raced
+  coalesce(sum(unanswered), 0)::BIGINT AS unanswered, coalesce(sum(raced), 0)::BIGINT AS raced
 FROM dns_clients WHERE ct_state IS DISTINCT FROM 'UNREPLIED' GROUP BY ALL
 """
 # Datagrams sent to a port of a namespace on which no process received any.
