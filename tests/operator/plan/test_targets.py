@@ -1,25 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pods the author of a snapshot may select."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from ktrace_api.snapshot import TraceSnapshot
 from ktrace_operator.plan.targets import Refusal, pod_namespace
-
-NOW = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
-
-
-def snapshot(**spec: Any) -> TraceSnapshot:
-    metadata = {
-        "name": "snap",
-        "namespace": "agents",
-        "uid": "16d1be55-4d13-4e2e-b4bd-89861e542501",
-        "creationTimestamp": NOW,
-    }
-    return TraceSnapshot.model_validate({"metadata": metadata, "spec": spec})
+from tests.operator.plan.snapshots import snapshot
 
 
 @pytest.mark.parametrize(
