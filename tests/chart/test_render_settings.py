@@ -31,6 +31,7 @@ def test_the_operator_can_read_its_settings(name: str, tmp_path: Path):
     default = value(name, "output", "default")
     assert settings.output.default == (Output.model_validate(default) if default else None)
     assert settings.output.allow_pvc == value(name, "output", "allowPvc")
+    assert settings.agent.platforms == tuple(value(name, "agent", "platforms"))
     assert settings.agent.cri_sockets == tuple(value(name, "agent", "criSockets"))
     assert (
         settings.agent.resources.limits["memory"]
@@ -43,7 +44,8 @@ def test_defaults_are_those_of_the_operator(tmp_path: Path):
     settings = settings_of(rendered("default"), tmp_path)
     assert settings.limits == Limits()
     assert settings.output.s3 == S3Policy()
-    agent = AgentSettings(image=settings.agent.image)
+    assert settings.agent.platforms == ("linux/amd64",), "the images that the project builds"
+    agent = AgentSettings(image=settings.agent.image, platforms=settings.agent.platforms)
     assert settings.agent == agent
     assert settings == Settings(namespaces=settings.namespaces, agent=agent)
 

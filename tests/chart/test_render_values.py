@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ktrace_api.crd import definition
-from ktrace_operator.settings import ALLOWED_ENDPOINT
+from ktrace_operator.settings import ALLOWED_ENDPOINT, PLATFORM
 from ktrace_operator.timeouts import LONGEST_WRITE_SECONDS
 from tests.chart.helm import CHART, Refused, render
 from tests.chart.rendered import DEFAULTS
@@ -56,6 +56,9 @@ pytestmark = pytest.mark.world("chart")
         ),
         ({"output": {"s3": {"allowedEndpoints": ["s3.example.com"]}}}, "allowedEndpoints"),
         ({"output": {"s3": {"allowedBuckets": ["a b"]}}}, "allowedBuckets"),
+        ({"agent": {"platforms": ["amd64"]}}, "platforms"),
+        ({"agent": {"platforms": ["windows/amd64"]}}, "platforms"),
+        ({"agent": {"platforms": ["linux/amd64"] * 2}}, "platforms"),
         ({"agent": {"criSockets": ["run/containerd.sock"]}}, "criSockets"),
         ({"networkPolicy": {"apiServerPorts": []}}, "apiServerPorts"),
         ({"namespaces": {"agents": {"name": "ktrace"}}}, "operator's own namespace"),
@@ -101,6 +104,7 @@ def test_what_the_chart_says_of_settings_the_operator_says_too():
     )
     endpoints = values_schema("output", "s3", "allowedEndpoints")["items"]
     assert endpoints["pattern"] == ALLOWED_ENDPOINT
+    assert values_schema("agent", "platforms")["items"]["pattern"] == PLATFORM
 
 
 def leaves(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
