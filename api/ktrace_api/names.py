@@ -144,6 +144,8 @@ class NodeReason(StrEnum):
     NODE_LOST = "NodeLost"
     NODE_NOT_READY = "NodeNotReady"
     NODE_BUSY = "NodeBusy"
+    UNSUPPORTED_PLATFORM = "UnsupportedPlatform"
+    """No agent image exists for the operating system and architecture of the node."""
     CANCELED = "Canceled"
 
 
@@ -203,4 +205,6 @@ class ConditionReason(StrEnum):
     COMPLETED = "Completed"
     PARTIALLY_COMPLETED = "PartiallyCompleted"
     ALL_FAILED = "AllFailed"
+    UNSUPPORTED_PLATFORM = "UnsupportedPlatform"
+    """No agent image exists for the platform of any selected node."""
     CANCELED = "Canceled"

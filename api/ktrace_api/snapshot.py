@@ -235,7 +235,8 @@ class SnapshotSpec(KubeModel):
     """Nodes to trace, options of the recording, and destination. Immutable except `stop`."""
 
     nodes: NodeTarget
-    """Nodes to trace: exactly one of names, selector and pods."""
+    """Nodes to trace: exactly one of names, selector and pods. Nodes that are not ready or whose
+    platform has no agent image are skipped."""
     duration: SnapshotDuration = capture_option("duration", note="The chart may lower the maximum.")
     capture: CaptureSpec = CaptureSpec()
     """Options of the recording on each node."""

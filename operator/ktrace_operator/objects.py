@@ -22,6 +22,7 @@ from ktrace_api.names import (
 
 Raw = Mapping[str, Any]
 
+_LABEL_OS, _LABEL_ARCH = "kubernetes.io/os", "kubernetes.io/arch"
 _STATIC_POD_HASH = "kubernetes.io/config.hash"
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -189,24 +190,35 @@ class Node:
     ready: bool = True
     not_ready_because: str = ""
     """Reason of its Ready condition if that is not True."""
+    os: str = ""
+    """Operating system in the words of Go (`linux`, `windows`); "" if unknown."""
+    architecture: str = ""
+    """Architecture in the words of Go (`amd64`, `arm64`); "" if unknown."""
+
+    @property
+    def platform(self) -> str:
+        """`linux/arm64`."""
+        return f"{self.os or 'unknown'}/{self.architecture or 'unknown'}"
 
     @classmethod
     def of(cls, raw: Raw) -> "Node":
-        """Parses a Node object. Without a Ready condition, the node is not ready."""
-        metadata = _map(raw.get("metadata"))
+        """Parses a Node object. Without a Ready condition, the node is not ready.
+
+        The kubelet reports the platform in status.nodeInfo, and sets the labels when the node is
+        registered. Labels can be changed by hand, so they count only if nodeInfo is empty.
+        """
+        metadata, status = _map(raw.get("metadata")), _map(raw.get("status"))
         ready = next(
-            (
-                one
-                for one in _maps(_map(raw.get("status")).get("conditions"))
-                if one.get("type") == "Ready"
-            ),
-            {},
+            (one for one in _maps(status.get("conditions")) if one.get("type") == "Ready"), {}
         )
+        labels, info = _texts(metadata.get("labels")), _map(status.get("nodeInfo"))
         return cls(
             name=str(metadata.get("name", "")),
-            labels=_texts(metadata.get("labels")),
+            labels=labels,
             ready=ready.get("status") == "True",
             not_ready_because=text_of(ready.get("reason")) or "NodeStatusNeverUpdated",
+            os=text_of(info.get("operatingSystem"), 63) or labels.get(_LABEL_OS, ""),
+            architecture=text_of(info.get("architecture"), 63) or labels.get(_LABEL_ARCH, ""),
         )
 
 

@@ -24,6 +24,9 @@ Seconds = Annotated[int, Field(ge=1, le=86_400)]
 ALLOWED_ENDPOINT = rf"^https?://[a-z0-9*]([a-z0-9.*-]*[a-z0-9*])?{PORT_OF_URL}$"
 """Pattern of an allowed endpoint. The chart's values.schema.json has the same."""
 
+PLATFORM = r"^linux/[a-z0-9]+$"
+"""Pattern of a platform with an agent image. The chart's values.schema.json has the same."""
+
 
 class SettingsError(ValueError):
     """The settings file is invalid. The text is one line that names the field."""
@@ -44,6 +47,10 @@ class AgentSettings(KubeModel):
     """The agent's pod."""
 
     image: Annotated[str, Field(min_length=1, max_length=512)]
+    platforms: Annotated[
+        tuple[Annotated[str, Field(max_length=32, pattern=PLATFORM)], ...], Field(max_length=16)
+    ] = ()
+    """Platforms of the image. Nodes of other platforms are skipped; empty: none is skipped."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str = "ktrace-agent"

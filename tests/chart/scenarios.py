@@ -82,6 +82,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
                 "limits": {"memory": "1Gi", "ephemeral-storage": "8Gi"},
             },
             "priorityClassName": "system-node-critical",
+            "platforms": ["linux/amd64", "linux/arm64"],
             "criSockets": ["/run/k3s/containerd/containerd.sock"],
             "terminationGraceSeconds": 300,
             "serviceAccount": {

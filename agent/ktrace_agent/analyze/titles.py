@@ -55,6 +55,34 @@ class Variant(StrEnum):
 _V = Variant
 
 TITLES: Mapping[FindingId, Mapping[Variant, str]] = {
+    _ID.CONNTRACK_FULL: {
+        _V.PLAIN: "Conntrack table full: {held} of {most:entry}, {dropped:packet} of new"
+        " connections dropped",
+        _V.WAS_FULL: "Conntrack table was full: {held} of {most:entry}, {dropped:packet} of new"
+        " connections dropped",
+        _V.EVICTED: "Conntrack table was full: {evicted:entry} evicted, {dropped:packet} of new"
+        " connections dropped",
+    },
+    _ID.LISTEN_OVERFLOW: {
+        _V.PLAIN: "Accept queue full on {peer} ({by}): {drops:connection attempt} dropped",
+        _V.UNKNOWN_PROCESS: "Accept queue full on an unknown listener: {drops:connection attempt}"
+        " dropped",
+    },
+    _ID.EPHEMERAL_PORTS_EXHAUSTED: {
+        _V.PLAIN: "No free local port for {failed} of {total:connection} to {peer} ({by})",
+    },
+    _ID.CONNECT_DENIED: {
+        _V.PLAIN: "The kernel blocked {failed} of {total:connection} from {who} to {peer}"
+        " ({error})",
+    },
+    _ID.CONNTRACK_INSERT_FAILED: {
+        _V.PLAIN: "Conntrack insert failed: {failed:packet} dropped, entry already in use",
+    },
+    _ID.TCP_CONNECT_UNREACHABLE: {
+        _V.PLAIN: "{peer} is unreachable ({error}): {failed} of {total:connection attempt} ({by})",
+        _V.FIREWALL: "{failed} of {total:connection attempt} to {peer} were rejected on the path"
+        " ({by})",
+    },
     _ID.DNS_NO_REPLY: {
         _V.PLAIN: "DNS server {peer} did not answer {failed} of {total:query} ({by})",
         _V.BLOCKED: "The kernel blocked {failed} of {total:query} to DNS server {peer} ({by})",
@@ -67,8 +95,16 @@ TITLES: Mapping[FindingId, Mapping[Variant, str]] = {
         _V.GAVE_UP: "DNS server {peer} answered {failed} of {total:query} too late: socket closed"
         " ({by})",
     },
-    _ID.DNS_SLOW: {
-        _V.PLAIN: "Slow DNS: {peer} took {ms} ms (median of {total:answer}) for {who}",
+    _ID.TCP_CONNECT_REFUSED: {
+        _V.PLAIN: "{peer} refused {failed} of {total:connection} ({by})",
+        _V.DNS_OVER_TCP: "{peer} refused {failed} of {total:DNS-over-TCP connection} ({by})",
+        _V.NAT_ADDRESS: "NAT address {peer} refused {failed} of {total:connection} ({by})",
+        _V.NAT_BACKEND: "{peer} (backend {backends} of {known}) refused {failed} of"
+        " {total:connection} ({by})",
+        _V.FIREWALL: "A firewall rejected {failed} of {total:connection} to {peer} with ICMP"
+        " ({by})",
+        _V.SCAN: "Port scan: {peer} refused {failed} of {total:connection} ({by})",
+        _V.RECOVERED: "{peer} refused {failed} of {total:connection}, then recovered ({by})",
     },
     _ID.TCP_SYN_UNANSWERED: {
         _V.PLAIN: "{failed} of {total:connection attempt} to {peer} got no reply ({by})",
@@ -90,39 +126,24 @@ TITLES: Mapping[FindingId, Mapping[Variant, str]] = {
         _V.NAT_BACKEND: "{peer} (backend {backends} of {known}): {failed} of {total:attempt} timed"
         " out ({by})",
     },
-    _ID.TCP_CONNECT_REFUSED: {
-        _V.PLAIN: "{peer} refused {failed} of {total:connection} ({by})",
-        _V.DNS_OVER_TCP: "{peer} refused {failed} of {total:DNS-over-TCP connection} ({by})",
-        _V.NAT_ADDRESS: "NAT address {peer} refused {failed} of {total:connection} ({by})",
-        _V.NAT_BACKEND: "{peer} (backend {backends} of {known}) refused {failed} of"
-        " {total:connection} ({by})",
-        _V.FIREWALL: "A firewall rejected {failed} of {total:connection} to {peer} with ICMP"
-        " ({by})",
-        _V.SCAN: "Port scan: {peer} refused {failed} of {total:connection} ({by})",
-        _V.RECOVERED: "{peer} refused {failed} of {total:connection}, then recovered ({by})",
-    },
-    _ID.TCP_CONNECT_UNREACHABLE: {
-        _V.PLAIN: "{peer} is unreachable ({error}): {failed} of {total:connection attempt} ({by})",
-        _V.FIREWALL: "{failed} of {total:connection attempt} to {peer} were rejected on the path"
-        " ({by})",
-    },
-    _ID.TCP_CONNECT_SLOW: {
-        _V.PLAIN: "Slow TCP handshakes: {peer} took {ms} ms (median of {total}) for {who}",
-        _V.LATE: "{late} of {total:handshake} with {peer} took {wait} s or longer: SYN"
-        " retransmitted ({by})",
-    },
-    _ID.CONNECT_DENIED: {
-        _V.PLAIN: "The kernel blocked {failed} of {total:connection} from {who} to {peer}"
-        " ({error})",
-    },
-    _ID.EPHEMERAL_PORTS_EXHAUSTED: {
-        _V.PLAIN: "No free local port for {failed} of {total:connection} to {peer} ({by})",
-    },
     _ID.CLOSE_WAIT_GROWING: {
         _V.PLAIN: "{who}: {growth:connection} not closed after the peer closed {growth:it|them}"
         " (CLOSE_WAIT {before} -> {after})",
         _V.UNKNOWN_PROCESS: "Unknown process: {growth:connection} not closed after the peer closed"
         " {growth:it|them} (CLOSE_WAIT {before} -> {after})",
+    },
+    _ID.UDP_RCVBUF_DROPS: {
+        _V.PLAIN: "UDP receive buffer full: {drops:datagram} dropped",
+        _V.RATE: "UDP receive buffer full: {drops:datagram} dropped ({share:.1 %})",
+        _V.READER: "UDP receive buffer full: {drops:datagram} dropped, main reader {who}",
+        _V.RATE_READER: "UDP receive buffer full: {drops:datagram} dropped ({share:.1 %}),"
+        " main reader {who}",
+    },
+    _ID.DNS_SLOW: {
+        _V.PLAIN: "Slow DNS: {peer} took {ms} ms (median of {total:answer}) for {who}",
+    },
+    _ID.TCP_RESETS: {
+        _V.PLAIN: "{peer} reset {resets:established connection} from {who}",
     },
     _ID.TCP_RETRANSMITS: {
         _V.PLAIN: "{segs:segment} from {who} to {peer} {segs:was|were} retransmitted",
@@ -133,34 +154,17 @@ TITLES: Mapping[FindingId, Mapping[Variant, str]] = {
         _V.RATE_STALLED: "{stalled:connection} from {who} to {peer} stalled: {segs} of"
         " ~{sent:segment} retransmitted",
     },
-    _ID.TCP_RESETS: {
-        _V.PLAIN: "{peer} reset {resets:established connection} from {who}",
-    },
-    _ID.LISTEN_OVERFLOW: {
-        _V.PLAIN: "Accept queue full on {peer} ({by}): {drops:connection attempt} dropped",
-        _V.UNKNOWN_PROCESS: "Accept queue full on an unknown listener: {drops:connection attempt}"
-        " dropped",
-    },
     _ID.CONNTRACK_UNREPLIED: {
         _V.PLAIN: "No UDP replies from {peer} to {sent:datagram} from {who} (conntrack UNREPLIED)",
     },
-    _ID.CONNTRACK_FULL: {
-        _V.PLAIN: "Conntrack table full: {held} of {most:entry}, {dropped:packet} of new"
-        " connections dropped",
-        _V.WAS_FULL: "Conntrack table was full: {held} of {most:entry}, {dropped:packet} of new"
-        " connections dropped",
-        _V.EVICTED: "Conntrack table was full: {evicted:entry} evicted, {dropped:packet} of new"
-        " connections dropped",
+    _ID.TCP_CONNECT_SLOW: {
+        _V.PLAIN: "Slow TCP handshakes: {peer} took {ms} ms (median of {total}) for {who}",
+        _V.LATE: "{late} of {total:handshake} with {peer} took {wait} s or longer: SYN"
+        " retransmitted ({by})",
     },
-    _ID.CONNTRACK_INSERT_FAILED: {
-        _V.PLAIN: "Conntrack insert failed: {failed:packet} dropped, entry already in use",
-    },
-    _ID.UDP_RCVBUF_DROPS: {
-        _V.PLAIN: "UDP receive buffer full: {drops:datagram} dropped",
-        _V.RATE: "UDP receive buffer full: {drops:datagram} dropped ({share:.1 %})",
-        _V.READER: "UDP receive buffer full: {drops:datagram} dropped, main reader {who}",
-        _V.RATE_READER: "UDP receive buffer full: {drops:datagram} dropped ({share:.1 %}),"
-        " main reader {who}",
+    _ID.MEMORY_PRESSURE: {
+        _V.PLAIN: "Memory pressure: tasks waited for memory {some:.0 %} of the time, all of them"
+        " {full:.0 %}",
     },
     _ID.SOFTNET_DROPS: {
         _V.PLAIN: "CPU backlog queue full: {dropped:packet} dropped before the network stack"
@@ -169,16 +173,14 @@ TITLES: Mapping[FindingId, Mapping[Variant, str]] = {
     _ID.CPU_PRESSURE: {
         _V.PLAIN: "CPU contention: tasks waited for a CPU {some:.0 %} of the time",
     },
-    _ID.MEMORY_PRESSURE: {
-        _V.PLAIN: "Memory pressure: tasks waited for memory {some:.0 %} of the time, all of them"
-        " {full:.0 %}",
-    },
     _ID.CAPTURE_INCOMPLETE: {
         _V.PLAIN: "Capture incomplete: {gaps}",
         _V.NOT_TRACED: "{hooks} {count:was|were} not traced (no eBPF program available); nothing"
         " else is missing",
     },
 }
+"""Finding -> its titles. The order is that of directness: the finding that names its cause most
+directly comes first, and decides the verdict among equals (verdict.py)."""
 
 GAPS: Mapping[str, str] = {
     "lost": "{count:event} lost",

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ktrace_agent.analyze import sentences
-from ktrace_agent.analyze.titles import fill
+from ktrace_agent.analyze.titles import TITLES, fill
 from ktrace_api.finding import (
     SENTENCE_CHARS,
     Cause,
@@ -81,29 +81,7 @@ in `sample`."""
 _LEADS = 2
 """A cause that explains less than half of the failures never becomes the verdict."""
 
-_DIRECTNESS = (
-    _ID.CONNTRACK_FULL,
-    _ID.LISTEN_OVERFLOW,
-    _ID.EPHEMERAL_PORTS_EXHAUSTED,
-    _ID.CONNECT_DENIED,
-    _ID.CONNTRACK_INSERT_FAILED,
-    _ID.TCP_CONNECT_UNREACHABLE,
-    _ID.DNS_NO_REPLY,
-    _ID.TCP_CONNECT_REFUSED,
-    _ID.TCP_SYN_UNANSWERED,
-    _ID.TCP_CONNECT_TIMEOUT,
-    _ID.CLOSE_WAIT_GROWING,
-    _ID.UDP_RCVBUF_DROPS,
-    _ID.DNS_SLOW,
-    _ID.TCP_RESETS,
-    _ID.TCP_RETRANSMITS,
-    _ID.CONNTRACK_UNREPLIED,
-    _ID.TCP_CONNECT_SLOW,
-    _ID.MEMORY_PRESSURE,
-    _ID.SOFTNET_DROPS,
-    _ID.CPU_PRESSURE,
-    _ID.CAPTURE_INCOMPLETE,
-)
+_DIRECTNESS = tuple(TITLES)
 """All ids, the one that names its cause most directly first."""
 
 _SEVERITIES, _CONFIDENCES = tuple(Severity), tuple(Confidence)

@@ -16,7 +16,6 @@ from ktrace_agent.view.style import (
     DIM,
     GOOD,
     HEAD,
-    TOP,
     alarming,
     number,
     plain,
@@ -24,6 +23,7 @@ from ktrace_agent.view.style import (
     size,
     spaced,
     table_of,
+    top,
 )
 from ktrace_api.finding import Cause, Confidence, Finding, Severity
 from ktrace_api.names import UNKNOWN, ConnectResult
@@ -65,10 +65,10 @@ def findings(summary: Summary) -> Group | None:
     """Findings, worst first: severity, id, confidence, title, subject."""
     if not summary.findings:
         return None
-    left_out = summary.findings_left_out + max(0, len(summary.findings) - TOP)
+    shown, left_out = top(summary.findings, summary.findings_left_out)
     more = f"  (+{left_out:,} more)" if left_out else ""
     lines: list[RenderableType] = [Text.assemble(("Findings", HEAD), (more, DIM))]
-    for one in summary.findings[:TOP]:
+    for one in shown:
         style = _SEVERITIES[one.severity]
         name = f"{one.severity.upper():<8}  {one.id}"
         lines.append(Text.assemble((name, style), (f"  {_certainty(one)}", DIM)))
@@ -103,11 +103,11 @@ def resolvers(summary: Summary) -> Group | None:
     found = summary.dns
     if not found.resolvers:
         return None
-    left_out = found.resolvers_left_out + max(0, len(found.resolvers) - TOP)
+    shown, left_out = top(found.resolvers, found.resolvers_left_out)
     columns = ("resolver", "queries", "no answer", "p50", "p99", "max")
     spare = ("p50", "max", "p99")
     table = table_of("DNS (estimated latency)", left_out, *columns, spare=spare)
-    for one in found.resolvers[:TOP]:
+    for one in shown:
         table.add_row(
             plain(one.peer), number(one.queries), alarming(one.unanswered), *quantiles(one.rtt_us)
         )

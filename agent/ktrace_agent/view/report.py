@@ -14,7 +14,6 @@ from ktrace_agent.view.style import (
     DIM,
     GOOD,
     HEAD,
-    TOP,
     alarming,
     number,
     plain,
@@ -22,9 +21,10 @@ from ktrace_agent.view.style import (
     size,
     spaced,
     table_of,
+    top,
 )
 from ktrace_api.names import UNKNOWN, ConnectResult, Gap, RowType
-from ktrace_api.summary import Accounting, Destination, Process, Summary, Talker
+from ktrace_api.summary import Accounting, Destination, FlowPeer, Process, Summary, Talker
 
 
 def report(summary: Summary) -> Group:
@@ -89,6 +89,11 @@ def _process(process: Process) -> Text:
     return Text.assemble(plain(process.comm), (f" {process.tgid}", DIM))
 
 
+def _traffic(one: Talker | FlowPeer) -> tuple[Text, Text, Text, Text]:
+    """Bytes sent and received, connections opened and failed."""
+    return size(one.tx_bytes), size(one.rx_bytes), number(one.opened), alarming(one.failed)
+
+
 def _events(summary: Summary) -> Group:
     """Events by type; a column for each reason why some were not recorded."""
     causes: list[tuple[str, Callable[[Accounting], int]]] = [
@@ -117,11 +122,11 @@ def _connects(summary: Summary) -> Group | None:
     found = summary.connects
     if found is None or not found.top:
         return None
-    left_out = found.left_out + max(0, len(found.top) - TOP)
+    shown, left_out = top(found.top, found.left_out)
     columns = ("peer", "result", "attempts", "p50", "p99", "max")
     spare = ("p50", "max", "p99")
     table = table_of("Connection attempts", left_out, *columns, words=2, spare=spare)
-    for one in found.top[:TOP]:
+    for one in shown:
         table.add_row(
             plain(one.peer), _outcome(one), number(one.connects), *quantiles(one.latency_us)
         )
@@ -159,20 +164,17 @@ def _talkers(summary: Summary) -> Group | None:
     found = summary.talkers
     if not found.by_bytes:
         return None
-    left_out = found.left_out + max(0, len(found.by_bytes) - TOP)
-    pods = any(one.pod != UNKNOWN for one in found.by_bytes[:TOP])
+    shown, left_out = top(found.by_bytes, found.left_out)
+    pods = any(one.pod != UNKNOWN for one in shown)
     numbers = ("sent", "received", "opened", "failed", "flows")
     columns = ("process", *(["pod"] if pods else []), *numbers)
     spare = ("flows", "opened", "failed")
     table = table_of("Top talkers", left_out, *columns, words=2 if pods else 1, spare=spare)
-    for one in found.by_bytes[:TOP]:
+    for one in shown:
         table.add_row(
             _process(one),
             *([_pod(one)] if pods else []),
-            size(one.tx_bytes),
-            size(one.rx_bytes),
-            number(one.opened),
-            alarming(one.failed),
+            *_traffic(one),
             number(one.flows),
         )
     return spaced(table)
@@ -188,19 +190,16 @@ def _flows(summary: Summary) -> Group | None:
     found = summary.flows
     if not found.top:
         return None
-    left_out = found.left_out + max(0, len(found.top) - TOP)
+    shown, left_out = top(found.top, found.left_out)
     columns = ("process", "peer", "", "sent", "received", "opened", "failed")
     spare = ("opened", "", "failed")
     table = table_of("Largest flows", left_out, *columns, words=3, spare=spare)
-    for one in found.top[:TOP]:
+    for one in shown:
         table.add_row(
             _process(one),
             plain(one.peer),
             Text(one.proto, DIM),
-            size(one.tx_bytes),
-            size(one.rx_bytes),
-            number(one.opened),
-            alarming(one.failed),
+            *_traffic(one),
         )
     return spaced(table)
 
@@ -212,10 +211,10 @@ def _retransmits(summary: Summary) -> Group | None:
     )  # rows may be sampled, flows may be left out
     if not segments:
         return None
-    left_out = found.left_out + max(0, len(found.top) - TOP)
+    shown, left_out = top(found.top, found.left_out)
     title = fill("Retransmits: {segments:segment}", segments=segments)
     table = table_of(title, left_out, "process", "peer", "segments", words=2)
-    for one in found.top[:TOP]:
+    for one in shown:
         table.add_row(_process(one), plain(one.peer), number(one.segs))
     return spaced(table)
 

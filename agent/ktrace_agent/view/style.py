@@ -6,6 +6,7 @@ characters nor markup reach the terminal.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -20,6 +21,7 @@ TOP = 8
 
 GOOD, BAD, DIM, HEAD = "green", "bold red", "dim", "bold"
 _KIB = 1024
+_Line = TypeVar("_Line")
 
 
 def plain(text: object) -> Text:
@@ -71,6 +73,11 @@ def table_of(
     """
     more = f"  (+{left_out:,} in the summary)" if left_out > 0 else ""
     return Columns(Text.assemble((title, HEAD), (more, DIM)), columns, words, spare, DIM)
+
+
+def top(lines: Sequence[_Line], left_out: int) -> tuple[Sequence[_Line], int]:
+    """The first TOP lines, and how many are left out in all: these and `left_out`."""
+    return lines[:TOP], left_out + max(0, len(lines) - TOP)
 
 
 def spaced(part: RenderableType) -> Group:

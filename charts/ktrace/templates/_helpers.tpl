@@ -85,6 +85,7 @@ namespaces: {{ (include "ktrace.served" . | fromJson).names | toJson }}
 podTargets: {{ .Values.podTargets.namespaces | toJson }}
 agent:
   image: {{ include "ktrace.image" (dict "root" . "image" .Values.agent.image) | quote }}
+  platforms: {{ .Values.agent.platforms | toJson }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   imagePullSecrets: {{ .Values.image.pullSecrets | toJson }}
   serviceAccount: {{ include "ktrace.agent" . }}

@@ -65,9 +65,12 @@ def progress(
         view = View("True", "Unknown", False, ConditionReason.RUNNING, message)
         phase = Phase.RUNNING if started else Phase.PENDING
         return _with_conditions(status, view, phase, generation, now)
-    phase, reason = _end(counts, stop=stop)
+    phase, reason = _end(results, counts, stop=stop)
     succeeded: Truth = "True" if phase is Phase.COMPLETED else "False"
-    view = View("True", succeeded, True, reason, summary(results))
+    message = summary(results)
+    if reason is ConditionReason.UNSUPPORTED_PLATFORM:
+        message += f"; {results[0].node}: {results[0].message}"
+    view = View("True", succeeded, True, reason, message)
     status = status.model_copy(update={"completion_time": status.completion_time or now})
     return _with_conditions(status, view, phase, generation, now)
 
@@ -85,13 +88,17 @@ def count(results: Sequence[NodeResult]) -> NodeCounts:
     )
 
 
-def _end(counts: NodeCounts, *, stop: bool) -> tuple[Phase, ConditionReason]:
+def _end(
+    results: Sequence[NodeResult], counts: NodeCounts, *, stop: bool
+) -> tuple[Phase, ConditionReason]:
     if stop:
         return Phase.CANCELED, ConditionReason.CANCELED
     if counts.succeeded == counts.total:
         return Phase.COMPLETED, ConditionReason.COMPLETED
     if counts.succeeded:
         return Phase.PARTIALLY_COMPLETED, ConditionReason.PARTIALLY_COMPLETED
+    if all(one.reason is NodeReason.UNSUPPORTED_PLATFORM for one in results):
+        return Phase.FAILED, ConditionReason.UNSUPPORTED_PLATFORM
     return Phase.FAILED, ConditionReason.ALL_FAILED
 
 

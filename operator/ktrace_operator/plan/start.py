@@ -23,7 +23,7 @@ def begin(world: World, settings: Settings, now: datetime) -> Plan:
         snapshot.spec.nodes,
         {name: node for name, node in world.nodes.items() if node is not None},
         world.target_pods,
-        settings.limits,
+        settings,
         now,
     )
     leftovers = abandon([pod for pod in world.pods if pod.snapshot_uid != snapshot.metadata.uid])

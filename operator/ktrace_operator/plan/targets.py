@@ -10,7 +10,7 @@ from ktrace_api.names import ConditionReason, NodeReason, Outcome
 from ktrace_api.snapshot import NodeTarget, TraceSnapshot
 from ktrace_api.status import NodeResult
 from ktrace_operator.objects import Node, TargetPod
-from ktrace_operator.settings import Limits
+from ktrace_operator.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def choose(
     target: NodeTarget,
     nodes: Mapping[str, Node],
     pods: Mapping[str, tuple[str, ...]],
-    limits: Limits,
+    settings: Settings,
     now: datetime,
 ) -> tuple[NodeResult, ...] | Refusal:
     """One entry per node, sorted by name: Pending, or Skipped with a reason.
@@ -66,7 +66,7 @@ def choose(
         )
     else:
         chosen = sorted(pods)
-    limit = min(target.max, limits.max_nodes)
+    limit = min(target.max, settings.limits.max_nodes)
     if not chosen:
         what = "running pod" if target.pods is not None else "node"
         return Refusal(ConditionReason.NO_NODES_MATCHED, f"spec.nodes matches no {what}")
@@ -83,16 +83,29 @@ def choose(
             f"spec.nodes.pods matches {len(pods[crowded[0]])} pods on node {crowded[0]}; "
             f"the maximum per node is {MAX_PODS}",
         )
-    return tuple(_entry(name, nodes.get(name), now) for name in chosen)
+    return tuple(_entry(name, nodes.get(name), settings.agent.platforms, now) for name in chosen)
 
 
-def _entry(name: str, node: Node | None, now: datetime) -> NodeResult:
+def _entry(name: str, node: Node | None, platforms: Collection[str], now: datetime) -> NodeResult:
     if node is None:
         return skipped(name, NodeReason.NODE_LOST, "no node has this name", now)
+    if not _has_image(node, platforms):
+        served = ", ".join(platforms)
+        text = f"no agent image for {node.platform} (the chart's agent.platforms: {served})"
+        return skipped(name, NodeReason.UNSUPPORTED_PLATFORM, text, now)
     if not node.ready:
         text = f"node NotReady ({node.not_ready_because})"
         return skipped(name, NodeReason.NODE_NOT_READY, text, now)
     return NodeResult(node=name)
+
+
+def _has_image(node: Node, platforms: Collection[str]) -> bool:
+    """Whether the agent image may run on this node. An unknown platform is given a chance."""
+    known = [one.split("/") for one in platforms]
+    return not known or any(
+        node.os in ("", os) and node.architecture in ("", architecture)
+        for os, architecture in known
+    )
 
 
 def skipped(node: str, reason: NodeReason, message: str, now: datetime) -> NodeResult:

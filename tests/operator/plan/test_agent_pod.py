@@ -1,27 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's pod: whoever may write a Secret cannot use it for more than S3 keys."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from ktrace_api.snapshot import Output, TraceSnapshot
+from ktrace_api.snapshot import Output
 from ktrace_operator.plan.agent_pod import assignment, manifest
 from ktrace_operator.settings import AgentSettings, Settings
+from tests.operator.plan.snapshots import snapshot
 
 SETTINGS = Settings(namespaces=("agents",), agent=AgentSettings(image="example/ktrace-agent:1"))
-NOW = datetime(2026, 1, 24, 21, 57, 54, tzinfo=UTC)
-
-
-def snapshot(**spec: Any) -> TraceSnapshot:
-    metadata = {
-        "name": "snap",
-        "namespace": "agents",
-        "uid": "16d1be55-4d13-4e2e-b4bd-89861e542501",
-        "creationTimestamp": NOW,
-    }
-    return TraceSnapshot.model_validate({"metadata": metadata, "spec": spec})
 
 
 def agent(output: dict[str, Any]) -> dict[str, Any]:

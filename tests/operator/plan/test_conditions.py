@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrace_api.finding import Cause, FindingId, Severity
-from ktrace_api.names import ConditionReason, NodeReason, Outcome, Phase
+from ktrace_api.names import ConditionReason, ConditionType, NodeReason, Outcome, Phase
 from ktrace_api.result import AgentResult, Delivered, ReportedFinding
 from ktrace_api.snapshot import SnapshotSpec
 from ktrace_api.status import FindingRollup, NodeResult, SnapshotStatus
@@ -102,6 +102,25 @@ def test_ends(kinds: str, stop: bool, phase: Phase, reason: ConditionReason):
     status = progress([letters[one] for one in kinds], stop=stop)
     assert status.phase is phase
     assert {one.reason for one in status.conditions} <= {reason, ConditionReason.ACCEPTED}
+
+
+def test_a_snapshot_that_no_image_can_serve_has_its_own_reason():
+    arm = NodeResult(
+        node="arm",
+        outcome=Outcome.SKIPPED,
+        reason=NodeReason.UNSUPPORTED_PLATFORM,
+        message="no agent image for linux/arm64",
+    )
+    lost = arm.model_copy(update={"node": "lost", "reason": NodeReason.NODE_LOST})
+    for results, reason in (
+        ([arm, arm], ConditionReason.UNSUPPORTED_PLATFORM),
+        ([arm, lost], ConditionReason.ALL_FAILED),
+    ):
+        status = conditions.progress(SnapshotStatus(), results, stop=False, generation=1, now=START)
+        succeeded = status.condition(ConditionType.SUCCEEDED)
+        assert succeeded is not None
+        assert succeeded.reason is reason
+        assert status.phase is Phase.FAILED
 
 
 def test_times_of_transitions_change_only_with_the_status():

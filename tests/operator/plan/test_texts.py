@@ -152,6 +152,16 @@ def not_ready(model: ApiModel) -> None:
     model.node("node-b", ready=False)
 
 
+def no_image(*nodes: str) -> Callable[[ApiModel], None]:
+    """Nodes of other platforms: the first is linux/arm64, the second windows/amd64."""
+
+    def prepare(model: ApiModel) -> None:
+        for node, platform in zip(nodes, ("linux/arm64", "windows/amd64"), strict=False):
+            model.node(node, platform=platform)
+
+    return prepare
+
+
 def other_agent(model: ApiModel) -> None:
     other = Operator(model)
     other.settle(model.apply("other", names("node-a")))
@@ -187,6 +197,8 @@ STATES: dict[str, Row] = {
     "one pod goes": (NODES, nothing, one_pod_goes, {}),
     "one node goes": (names("node-a"), nothing, one_node_goes, {}),
     "not ready, unknown": (names("node-b", "node-c"), not_ready, to_the_end, {}),
+    "no image for any node": (NODES, no_image("node-a", "node-b"), at_once, {}),
+    "no image for one node": (NODES, no_image("node-a"), to_the_end, {}),
     "stopped": (NODES, nothing, stopped, {}),
     "stopped while nodes wait": (ONE_AT_A_TIME, nothing, stopped, {}),
     "stopped before the start": (NODES | {"stop": True}, nothing, at_once, {}),
@@ -231,7 +243,6 @@ def play(name: str) -> tuple[ApiModel, SnapshotKey]:
     spec, prepare, scene, changes = STATES[name]
     model = fresh()
     prepare(model)
-    model.node("node-b", ready=model.nodes["node-b"].ready)
     operator = Operator(model, **changes)
     model.events.clear()
     key = model.apply("snap", copy.deepcopy(spec))

@@ -39,7 +39,7 @@ def stamp(time: datetime) -> str:
 def settings(**changes: Any) -> Settings:
     base: dict[str, Any] = {
         "namespaces": (NAMESPACE,),
-        "agent": AgentSettings(image="example/ktrace-agent:1"),
+        "agent": AgentSettings(image="example/ktrace-agent:1", platforms=("linux/amd64",)),
         "limits": Limits(),
         "output": OutputSettings.model_validate({"default": {"s3": {"bucket": "bundles"}}}),
     }
@@ -111,8 +111,11 @@ class ApiModel:
     def status(self, key: SnapshotKey) -> SnapshotStatus:
         return SnapshotStatus.model_validate(self.snapshots[key]["status"])
 
-    def node(self, name: str, *, ready: bool = True, **labels: str) -> None:
-        self.nodes[name] = Node(name, labels, ready, "" if ready else "NodeStatusUnknown")
+    def node(
+        self, name: str, *, ready: bool = True, platform: str = "linux/amd64", **labels: str
+    ) -> None:
+        because = "" if ready else "NodeStatusUnknown"
+        self.nodes[name] = Node(name, labels, ready, because, *platform.split("/"))
 
     # Kubelets
 

@@ -18,6 +18,7 @@ from tests.operator.serve.model import (
     Run,
     assigned,
     begun,
+    goes_on,
     good_result,
     later,
     names,
@@ -118,6 +119,36 @@ def test_nodes_that_are_not_ready_or_not_there_are_skipped(model: ApiModel, run:
     assert result(status, "nowhere").reason is NodeReason.NODE_LOST
     assert status.nodes.skipped == 2
     assert [node_of(pod) for pod in model.pods.values()] == ["node-a"]
+
+
+def test_nodes_without_an_image_are_skipped(model: ApiModel, run: Run):
+    operator = run()
+    model.node("node-b", platform="linux/arm64")
+    model.node("node-c", ready=False, platform="windows/amd64")
+    key = model.apply("mixed", {"nodes": {"selector": {}}})
+    operator.settle(key)
+    assert [node_of(pod) for pod in model.pods.values()] == ["node-a"]
+    goes_on(model, operator, key, 100)
+    status = model.status(key)
+    assert status.phase is Phase.PARTIALLY_COMPLETED
+    for node in ("node-b", "node-c"):
+        assert result(status, node).outcome is Outcome.SKIPPED
+        assert result(status, node).reason is NodeReason.UNSUPPORTED_PLATFORM
+
+
+def test_a_snapshot_without_an_image_for_any_node_ends_at_once(model: ApiModel, run: Run):
+    operator = run()
+    model.node("node-a", platform="linux/arm64")
+    key = model.apply("arm", names("node-a"))
+    operator.settle(key)
+    status = model.status(key)
+    assert status.phase is Phase.FAILED
+    succeeded = status.condition(ConditionType.SUCCEEDED)
+    assert succeeded is not None
+    assert succeeded.reason is ConditionReason.UNSUPPORTED_PLATFORM
+    assert all(text in succeeded.message for text in ("node-a", "linux/arm64", "linux/amd64"))
+    assert truths(status)["Stalled"] == "True"
+    assert not model.created
 
 
 @pytest.mark.parametrize(

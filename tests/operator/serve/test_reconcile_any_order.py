@@ -4,6 +4,7 @@
 From any state, once kubelets work, every snapshot ends and nothing of it stays.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,12 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ktrace_api.names import NodeReason, Outcome
 from ktrace_api.status import SnapshotStatus
 from ktrace_operator.errors import ApiError, Denied
-from ktrace_operator.objects import Node
 from ktrace_operator.serve.reconcile import SnapshotKey
 from tests.operator.serve.model import START, ApiModel, Crash, Operator, good_result, node_of
 
 DAY = timedelta(days=1)
 NODES = ("node-a", "node-b", "node-c", "node-d")
+PLATFORMS = ("linux/amd64", "linux/arm64", "windows/amd64")
+"""Of nodes; the operator has an image for the first one only."""
 SNAPSHOTS = ("first", "second")
 CLOCKS = (None, START - DAY, START + DAY, START.replace(year=2), START.replace(year=9999))
 """What time it is on a node; None: it has the right one."""
@@ -41,15 +43,22 @@ class AnyOrder(RuleBasedStateMachine):
         """Where agents really ran."""
         self.seen = 0
         self.last: dict[str, SnapshotStatus] = {}
+        self.without_image: set[str] = set()
 
     @initialize(
         parallelism=st.integers(0, 2),
         fenced=st.booleans(),
         not_ready=st.sets(st.sampled_from(NODES), max_size=2),
+        platforms=st.tuples(*[st.sampled_from(PLATFORMS)] * len(NODES)),
     )
-    def begin(self, parallelism: int, fenced: bool, not_ready: set[str]) -> None:
-        for name in NODES:
-            self.model.node(name, ready=name not in not_ready)
+    def begin(
+        self, parallelism: int, fenced: bool, not_ready: set[str], platforms: tuple[str, ...]
+    ) -> None:
+        for name, platform in zip(NODES, platforms, strict=True):
+            self.model.node(name, ready=name not in not_ready, platform=platform)
+        self.without_image = {
+            name for name, one in zip(NODES, platforms, strict=True) if one != PLATFORMS[0]
+        }
         self.operators = [Operator(self.model, name) for name in ("one", "two")]
         if fenced:
             self.model.leader = "one"
@@ -189,7 +198,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NODES), ready=st.booleans())
     def node_changes(self, name: str, ready: bool) -> None:
         if name in self.model.nodes:
-            self.model.nodes[name] = Node(name, {}, ready, "NodeStatusUnknown")
+            node = self.model.nodes[name]
+            self.model.nodes[name] = replace(
+                node, ready=ready, not_ready_because="NodeStatusUnknown"
+            )
 
     @rule(key=st.integers(0, 1))
     def stop(self, key: int) -> None:
@@ -206,6 +218,10 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def never_two_agents(self) -> None:
         assert all(count == 1 for count in self.model.created.values()), self.model.created
+
+    @invariant()
+    def never_an_agent_without_an_image(self) -> None:
+        assert all(node_of(pod) not in self.without_image for pod in self.model.pods.values())
 
     @invariant()
     def never_more_at_once_than_asked(self) -> None:
@@ -261,6 +277,8 @@ class AnyOrder(RuleBasedStateMachine):
             if one.outcome is Outcome.SUCCEEDED:
                 assert one.reason is NodeReason.COMPLETED
                 assert (uid, one.node) in self.delivered, "a success that never was"
+            if one.reason is NodeReason.UNSUPPORTED_PLATFORM:
+                assert one.node in self.without_image
             if one.outcome is Outcome.SKIPPED:
                 assert (uid, one.node) not in self.ran, "it is skipped and ran"
         assert status.finished == (status.completion_time is not None)

@@ -5,7 +5,7 @@
 Unanswered, timed out, refused, unreachable, denied, without a local port, slow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ktrace_agent.analyze.findings import connect_reasons, connect_tables
 from ktrace_agent.analyze.findings.case import Case, Measured, Texts, Trust
@@ -22,7 +22,7 @@ from ktrace_agent.analyze.findings.wording import (
 )
 from ktrace_agent.analyze.sentences import REFUTED_BY, REFUTED_BY_VARIANT
 from ktrace_agent.analyze.titles import Variant, fill, title
-from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Severity
+from ktrace_api.finding import Cause, Confidence, Finding, FindingId, Number, Severity
 from ktrace_api.names import RowType
 
 _RESTS_ON = (RowType.CONNECT,)
@@ -54,9 +54,56 @@ def find(case: Case) -> Iterator[Finding]:
         yield _slow(case, row)
 
 
+def _finding(
+    case: Case,
+    row: Row,
+    finding: FindingId,
+    outcome: str,
+    severity: Severity,
+    *,
+    reason: Reason,
+    command: str,
+    counts: Mapping[str, int | None],
+    numbers: Sequence[Number],
+    rows: Iterable[int | None] | None = None,
+    title: str | None = None,
+    refuted_by: str | None = None,
+    confidence: Confidence = Confidence.HIGH,
+) -> Finding:
+    """A finding about a client and its peer, with the events and texts of its outcome and id."""
+    return case.find(
+        finding,
+        severity,
+        Texts(
+            title or _title(finding, reason, row, row[outcome]),
+            refuted_by or REFUTED_BY[finding],
+            command,
+        ),
+        subject=row | {"peer": row["remote"]},
+        points_to=reason.cause,
+        measured=Measured(
+            counts, numbers, connect_tables.events(case, row, outcome) if rows is None else rows
+        ),
+        trust=Trust(confidence, _RESTS_ON),
+    )
+
+
 def _counts(row: Row, outcome: str) -> dict[str, int]:
     """Counts of a client: attempts with this outcome, all attempts, successes, processes."""
     return {name: row[name] for name in (outcome, "connects", "established", "processes")}
+
+
+def _title(finding: FindingId, reason: Reason, row: Row, failed: int) -> str:
+    """A title of the form "FAILED of TOTAL connection attempts"."""
+    return title(
+        finding,
+        reason.variant,
+        peer=row["remote"],
+        failed=failed,
+        total=row["connects"],
+        by=by(row),
+        **reason.fields,
+    )
 
 
 def _unanswered(case: Case, row: Row) -> Finding:
@@ -73,72 +120,47 @@ def _unanswered(case: Case, row: Row) -> Finding:
     if answered["segs"] and reason.cause == Cause.POLICY:
         reason = Reason(Cause.POLICY, Variant.SYN_ACK_LOST)
     events = connect_tables.events(case, row, "unanswered")
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.TCP_SYN_UNANSWERED,
+        "unanswered",
         grade(limits, failed, total, warn=warn),
-        Texts(
-            title=_title(FindingId.TCP_SYN_UNANSWERED, reason, row, failed),
-            refuted_by=REFUTED_BY[FindingId.TCP_SYN_UNANSWERED],
-            next=inside(
-                row,
-                f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
-                "nft list ruleset",
-                f"ip route get {row['remote_ip']}",
-            ),
+        command=inside(
+            row,
+            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+            "nft list ruleset",
+            f"ip route get {row['remote_ip']}",
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=reason.cause,
-        measured=Measured(
-            counts=_counts(row, "unanswered")
-            | {"synack_again": answered["segs"], "conntrack_unreplied": row["tracked"]},
-            numbers=[
-                number("longest wait", longest_s, limits.syn_wait_s, "s"),
-                number("unanswered attempts", failed, limits.min_count, "attempts"),
-            ],
-            rows=[*events[:8], *(answered["shown"] or ())],
-        ),
-        trust=Trust(
-            Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM, _RESTS_ON
-        ),
-    )
-
-
-def _title(finding: FindingId, reason: Reason, row: Row, failed: int) -> str:
-    """A title of the form "FAILED of TOTAL connection attempts"."""
-    return title(
-        finding,
-        reason.variant,
-        peer=row["remote"],
-        failed=failed,
-        total=row["connects"],
-        by=by(row),
-        **reason.fields,
+        reason=reason,
+        counts=_counts(row, "unanswered")
+        | {"synack_again": answered["segs"], "conntrack_unreplied": row["tracked"]},
+        numbers=[
+            number("longest wait", longest_s, limits.syn_wait_s, "s"),
+            number("unanswered attempts", failed, limits.min_count, "attempts"),
+        ],
+        rows=[*events[:8], *(answered["shown"] or ())],
+        confidence=Confidence.HIGH if failed >= limits.min_count else Confidence.MEDIUM,
     )
 
 
 def _timeout(case: Case, row: Row) -> Finding:
     failed, total = row["timeout"], row["connects"]
     reason = connect_reasons.behind_nat(case, row, "timeout", Cause.POLICY)
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.TCP_CONNECT_TIMEOUT,
+        "timeout",
         grade(case.limits, failed, total, warn=True),
-        Texts(
-            title=_title(FindingId.TCP_CONNECT_TIMEOUT, reason, row, failed),
-            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_TIMEOUT],
-            next=inside(
-                row,
-                f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
-                f"ip route get {row['remote_ip']}",
-            ),
+        command=inside(
+            row,
+            f"nc -vz -w 3 {row['remote_ip']} {row['remote_port']}",
+            f"ip route get {row['remote_ip']}",
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=reason.cause,
-        measured=Measured(
-            counts=_counts(row, "timeout"),
-            numbers=[number("attempts that ended with ETIMEDOUT", failed, 1, "attempts")],
-            rows=connect_tables.events(case, row, "timeout"),
-        ),
-        trust=Trust(rests_on=_RESTS_ON),
+        reason=reason,
+        counts=_counts(row, "timeout"),
+        numbers=[number("attempts that ended with ETIMEDOUT", failed, 1, "attempts")],
     )
 
 
@@ -162,30 +184,25 @@ def _refused(case: Case, row: Row, *, scan: bool) -> Finding:
         reason = Reason(reason.cause, Variant.SCAN)
     elif ended and not recurs:
         reason = Reason(reason.cause, Variant.RECOVERED)
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.TCP_CONNECT_REFUSED,
+        "refused",
         grade(limits, failed, total, warn=warn),
-        Texts(
-            title=_title(FindingId.TCP_CONNECT_REFUSED, reason, row, failed),
-            refuted_by=_refusal_refuted_by(icmp, rejected=rejected, doubtful=doubtful),
-            next=inside(
-                row,
-                f"nc -vz {row['remote_ip']} {row['remote_port']}",
-                f"ss -ltn 'sport = :{row['remote_port']}'",
-                *([_SEE_ICMP] if doubtful else []),
-            ),
+        refuted_by=_refusal_refuted_by(icmp, rejected=rejected, doubtful=doubtful),
+        command=inside(
+            row,
+            f"nc -vz {row['remote_ip']} {row['remote_port']}",
+            f"ss -ltn 'sport = :{row['remote_port']}'",
+            *([_SEE_ICMP] if doubtful else []),
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=reason.cause,
-        measured=Measured(
-            counts=_counts(row, "refused") | {"episodes": episodes},
-            numbers=[
-                number("refused connections", failed, limits.refused_count, "connections"),
-                number("episodes of refusals", episodes, limits.refused_episodes, "episodes"),
-            ],
-            rows=connect_tables.events(case, row, "refused"),
-        ),
-        trust=Trust(rests_on=_RESTS_ON),
+        reason=reason,
+        counts=_counts(row, "refused") | {"episodes": episodes},
+        numbers=[
+            number("refused connections", failed, limits.refused_count, "connections"),
+            number("episodes of refusals", episodes, limits.refused_episodes, "episodes"),
+        ],
     )
 
 
@@ -217,28 +234,22 @@ def _unreachable(case: Case, row: Row) -> Finding:
     reason = Reason(Cause.ROUTING, fields={"error": facts["error"]})
     if rejected:
         reason = Reason(Cause.POLICY, Variant.FIREWALL)
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.TCP_CONNECT_UNREACHABLE,
+        "unreachable",
         grade(limits, failed, total, warn=warn),
-        Texts(
-            title=_title(FindingId.TCP_CONNECT_UNREACHABLE, reason, row, failed),
-            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_UNREACHABLE],
-            next=inside(
-                row, f"ip route get {row['remote_ip']}", f"ip neigh show {row['remote_ip']}"
-            ),
+        command=inside(
+            row, f"ip route get {row['remote_ip']}", f"ip neigh show {row['remote_ip']}"
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=reason.cause,
-        measured=Measured(
-            counts=_counts(row, "unreachable"),
-            numbers=[
-                number("unreachable attempts", failed, limits.min_count, "attempts"),
-                number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
-                number("ICMP unreachable from others", icmp.others, unit="packets"),
-            ],
-            rows=connect_tables.events(case, row, "unreachable"),
-        ),
-        trust=Trust(rests_on=_RESTS_ON),
+        reason=reason,
+        counts=_counts(row, "unreachable"),
+        numbers=[
+            number("unreachable attempts", failed, limits.min_count, "attempts"),
+            number("median time to the error", facts["us"] or 0, _FAST_US, "us"),
+            number("ICMP unreachable from others", icmp.others, unit="packets"),
+        ],
     )
 
 
@@ -249,30 +260,25 @@ def _denied(case: Case, row: Row) -> Finding:
         "SELECT mode(error) FILTER (WHERE error <> '-') AS error FROM f_watched"
         f" WHERE outcome = 'denied' AND client = {row['client']}"
     )
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.CONNECT_DENIED,
+        "denied",
         grade(limits, failed, total, warn=failed >= limits.min_count),
-        Texts(
-            title=title(
-                FindingId.CONNECT_DENIED,
-                failed=failed,
-                total=total,
-                who=who(row),
-                peer=row["remote"],
-                error=facts["error"] or "errno unknown",
-            ),
-            refuted_by=REFUTED_BY[FindingId.CONNECT_DENIED],
-            next=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree; "
-            + inside(row, f"ip route get {row['remote_ip']}"),
+        title=title(
+            FindingId.CONNECT_DENIED,
+            failed=failed,
+            total=total,
+            who=who(row),
+            peer=row["remote"],
+            error=facts["error"] or "errno unknown",
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=Cause.POLICY,
-        measured=Measured(
-            counts={"denied": failed, "connects": total, "processes": row["processes"]},
-            numbers=[number("denied connections", failed, limits.min_count, "connections")],
-            rows=connect_tables.events(case, row, "denied"),
-        ),
-        trust=Trust(rests_on=_RESTS_ON),
+        command=f"grep Seccomp /proc/{row['tgid']}/status; bpftool cgroup tree; "
+        + inside(row, f"ip route get {row['remote_ip']}"),
+        reason=Reason(Cause.POLICY),
+        counts={"denied": failed, "connects": total, "processes": row["processes"]},
+        numbers=[number("denied connections", failed, limits.min_count, "connections")],
     )
 
 
@@ -290,37 +296,30 @@ def _no_port(case: Case, row: Row) -> Finding:
         "SELECT max(value) AS value FROM sysctls WHERE name = 'net.ipv4.ip_local_port_range'"
     )
     warn = failed >= limits.ephemeral_failures and worked
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.EPHEMERAL_PORTS_EXHAUSTED,
+        "no_port",
         grade(limits, failed, total, warn=warn),
-        Texts(
-            title=_title(FindingId.EPHEMERAL_PORTS_EXHAUSTED, Reason(Cause.HOST), row, failed),
-            refuted_by=REFUTED_BY[FindingId.EPHEMERAL_PORTS_EXHAUSTED],
-            next=inside(
-                row,
-                f"ss -tan dst {row['remote_ip']} | wc -l",
-                "sysctl net.ipv4.ip_local_port_range",
-            ),
+        command=inside(
+            row,
+            f"ss -tan dst {row['remote_ip']} | wc -l",
+            "sysctl net.ipv4.ip_local_port_range",
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=Cause.HOST,
-        measured=Measured(
-            counts={
-                "failed": failed,
-                "connects": total,
-                "processes": row["processes"],
-                "sockets_to_peer": held,
-                "time_wait": int(waiting.after) if waiting else None,
-            },
-            numbers=[
-                number("attempts without a port", failed, limits.ephemeral_failures, "attempts"),
-                number(f"sockets to the peer (range {(ranges[0]['value'] or '?')[:16]})", held),
-            ],
-            rows=connect_tables.events(case, row, "no_port"),
-        ),
-        trust=Trust(
-            Confidence.HIGH if held or row["established"] else Confidence.MEDIUM, _RESTS_ON
-        ),
+        reason=Reason(Cause.HOST),
+        counts={
+            "failed": failed,
+            "connects": total,
+            "processes": row["processes"],
+            "sockets_to_peer": held,
+            "time_wait": int(waiting.after) if waiting else None,
+        },
+        numbers=[
+            number("attempts without a port", failed, limits.ephemeral_failures, "attempts"),
+            number(f"sockets to the peer (range {(ranges[0]['value'] or '?')[:16]})", held),
+        ],
+        confidence=Confidence.HIGH if held or row["established"] else Confidence.MEDIUM,
     )
 
 
@@ -330,32 +329,28 @@ def _slow(case: Case, row: Row) -> Finding:
     late, total = row["late"], row["good"]
     lossy = late >= limits.connect_slow_count and share(late, total) >= limits.connect_slow_share
     far = total >= limits.connect_slow_count and p50 >= limits.connect_slow_p50_us
-    return case.find(
+    return _finding(
+        case,
+        row,
         FindingId.TCP_CONNECT_SLOW,
+        "late",
         Severity.WARNING if lossy or far else Severity.INFO,
-        Texts(
-            title=_slow_title(case, row, by_loss=lossy or (late > 0 and not far)),
-            refuted_by=REFUTED_BY[FindingId.TCP_CONNECT_SLOW],
-            next=inside(
-                row,
-                f"nc -vz {row['remote_ip']} {row['remote_port']}",
-                f"mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
-            ),
+        title=_slow_title(case, row, by_loss=lossy or (late > 0 and not far)),
+        command=inside(
+            row,
+            f"nc -vz {row['remote_ip']} {row['remote_port']}",
+            f"mtr -rwc 20 -T -P {row['remote_port']} {row['remote_ip']}",
         ),
-        subject=row | {"peer": row["remote"]},
-        points_to=Cause.DNS if row["remote_port"] == 53 else Cause.ROUTING,
-        measured=Measured(
-            counts={"established": total, "late": late, "processes": row["processes"]},
-            numbers=[
-                number("median handshake", p50, limits.connect_slow_p50_us, "us"),
-                number("lost a SYN", share(late, total), limits.connect_slow_share, "share"),
-                number("90th percentile", p90, unit="us"),
-                number("shortest", least, unit="us"),
-                number("longest", most, unit="us"),
-            ],
-            rows=row["slowest"],
-        ),
-        trust=Trust(rests_on=_RESTS_ON),
+        reason=Reason(Cause.DNS if row["remote_port"] == 53 else Cause.ROUTING),
+        counts={"established": total, "late": late, "processes": row["processes"]},
+        numbers=[
+            number("median handshake", p50, limits.connect_slow_p50_us, "us"),
+            number("lost a SYN", share(late, total), limits.connect_slow_share, "share"),
+            number("90th percentile", p90, unit="us"),
+            number("shortest", least, unit="us"),
+            number("longest", most, unit="us"),
+        ],
+        rows=row["slowest"] or (),
     )
 
 
