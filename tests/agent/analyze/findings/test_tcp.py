@@ -57,6 +57,18 @@ def stalled() -> Captured:
     return made.flow(tx_bytes=10_000_000, opened=1)
 
 
+def test_without_sends_there_is_no_share():
+    """Where nothing reports sends, only the handshakes of the flow are known: 12 segments of 3."""
+    made = Captured()
+    for number in range(12):
+        made.retransmit(number / 10)
+    made.flow(tx_bytes=None, tx_calls=None, opened=1)
+    finding = made.finding("TCP_RETRANSMITS")
+    assert finding.severity == Severity.INFO
+    assert "segments_sent" not in finding.counts
+    assert finding.title == "12 segments from shop (100) to 10.0.0.2:443 were retransmitted"
+
+
 def test_one_connection_that_gets_nothing_acknowledged():
     finding = stalled().finding("TCP_RETRANSMITS")
     assert finding.severity == Severity.WARNING
@@ -346,6 +358,18 @@ def test_backlog_full():
     assert finding.subject.peer == "10.0.0.1:8080"
     assert finding.points_to == Cause.APPLICATION
     assert finding.counts["not_accepted"] == 5
+
+
+def test_without_accept_nobody_knows_who_waits():
+    """Every accepted connection then keeps the listener as its owner."""
+    made = overflowing(20)
+    made.insert("hooks", {"hook": "accept", "chosen": None, "refused": ["exit_accept: no event"]})
+    finding = made.finding("LISTEN_OVERFLOW")
+    assert (
+        finding.title == "Accept queue full on an unknown listener: 20 connection attempts dropped"
+    )
+    assert finding.subject.tgid == "-"
+    assert "not_accepted" not in finding.counts
 
 
 def test_one_overflow_is_no_finding_above_info():
