@@ -31,11 +31,18 @@ class Accounting(Model):
     """Not kept because the ring or the disk was full."""
     lost_map: Count
     """Not kept because a BPF map was full."""
+    skipped: Count = 0
+    """Not recorded: the kernel did not run the program, which was already running on that CPU."""
     bytes: Count
     """Payload bytes of all events that passed the filter."""
     unseen: Count = 0
     """Minimum number of events for which no BPF program ran; for retransmits, of segments. Kernel
     counters or later states of the sockets show them."""
+
+    @property
+    def lost(self) -> int:
+        """Number of events without a row that no filter or limit excluded."""
+        return self.lost_ring + self.lost_map + self.skipped + self.unseen
 
 
 class MapOverflow(Model):
@@ -52,6 +59,13 @@ class MapOverflow(Model):
     flow_rx_bytes: Count
     flow_tx_calls: Count
     flow_rx_calls: Count
+
+
+class SkippedCalls(Model):
+    """TCP calls whose bytes are in no flow: the kernel did not run the program."""
+
+    tx: Count = 0
+    rx: Count = 0
 
 
 class Process(Model):
@@ -230,6 +244,7 @@ class Summary(Model):
     """null: no program records this type, or it was not requested. `accounting` likewise."""
     accounting: dict[RowType, Accounting | None]
     overflow: MapOverflow
+    skipped_calls: SkippedCalls = SkippedCalls()
     processes: Processes
     talkers: Talkers
     flows: FlowPeers
@@ -250,4 +265,4 @@ class Summary(Model):
     @property
     def lost(self) -> int:
         """Number of observed events without a row: lost for lack of space, or missed."""
-        return sum(one.lost_ring + one.lost_map + one.unseen for one in self.counted.values())
+        return sum(one.lost for one in self.counted.values())

@@ -95,7 +95,7 @@ class _Old(Collector):
 
     def __init__(self, config: CaptureConfig, **_: Any) -> None:
         super().__init__()
-        kernel = Kernel()
+        kernel = Kernel(functions={}, kprobes=False)
         for name in self.lacks:
             del kernel.tracepoints[name]
         self.choices = choose(kernel, config.events)

@@ -28,7 +28,7 @@ KTRACE = Path(sys.executable).with_name("ktrace")
 READY = "ktrace: recording"
 ROW_TYPES = ("tcp_state", "udp_send", "udp_recv", "connect", "tcp_retransmit")
 TRAFFIC = ("tx_bytes", "rx_bytes", "tx_calls", "rx_calls", "opened", "failed")
-PARTS = ("written", "filtered", "sampled", "capped", "lost_ring", "lost_map")
+PARTS = ("written", "filtered", "sampled", "capped", "lost_ring", "lost_map", "skipped")
 
 Row = dict[str, Any]
 
@@ -195,7 +195,10 @@ class Capture:
         for hook, parts in accounting.items():
             assert parts["seen"] == sum(parts[name] for name in PARTS), (hook, parts)
             assert parts["written"] == written[hook], (hook, parts)
-        lost = sum(parts["lost_ring"] + parts["lost_map"] for parts in accounting.values())
+        lost = sum(
+            parts["lost_ring"] + parts["lost_map"] + parts["skipped"]
+            for parts in accounting.values()
+        )
         lost += sum(parts["capped"] for parts in accounting.values())
         lost += sum(self.summary["overflow"].values())
         unseen = sum(parts["unseen"] for parts in accounting.values())

@@ -67,7 +67,9 @@ class Bundle:
     def lost(self) -> int:
         """Events that the bundle itself counts as lost."""
         counts = self.summary["accounting"].values()
-        return sum(count["lost_ring"] + count["lost_map"] for count in counts if count)
+        return sum(
+            count["lost_ring"] + count["lost_map"] + count["skipped"] for count in counts if count
+        )
 
     @property
     def findings(self) -> set[str]:

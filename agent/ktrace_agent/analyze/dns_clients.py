@@ -107,7 +107,9 @@ FROM (SELECT m.client, r.error, count(*) AS count
       WHERE r.error IS NOT NULL GROUP BY ALL) GROUP BY client
 """
 
-# Sampling and losses break pairs apart. Counts per flow are made in the kernel and stay exact.
+# Sampling and losses break pairs apart. Counts per flow are made in the kernel and stay exact. A
+# plain recv() on an unconnected socket names no server: such answers are `unnamed`, and count for
+# the queries of the socket that still lack one.
 _CLIENTS_BY_FLOWS = f"""
 CREATE OR REPLACE TEMP TABLE dns_clients AS
 WITH asked AS (
@@ -116,15 +118,22 @@ WITH asked AS (
 unnamed AS (
   SELECT net, tgid, local_port, sum(rx_calls) AS got FROM flows
   WHERE proto = 'udp' AND remote_port IS NULL GROUP BY ALL),
+heard AS (
+  SELECT a.*, coalesce(u.got, 0) AS unnamed,
+    greatest(sent - a.got, 0) AS room, sum(room) OVER (
+      PARTITION BY a.net, a.tgid, a.local_port ORDER BY a.first_ts, a.remote_ip, a.local_ip
+      ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before,
+    least(sent, a.got + least(room, greatest(unnamed - coalesce(before, 0), 0))) AS answered
+  FROM asked a LEFT JOIN unnamed u ON a.net IS NOT DISTINCT FROM u.net
+    AND a.tgid IS NOT DISTINCT FROM u.tgid AND a.local_port = u.local_port),
 counted AS (
   SELECT a.*, CASE WHEN a.last_ts > {{settled}} THEN 0
-    ELSE greatest(a.sent::HUGEINT - a.got - coalesce(u.got, 0), 0) END AS overdue,
+    ELSE greatest(a.sent::HUGEINT - a.got - a.unnamed, 0) END AS overdue,
     overdue > 0 AND first_ts IS NOT NULL AND coalesce(bool_or(a.got > 0) OVER (
       PARTITION BY a.net, a.tgid, a.local_port, if(local_ip IN ('0.0.0.0', '::'), '', local_ip)
       ORDER BY epoch_us(first_ts) RANGE BETWEEN {{race_us}} PRECEDING AND {{race_us}} FOLLOWING
       EXCLUDE CURRENT ROW), false) AS outrun
-  FROM asked a LEFT JOIN unnamed u ON a.net IS NOT DISTINCT FROM u.net
-    AND a.tgid IS NOT DISTINCT FROM u.tgid AND a.local_port = u.local_port),
+  FROM heard a),
 judged AS (
   SELECT *, outrun AND NOT (bool_or(coalesce(ct_state = 'UNREPLIED' AND overdue > 0, false)) OVER w
     AND sum(got) OVER w = 0) AS lost
@@ -133,7 +142,7 @@ shown AS (
   SELECT client, min(n, 8) AS shown FROM dns_messages WHERE asked GROUP BY ALL)
 SELECT hash(c.net, c.tgid, c.remote_ip) AS client, c.net, c.tgid, max(comm) AS comm,
   max(cgroup_id) AS cgroup_id, max(pod) AS pod, max(namespace) AS namespace,
-  c.remote_ip, sum(sent)::BIGINT AS queries, sum(least(got, sent))::BIGINT AS answers,
+  c.remote_ip, sum(sent)::BIGINT AS queries, sum(answered)::BIGINT AS answers,
   coalesce(sum(overdue) FILTER (WHERE NOT lost), 0)::BIGINT AS unanswered,
   coalesce(sum(overdue) FILTER (WHERE lost), 0)::BIGINT AS raced, 0::BIGINT AS retries,
   0::BIGINT AS ambiguous, 0::BIGINT AS unsent, 0::BIGINT AS errored,

@@ -16,7 +16,7 @@ from ktrace_agent.kernel.recording import Recording
 from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import Gap, RowType
-from ktrace_api.summary import Accounting, MapOverflow, Summary
+from ktrace_api.summary import Accounting, MapOverflow, SkippedCalls, Summary
 
 _CLOCK_STEP_NS = 100_000_000
 """A smaller step of the wall clock is not worth a note."""
@@ -41,6 +41,7 @@ class Facts:
     rows_by_type: Mapping[RowType, int | None]
     accounting: Mapping[RowType, Accounting | None]
     overflow: MapOverflow
+    skipped_calls: SkippedCalls
 
     @property
     def counted(self) -> Mapping[RowType, Accounting]:
@@ -88,10 +89,16 @@ def gather(
             for row, count in rows_by_type.items()
         },
         accounting=accounting,
-        overflow=MapOverflow(
-            **{name: getattr(recording.overflow, name) for name in MapOverflow.model_fields}
+        overflow=_overflow(recording),
+        skipped_calls=SkippedCalls(
+            tx=recording.overflow.skipped_tx_calls, rx=recording.overflow.skipped_rx_calls
         ),
     )
+
+
+def _overflow(recording: Recording) -> MapOverflow:
+    counts = {name: getattr(recording.overflow, name) for name in MapOverflow.model_fields}
+    return MapOverflow(**counts)
 
 
 def _counted(
@@ -117,17 +124,35 @@ def _losses(
     if full:
         text = f"{full} events were lost because a BPF map was full: raise max_sockets."
         yield Gap.LOST_MAP, text
+    yield from _skipped(recording, accounting)
     if missed := {row: hook.unseen for row, hook in accounting.items() if hook.unseen}:
         which = ", ".join(f"{count} {row}" for row, count in missed.items())
         text = f"At least {sum(missed.values())} events were missed ({which}): the kernel counted"
         yield Gap.UNSEEN, f"{text} them but did not run the BPF program."
     if capped:
         yield Gap.CAPPED, f"{capped} events were not kept: max_events or max_bytes was reached."
-    if recording.overflow.any():
+    if any(_overflow(recording).model_dump().values()):
         text = "A BPF map was full, so some owners, addresses or flow counts are missing."
         yield Gap.OVERFLOW, text
     if recording.ended_by == "error":
         yield Gap.ENDED_EARLY, "The capture ended early because of an error."
+
+
+def _skipped(
+    recording: Recording, accounting: Mapping[RowType, Accounting]
+) -> Iterator[tuple[Gap, str]]:
+    cause = "the eBPF program was already running on the same CPU"
+    if events := {row: hook.skipped for row, hook in accounting.items() if hook.skipped}:
+        which = ", ".join(f"{count} {row}" for row, count in events.items())
+        text = f"The kernel skipped {sum(events.values())} events ({which}), because {cause}."
+        udp = events.keys() & {RowType.UDP_SEND, RowType.UDP_RECV}
+        short = " Flows, talkers and DNS figures are short by them." if udp else ""
+        yield Gap.SKIPPED, text + short
+    found = recording.overflow
+    if found.skipped_tx_calls or found.skipped_rx_calls:
+        calls = f"{found.skipped_tx_calls} TCP sends and {found.skipped_rx_calls} TCP receives"
+        text = f"The kernel skipped {calls}, because {cause}. Their bytes are in no flow or talker."
+        yield Gap.SKIPPED, text
 
 
 def _untraced(hooks_missing: Sequence[str]) -> Iterator[tuple[Gap, str]]:

@@ -106,6 +106,9 @@ NEXT: Mapping[FindingId, str] = {
 }
 """The next command, where it is the same for every process and peer."""
 
+NEXT_SKIPPED = "ktrace --duration=30s --ports=53,443 --events=udp,connect"
+"""Where only skipped events are missing: programs that a filter ends early are rarely skipped."""
+
 NEXT_VARIANT: Mapping[tuple[FindingId, Variant], str] = {
     (_ID.CAPTURE_INCOMPLETE, Variant.NOT_TRACED): "ktrace doctor",
 }

@@ -184,6 +184,8 @@ directly comes first, and decides the verdict among equals (verdict.py)."""
 
 GAPS: Mapping[str, str] = {
     "lost": "{count:event} lost",
+    "skipped": "{count:event} skipped by the kernel",
+    "skipped_calls": "the bytes of {count:TCP call}",
     "unseen": "{count:event} missed because no eBPF program ran",
     "capped": "{count:event} above the capture limit",
     "overflow": "{count:map update} failed because a map was full",

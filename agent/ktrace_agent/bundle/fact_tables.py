@@ -48,7 +48,8 @@ def load(
 
 def _account(row: RowType, one: Accounting | None) -> Sequence[Any]:
     """The line of a type; NULL if no program records it."""
-    return (row, *(getattr(one, name, None) for name in Accounting.model_fields))
+    _, *names = COLUMNS["accounting"]
+    return (row, *(getattr(one, name) if one else None for name in names))
 
 
 def _fill(con: duckdb.DuckDBPyConnection, table: str, lines: Iterable[Sequence[Any]]) -> None:
@@ -98,7 +99,7 @@ def _changed(netns: int | None, files: FileChanges | CounterFiles) -> Iterator[t
 
 def _capture(facts: Facts, node: NodeInfo) -> tuple[Any, ...]:
     config, hooks = node.config, facts.counted.values()
-    lost = sum(hook.lost_ring + hook.lost_map + hook.unseen for hook in hooks)
+    lost = sum(hook.lost for hook in hooks)
     values: Mapping[str, Any] = {
         "node": facts.node,
         "started": _naive(facts.started),
@@ -118,6 +119,7 @@ def _capture(facts: Facts, node: NodeInfo) -> tuple[Any, ...]:
         "gaps": [str(gap) for gap in facts.gaps],
         "capped": sum(hook.capped for hook in hooks),
         "overflow": sum(facts.overflow.model_dump().values()),
+        "skipped_calls": facts.skipped_calls.tx + facts.skipped_calls.rx,
     }
     return tuple(values[name] for name in COLUMNS["capture"])
 

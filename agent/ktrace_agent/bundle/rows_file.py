@@ -129,6 +129,7 @@ def account(
             "capped": hook.capped + capped,
             "lost_ring": hook.lost_ring + lost + max(hook.written - loaded, 0),
             "lost_map": hook.lost_map,
+            "skipped": hook.skipped,
         }
         accounts[row_type] = Accounting(
             seen=sum(parts.values()), bytes=hook.bytes, unseen=missed.get(row_type, 0), **parts

@@ -59,12 +59,13 @@ node.json. Unchanged counters are absent, except those that findings subtract fr
 sysctls: settings of the node that affect networking
 
 accounting: the events of each type; seen = written + filtered + sampled + capped + lost_ring
-+ lost_map. NULL if no program records the type.
++ lost_map + skipped. NULL if no program records the type.
     written               rows in the bundle
     filtered, sampled     excluded by a filter; excluded by --sample
     capped                excluded by --max-events or --max-bytes
     lost_ring             lost because the ring buffer or the disk was full
-    lost_map              lost because a BPF map was full, or the kernel skipped the program
+    lost_map              lost because a BPF map was full
+    skipped               the kernel did not run the program: it was already running on that CPU
     bytes                 payload bytes of all events that passed the filters
     unseen                minimum number of events for which no BPF program ran; not part of seen
 
@@ -73,11 +74,12 @@ capture: one line, with the options of the capture and its result
     window_s              seconds that the BPF programs were attached
     sample                one event in `sample` was kept
     complete              false if an event was capped, lost or unseen, or a hook is missing
-    gaps                  why it is not complete: not_traced, lost_ring, lost_map, unseen, capped,
-                          overflow, ended_early
+    gaps                  why it is not complete: not_traced, lost_ring, lost_map, skipped, unseen,
+                          capped, overflow, ended_early
     rows, lost, capped    number of rows, of lost and unseen events, and of capped events; lost is
                           NULL if a missing hook leaves events uncounted
     overflow              facts that were dropped because a BPF map was full
+    skipped_calls         TCP calls whose bytes are in no flow: the kernel did not run the program
 
 hooks: the BPF programs for each kind of fact
     chosen                program in use; NULL if none can be used
@@ -204,6 +206,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "lost_map": "BIGINT",
         "bytes": "BIGINT",
         "unseen": "BIGINT",
+        "skipped": "BIGINT",
     },
     "capture": {
         "node": "VARCHAR",
@@ -224,6 +227,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "capped": "BIGINT",
         "overflow": "BIGINT",
         "gaps": "VARCHAR[]",
+        "skipped_calls": "BIGINT",
     },
     "hooks": {"hook": "VARCHAR", "chosen": "VARCHAR", "refused": "VARCHAR[]"},
     "findings": {

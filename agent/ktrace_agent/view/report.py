@@ -100,7 +100,7 @@ def _events(summary: Summary) -> Group:
         ("filtered", lambda one: one.filtered),
         ("sampled out", lambda one: one.sampled),
         ("over limit", lambda one: one.capped),
-        ("lost", lambda one: one.lost_ring + one.lost_map + one.unseen),
+        ("lost", lambda one: one.lost),
     ]
     accounts = summary.counted
     shown = [cause for cause in causes if any(cause[1](one) for one in accounts.values())]
@@ -169,7 +169,8 @@ def _talkers(summary: Summary) -> Group | None:
     numbers = ("sent", "received", "opened", "failed", "flows")
     columns = ("process", *(["pod"] if pods else []), *numbers)
     spare = ("flows", "opened", "failed")
-    table = table_of("Top talkers", left_out, *columns, words=2 if pods else 1, spare=spare)
+    title = _title("Top talkers", summary)
+    table = table_of(title, left_out, *columns, words=2 if pods else 1, spare=spare)
     for one in shown:
         table.add_row(
             _process(one),
@@ -178,6 +179,11 @@ def _talkers(summary: Summary) -> Group | None:
             number(one.flows),
         )
     return spaced(table)
+
+
+def _title(title: str, summary: Summary) -> str:
+    """Skipped calls are in no flow, unlike events that were lost later."""
+    return f"{title} (minimum: calls were skipped)" if Gap.SKIPPED in summary.gaps else title
 
 
 def _pod(talker: Talker) -> Text:
@@ -193,7 +199,8 @@ def _flows(summary: Summary) -> Group | None:
     shown, left_out = top(found.top, found.left_out)
     columns = ("process", "peer", "", "sent", "received", "opened", "failed")
     spare = ("opened", "", "failed")
-    table = table_of("Largest flows", left_out, *columns, words=3, spare=spare)
+    title = _title("Largest flows", summary)
+    table = table_of(title, left_out, *columns, words=3, spare=spare)
     for one in shown:
         table.add_row(
             _process(one),

@@ -10,9 +10,9 @@ from ktrace_agent.analyze.facts import gather
 from ktrace_agent.kernel.recording import Clock, Overflow
 from ktrace_agent.tables.captured import Captured
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import RowType
+from ktrace_api.names import Gap, RowType
 from ktrace_api.node import HookChoice, NodeInfo, Refusal
-from ktrace_api.summary import Accounting
+from ktrace_api.summary import Accounting, SkippedCalls
 from tests.agent.conftest import OFFSET_NS, Make, make_events
 
 ZERO = dict.fromkeys(Accounting.model_fields, 0)
@@ -44,6 +44,20 @@ def test_the_notes_of_a_capture_with_every_fault(
     assert not facts.complete
     assert facts.disk_full
     assert facts.hooks_missing == ("connect", "accept")
+    assert "\n".join(facts.notes) == snapshot
+
+
+def test_skipped_events_have_words_of_their_own(
+    make_recording: Make, config: CaptureConfig, node_info: NodeInfo, snapshot: Any
+):
+    """No map was full, and TCP bytes are no UDP rows."""
+    overflow = Overflow(skipped_tx_calls=17, skipped_rx_calls=3)
+    captured = Captured(make_recording(make_events([]), overflow=overflow), config, node_info)
+    accounting = {RowType.UDP_SEND: Accounting(**ZERO | {"seen": 12_000, "skipped": 10})}
+    facts = gather(captured, {}, accounting)
+    assert facts.gaps == (Gap.SKIPPED,)
+    assert facts.skipped_calls == SkippedCalls(tx=17, rx=3)
+    assert not any(facts.overflow.model_dump().values())
     assert "\n".join(facts.notes) == snapshot
 
 

@@ -35,7 +35,7 @@ QUERIES = 23
 
 def without(*tracepoints: str, events: Sequence[EventKind]) -> tuple[Choice, ...]:
     """The choices on a kernel that lacks these tracepoints."""
-    kernel = Kernel()
+    kernel = Kernel(functions={}, kprobes=False)
     for name in tracepoints:
         del kernel.tracepoints[name]
     return choose(kernel, events)

@@ -73,6 +73,10 @@ class Coverage:
     """Events by row type that were lost or for which no program ran."""
     unseen: int
     """Events for which the kernel ran no program; `lost` includes them."""
+    skipped: int
+    """Events whose program was already running on that CPU; `lost` includes them."""
+    skipped_calls: int
+    """TCP calls whose bytes are in no flow, for the same reason."""
     capped: int
     overflow: int
     ended_early: bool
@@ -267,10 +271,12 @@ def _coverage(case: Case) -> Coverage:
     capture = found[0] if found else {}
     (seen,) = case.query("SELECT count(*) AS rows, min(ts) AS first, max(ts) AS last FROM rows")
     accounts = case.query(
-        """SELECT type, seen + unseen AS seen, lost + unseen AS lost, unseen
+        """SELECT type, seen + unseen AS seen, lost + unseen AS lost, unseen, skipped
            FROM (SELECT type, greatest(coalesce(max(seen), 0), 0)::HUGEINT AS seen,
                    greatest(coalesce(max(lost_ring), 0), 0)::HUGEINT
-                     + greatest(coalesce(max(lost_map), 0), 0) AS lost,
+                     + greatest(coalesce(max(lost_map), 0), 0)
+                     + greatest(coalesce(max(skipped), 0), 0) AS lost,
+                   greatest(coalesce(max(skipped), 0), 0)::HUGEINT AS skipped,
                    greatest(coalesce(max(unseen), 0), 0)::HUGEINT AS unseen
                  FROM accounting WHERE type IS NOT NULL GROUP BY type)"""
     )
@@ -298,6 +304,8 @@ def _coverage(case: Case) -> Coverage:
         seen={row["type"]: int(row["seen"]) for row in accounts},
         lost={row["type"]: int(row["lost"]) for row in accounts},
         unseen=sum(int(row["unseen"]) for row in accounts),
+        skipped=sum(int(row["skipped"]) for row in accounts),
+        skipped_calls=max(capture.get("skipped_calls") or 0, 0),
         capped=capped,
         overflow=max(capture.get("overflow") or 0, 0),
         ended_early=capture.get("ended_by") == "error",

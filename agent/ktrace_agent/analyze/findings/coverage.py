@@ -20,7 +20,9 @@ def find(case: Case) -> Iterator[Finding]:
     """CAPTURE_INCOMPLETE, if any requested events are missing."""
     coverage, limits = case.coverage, case.limits
     lost = sum(coverage.lost.values())
-    whole = not (lost or coverage.capped or coverage.overflow or coverage.ended_early)
+    skipped = coverage.skipped + coverage.skipped_calls
+    others = lost - coverage.skipped or coverage.capped or coverage.overflow
+    whole = not (skipped or others or coverage.ended_early)
     if whole and not coverage.hooks_missing:
         return
     rate = coverage.lost_share(RowType)
@@ -33,13 +35,14 @@ def find(case: Case) -> Iterator[Finding]:
         Texts(
             title=_title(coverage, lost, whole=whole),
             refuted_by=refuted_by if coverage.hooks_missing else sentences.REFUTED_BY[_ID],
-            next=sentences.NEXT_VARIANT[_NOT_TRACED] if whole else sentences.NEXT[_ID],
+            next=_next(whole=whole, skipped=bool(skipped and not others)),
         ),
         subject={},
         points_to=Cause.UNKNOWN,
         measured=Measured(
             counts={
                 "lost": known_loss(lost, coverage.hooks_missing),
+                "skipped": skipped,
                 "unseen": coverage.unseen,
                 "capped": coverage.capped,
                 "overflow": coverage.overflow,
@@ -49,13 +52,21 @@ def find(case: Case) -> Iterator[Finding]:
     )
 
 
+def _next(*, whole: bool, skipped: bool) -> str:
+    if whole:
+        return sentences.NEXT_VARIANT[_NOT_TRACED]
+    return sentences.NEXT_SKIPPED if skipped else sentences.NEXT[_ID]
+
+
 def _title(coverage: Coverage, lost: int, *, whole: bool) -> str:
     """Missing hooks alone are not lost events."""
     hooks = roots(coverage.hooks_missing)
     if whole:
         return title(_ID, Variant.NOT_TRACED, hooks=_listed(hooks), count=len(hooks))
     counts = {
-        "lost": lost - coverage.unseen,
+        "lost": lost - coverage.unseen - coverage.skipped,
+        "skipped": coverage.skipped,
+        "skipped_calls": coverage.skipped_calls,
         "unseen": coverage.unseen,
         "capped": coverage.capped,
         "overflow": coverage.overflow,

@@ -340,6 +340,28 @@ def test_sampled_captures_count_by_flows():
     assert found.dns.resolvers[-1].rtt_us is None
 
 
+def test_answers_without_a_peer_are_answers_of_the_flows():
+    """A client that uses recv() on an unconnected socket, and one lost row."""
+    made = Captured()
+    made.insert("accounting", {"type": "udp_send", "seen": 3000, "skipped": 7, "lost_map": 0})
+    made.flow("udp", port=53, local_port=41000, tx_calls=2993)
+    made.flow("udp", remote_ip=None, remote_port=None, local_port=41000, rx_calls=2990)
+    made.flow("udp", port=53, local_port=41001, tx_calls=2, rx_calls=2)
+    dns = made.analyze().dns
+    assert (dns.queries, dns.answers, dns.unanswered) == (2995, 2992, 3)
+
+
+def test_answers_without_a_peer_count_once():
+    """Two servers that one socket asked share them."""
+    made = Captured()
+    made.insert("accounting", {"type": "udp_send", "seen": 30, "skipped": 1, "lost_map": 0})
+    for server in ("10.0.0.2", "10.0.0.3"):
+        made.flow("udp", port=53, to=server, local_port=41000, tx_calls=10)
+    made.flow("udp", remote_ip=None, remote_port=None, local_port=41000, rx_calls=12)
+    dns = made.analyze().dns
+    assert (dns.queries, dns.answers) == (20, 12)
+
+
 def test_lost_answers_do_not_make_a_resolver_silent():
     made = deaf(5)
     made.insert("accounting", {"type": "udp_recv", "seen": 100, "lost_ring": 50, "lost_map": 0})

@@ -239,6 +239,24 @@ def test_losses():
     assert lost(2).analyze().verdict.verdict == Cause.HEALTHY
 
 
+def test_skipped_events_are_named_and_judged_by_their_share():
+    def skipped(count: int, calls: int = 0) -> Captured:
+        made = busy(complete=False, lost=count, skipped_calls=calls)
+        made.insert("accounting", {"type": "udp_send", "seen": 12_000, "lost_ring": 0,
+                                   "lost_map": 0, "skipped": count})  # fmt: skip
+        return made
+
+    few = skipped(10).finding("CAPTURE_INCOMPLETE")
+    assert (few.severity, few.title) == (
+        Severity.INFO, "Capture incomplete: 10 events skipped by the kernel")  # fmt: skip
+    assert "ring-bytes" not in few.next
+    assert skipped(10).analyze().verdict.verdict == Cause.HEALTHY
+    tcp = skipped(0, calls=17).finding("CAPTURE_INCOMPLETE")
+    assert (tcp.severity, tcp.title) == (
+        Severity.INFO, "Capture incomplete: the bytes of 17 TCP calls")  # fmt: skip
+    assert skipped(6000).finding("CAPTURE_INCOMPLETE").severity == Severity.WARNING
+
+
 def test_limits_that_were_reached():
     finding = busy(complete=False, capped=5000).finding("CAPTURE_INCOMPLETE")
     assert finding.severity == Severity.INFO
