@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.world("static"), pytest.mark.timeout(600)]
 def sources() -> Iterator[Path]:
     for folder in ("api", "agent/ktrace_agent"):
         yield from (ROOT / folder).rglob("*.py")
-    yield from (ROOT / "agent/bpf").glob("*.[ch]")
+    yield from (ROOT / "agent/bpf").rglob("*.[ch]")
     yield from (ROOT / "scripts").glob("*static*")
     yield ROOT / "requirements/agent.lock"
 
