@@ -86,7 +86,6 @@ static __always_inline __u16 kt_protocol(bool typed, const struct sock *sk)
 #define KT_SOCKET_LEN 32  /* of struct socket, at least up to sk */
 #define KT_FIELD(copy, type, field) \
 	(*(typeof(((type *)0)->field) *)((copy) + bpf_core_field_offset(type, field)))
-#define KT_COMMON(field) (typed ? skc->field : KT_FIELD(copy, struct sock_common, field))
 
 static __always_inline void kt_put_addr6(const struct in6_addr *from, __u8 addr[16])
 {
@@ -98,37 +97,55 @@ static __always_inline void kt_put_addr6(const struct in6_addr *from, __u8 addr[
 	word[3] = from->in6_u.u6_addr32[3];
 }
 
+/* The read of kt_read_common() without BTF types. Not inlined: the copy would take a third
+ * of the stack of the program. */
+static __noinline int kt_copy_common(const struct sock_common *skc, struct kt_tuple *t)
+{
+	__u8 copy[KT_COMMON_LEN];
+	struct net *net;
+
+	if (bpf_probe_read_kernel(copy, sizeof(copy), skc))
+		return -1;
+	net = KT_FIELD(copy, struct sock_common, skc_net.net);
+	t->ns_net = BPF_CORE_READ(net, ns.inum);
+	t->lport = KT_FIELD(copy, struct sock_common, skc_num);
+	t->rport = bpf_ntohs(KT_FIELD(copy, struct sock_common, skc_dport));
+	if (KT_FIELD(copy, struct sock_common, skc_family) == AF_INET) {
+		t->family = 4;
+		kt_set_v4(t->local, KT_FIELD(copy, struct sock_common, skc_rcv_saddr));
+		kt_set_v4(t->remote, KT_FIELD(copy, struct sock_common, skc_daddr));
+		return 0;
+	}
+	t->family = 6;
+	__builtin_memcpy(t->local,
+			 copy + bpf_core_field_offset(struct sock_common, skc_v6_rcv_saddr), 16);
+	__builtin_memcpy(t->remote, copy + bpf_core_field_offset(struct sock_common, skc_v6_daddr),
+			 16);
+	return 0;
+}
+
 /* Reads the tuple from the part that full, request and timewait sockets share. `typed`
  * is a constant: whether the verifier knows the BTF type of skc. */
 static __always_inline void kt_read_common(bool typed, const struct sock_common *skc,
 					   struct kt_tuple *t)
 {
-	__u8 copy[KT_COMMON_LEN];
-	struct net *net;
-
 	__builtin_memset(t, 0, sizeof(*t));
-	if (!typed && bpf_probe_read_kernel(copy, sizeof(copy), skc))
-		return;
-	net = KT_COMMON(skc_net.net);
-	t->ns_net = typed ? net->ns.inum : BPF_CORE_READ(net, ns.inum);
-	t->lport = KT_COMMON(skc_num);
-	t->rport = bpf_ntohs(KT_COMMON(skc_dport));
-	if (KT_COMMON(skc_family) == AF_INET) {
-		t->family = 4;
-		kt_set_v4(t->local, KT_COMMON(skc_rcv_saddr));
-		kt_set_v4(t->remote, KT_COMMON(skc_daddr));
-	} else if (typed) {
-		t->family = 6;
-		kt_put_addr6(&skc->skc_v6_rcv_saddr, t->local);
-		kt_put_addr6(&skc->skc_v6_daddr, t->remote);
+	if (!typed) {
+		if (kt_copy_common(skc, t))
+			return;
 	} else {
-		t->family = 6;
-		__builtin_memcpy(t->local,
-				 copy + bpf_core_field_offset(struct sock_common, skc_v6_rcv_saddr),
-				 16);
-		__builtin_memcpy(t->remote,
-				 copy + bpf_core_field_offset(struct sock_common, skc_v6_daddr),
-				 16);
+		t->ns_net = skc->skc_net.net->ns.inum;
+		t->lport = skc->skc_num;
+		t->rport = bpf_ntohs(skc->skc_dport);
+		if (skc->skc_family == AF_INET) {
+			t->family = 4;
+			kt_set_v4(t->local, skc->skc_rcv_saddr);
+			kt_set_v4(t->remote, skc->skc_daddr);
+		} else {
+			t->family = 6;
+			kt_put_addr6(&skc->skc_v6_rcv_saddr, t->local);
+			kt_put_addr6(&skc->skc_v6_daddr, t->remote);
+		}
 	}
 	if (t->rport)
 		t->peer_source = KT_PEER_SOCKET;
