@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-OBJECTS = ("ktrace.bpf.o", "libktrace_ring.so")
+OBJECTS = ("ktrace.bpf.o", "ktrace_basic.bpf.o", "libktrace_ring.so")
 
 
 class BpfObjects(BuildHookInterface[Any]):

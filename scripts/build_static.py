@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BPF_OBJECTS = ("ktrace.bpf.o", "libktrace_ring.so")
+BPF_OBJECTS = ("ktrace.bpf.o", "ktrace_basic.bpf.o", "libktrace_ring.so")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # Parts of the standard library that a node does not need or that need more libraries.

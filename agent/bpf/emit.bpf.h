@@ -78,7 +78,9 @@ static __always_inline struct kt_counters *kt_admit(__u32 type, const struct kt_
 		kt_add(c->filtered, 1);
 		return NULL;
 	}
-	kt_add(c->bytes, bytes);
+	/* Never add a constant 0: clang makes it an atomic OR, which v5.10 does not have. */
+	if (bytes)
+		kt_add(c->bytes, bytes);
 	return c;
 }
 
@@ -98,12 +100,12 @@ static __always_inline bool kt_keep(__u32 type, struct kt_counters *c)
 	if (kt_config.sample > 1) {
 		__u64 *tick = bpf_map_lookup_elem(&ticks, &type);
 
-		if (tick && kt_add(*tick, 1) % kt_config.sample) {
+		if (tick && kt_fetch_add(*tick, 1) % kt_config.sample) {
 			kt_add(c->sampled, 1);
 			return false;
 		}
 	}
-	if (kt_kept >= kt_config.max_events || kt_add(kt_kept, 1) >= kt_config.max_events) {
+	if (kt_kept >= kt_config.max_events || kt_fetch_add(kt_kept, 1) >= kt_config.max_events) {
 		kt_add(c->capped, 1);
 		return false;
 	}

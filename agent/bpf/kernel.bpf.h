@@ -7,6 +7,8 @@
 #define NULL ((void *)0)
 #endif
 
+#define KT_THREAD_SIZE (16 << 10) /* THREAD_SIZE of x86-64 and arm64, without KASAN */
+
 #define PF_KTHREAD 0x00200000
 #define SECCOMP_MODE_FILTER 2
 

@@ -11,6 +11,7 @@
 
 #include "events.h"
 #include "kernel.bpf.h"
+#include "era.bpf.h"
 #include "maps.bpf.h"
 #include "task.bpf.h"
 #include "sock.bpf.h"

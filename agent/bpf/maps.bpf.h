@@ -209,12 +209,21 @@ struct {
 	__type(value, __u8);
 } pods SEC(".maps");
 
+#ifdef KT_BASIC
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* pid_tgid */
+	__type(value, struct kt_thread);
+} threads SEC(".maps");
+#else
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct kt_thread);
 } threads SEC(".maps");
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -264,9 +273,6 @@ __u8 kt_socks_full = 0;
 volatile __u32 kt_counting SEC(".data.counting") = 0;
 /* Set once the inventory holds the attempts that began before the capture. */
 __u8 kt_primed = 0;
-
-/* Atomic, since softirq may interrupt a program on the same CPU. */
-#define kt_add(field, n) __sync_fetch_and_add(&(field), (n))
 
 static __always_inline struct kt_overflow *kt_overflow(void)
 {

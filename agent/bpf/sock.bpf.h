@@ -63,12 +63,6 @@ static __always_inline bool kt_is_inet(__u16 family)
 	return family == AF_INET || family == AF_INET6;
 }
 
-/*
- * Reads a field of a kernel object: by a plain load if the verifier knows the BTF type of
- * the pointer (`typed`, a constant), else by a helper call.
- */
-#define KT_READ(typed, object, field) ((typed) ? (object)->field : BPF_CORE_READ(object, field))
-
 /* The protocol of an internet socket, IPPROTO_*; 0 for any other socket. */
 static __always_inline __u16 kt_protocol(bool typed, const struct sock *sk)
 {
@@ -179,8 +173,10 @@ static __always_inline __u64 kt_sock_id(bool typed, struct sock *sk)
 {
 	__u64 cookie, inode;
 
+#ifndef KT_BASIC
 	if (typed)
 		return bpf_get_socket_cookie(sk);
+#endif
 	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	if (cookie)
 		return cookie;
@@ -238,14 +234,15 @@ static __always_inline bool kt_read_user_peer(__u64 address, __u64 length, struc
  * this protocol, else NULL. `state` is set to the state of its struct socket, SS_*. */
 static __always_inline struct sock *kt_inet_sk(int fd, __u16 protocol, socket_state *state)
 {
-	struct fdtable *fdt = bpf_get_current_task_btf()->files->fdt;
+	struct files_struct *files = KT_READ(KT_MODERN, kt_current(), files);
+	struct fdtable *fdt = KT_READ(KT_MODERN, files, fdt);
 	__u8 copy[KT_SOCKET_LEN];
 	struct file *file = NULL;
 	struct sock *sk;
 
-	if (fd < 0 || (unsigned int)fd >= fdt->max_fds)
+	if (fd < 0 || (unsigned int)fd >= KT_READ(KT_MODERN, fdt, max_fds))
 		return NULL;
-	bpf_probe_read_kernel(&file, sizeof(file), fdt->fd + fd);
+	bpf_probe_read_kernel(&file, sizeof(file), KT_READ(KT_MODERN, fdt, fd) + fd);
 	/* The private data point back to the file only if it is a socket. */
 	if (!file || bpf_probe_read_kernel(copy, sizeof(copy), BPF_CORE_READ(file, private_data)) ||
 	    KT_FIELD(copy, struct socket, file) != file)

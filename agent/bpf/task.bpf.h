@@ -46,9 +46,9 @@ static __noinline void kt_cgroup_name(__u64 id, struct kernfs_node *kn)
 
 /* The task's node in the v1 hierarchy of the pids controller, or of the memory controller
  * if there is no other. The index of a controller depends on the kernel. */
-static __always_inline struct kernfs_node *kt_v1_node(struct task_struct *task)
+static __always_inline struct kernfs_node *kt_v1_node(bool typed, struct task_struct *task)
 {
-	struct css_set *set = task->cgroups;
+	struct css_set *set = KT_READ(typed, task, cgroups);
 	struct cgroup_subsys_state *css;
 	__u64 index;
 
@@ -65,13 +65,15 @@ static __always_inline struct kernfs_node *kt_v1_node(struct task_struct *task)
 /* Returns the ID of the task's cgroup, 0 if it cannot be read, and sets its node. With a
  * pod filter the node is passed to global functions as a number. The verifier rejects a
  * pointer with a BTF type there, so the node is read with helpers. */
-static __always_inline __u64 kt_cgroup_of(struct task_struct *task, struct kernfs_node **kn)
+static __always_inline __u64 kt_cgroup_of(bool typed, struct task_struct *task,
+					  struct kernfs_node **kn)
 {
-	if (!kt_config.cgroup_v1 && !kt_config.pods_only) {
+	if (typed && !kt_config.cgroup_v1 && !kt_config.pods_only) {
 		*kn = task->cgroups->dfl_cgrp->kn;
 		return (*kn)->id;
 	}
-	*kn = kt_config.cgroup_v1 ? kt_v1_node(task) : BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+	*kn = kt_config.cgroup_v1 ? kt_v1_node(typed, task)
+				  : BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
 	return BPF_CORE_READ(*kn, id);
 }
 
@@ -153,14 +155,15 @@ static __always_inline bool kt_current_wanted(void)
 
 	if (!kt_config.pods_only)
 		return true;
-	id = kt_cgroup_of(bpf_get_current_task_btf(), &kn);
+	id = kt_cgroup_of(KT_MODERN, kt_current(), &kn);
 	return id && kt_cgroup_wanted(id, (__u64)kn);
 }
 
-static __always_inline void kt_read_cgroup(struct task_struct *task, struct kt_owner *owner)
+static __always_inline void kt_read_cgroup(bool typed, struct task_struct *task,
+					   struct kt_owner *owner)
 {
 	struct kernfs_node *kn;
-	__u64 id = kt_cgroup_of(task, &kn);
+	__u64 id = kt_cgroup_of(typed, task, &kn);
 
 	if (!id)
 		return;
@@ -173,13 +176,13 @@ static __always_inline void kt_read_cgroup(struct task_struct *task, struct kt_o
 }
 
 /* The PID namespace of the task itself. nsproxy holds that of its future children. */
-static __always_inline __u32 kt_pid_ns(struct task_struct *task)
+static __always_inline __u32 kt_pid_ns(bool typed, struct task_struct *task)
 {
-	struct pid *pid = task->thread_pid;
-	unsigned int level = pid->level;
+	struct pid *pid = KT_READ(typed, task, thread_pid);
+	unsigned int level = KT_READ(typed, pid, level);
 	struct upid upid;
 
-	if (!level)
+	if (typed && !level)
 		return pid->numbers[0].ns->ns.inum;
 
 	if (level > 32 ||
@@ -190,45 +193,49 @@ static __always_inline __u32 kt_pid_ns(struct task_struct *task)
 	return BPF_CORE_READ(upid.ns, ns.inum);
 }
 
-static __always_inline void kt_read_task(struct task_struct *task, struct kt_owner *owner,
-					 __u8 source)
+static __always_inline void kt_read_task(bool typed, struct task_struct *task,
+					 struct kt_owner *owner, __u8 source)
 {
-	const struct cred *cred = task->cred;
+	struct task_struct *parent = KT_READ(typed, task, real_parent);
+	const struct cred *cred = KT_READ(typed, task, cred);
+	struct nsproxy *nsproxy = KT_READ(typed, task, nsproxy);
+	struct mnt_namespace *mnt_ns = KT_READ(typed, nsproxy, mnt_ns);
+	struct user_namespace *user_ns = KT_READ(typed, cred, user_ns);
 
 	__builtin_memset(owner, 0, sizeof(*owner));
 	owner->source = source;
 	owner->known = KT_KNOWN_PROCESS;
-	owner->pid = task->pid;
-	owner->tgid = task->tgid;
-	owner->ppid = task->real_parent->tgid;
-	owner->uid = cred->euid.val;
-	owner->gid = cred->egid.val;
-	owner->ns_mnt = task->nsproxy->mnt_ns->ns.inum;
-	owner->ns_user = cred->user_ns->ns.inum;
-	owner->ns_pid = kt_pid_ns(task);
+	owner->pid = KT_READ(typed, task, pid);
+	owner->tgid = KT_READ(typed, task, tgid);
+	owner->ppid = KT_READ(typed, parent, tgid);
+	owner->uid = KT_READ(typed, cred, euid.val);
+	owner->gid = KT_READ(typed, cred, egid.val);
+	owner->ns_mnt = KT_READ(typed, mnt_ns, ns.inum);
+	owner->ns_user = KT_READ(typed, user_ns, ns.inum);
+	owner->ns_pid = kt_pid_ns(typed, task);
 	bpf_core_read_str(owner->comm, sizeof(owner->comm), &task->comm);
 	if (kt_config.security) {
 		owner->known |= KT_KNOWN_SECURITY;
-		owner->seccomp_mode = task->seccomp.mode;
+		owner->seccomp_mode = KT_READ(typed, task, seccomp.mode);
 		/* A u64 since v6.3, two u32 before (f122a08b197d). The bytes are the
 		 * same on little endian. */
-		if (bpf_core_field_exists(cred->cap_effective.val))
+		if (typed && bpf_core_field_exists(cred->cap_effective.val))
 			owner->caps_eff = cred->cap_effective.val;
 		else
 			bpf_core_read(&owner->caps_eff, sizeof(owner->caps_eff),
 				      &cred->cap_effective);
 	}
-	kt_read_cgroup(task, owner);
+	kt_read_cgroup(typed, task, owner);
 }
 
 static __always_inline void kt_read_current(struct kt_owner *owner, __u8 source)
 {
-	kt_read_task(bpf_get_current_task_btf(), owner, source);
+	kt_read_task(KT_MODERN, kt_current(), owner, source);
 }
 
 static __always_inline bool kt_in_kthread(void)
 {
-	return bpf_get_current_task_btf()->flags & PF_KTHREAD;
+	return KT_READ(KT_MODERN, kt_current(), flags) & PF_KTHREAD;
 }
 
 #endif

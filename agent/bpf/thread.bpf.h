@@ -1,13 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Facts about a thread between two programs: in task storage, which costs no lookup by key. */
+/* Facts about a thread between two programs. */
 #ifndef KTRACE_THREAD_BPF_H
 #define KTRACE_THREAD_BPF_H
 
-/* Returns NULL if the storage cannot be created, or if an interrupted program is in it. */
+#ifdef KT_BASIC
+static const struct kt_thread kt_zero_thread = {};
+
 static __always_inline struct kt_thread *kt_thread(void)
 {
-	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0,
-				    BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__u64 id = bpf_get_current_pid_tgid();
+	struct kt_thread *thread = bpf_map_lookup_elem(&threads, &id);
+
+	if (thread)
+		return thread;
+	bpf_map_update_elem(&threads, &id, &kt_zero_thread, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&threads, &id);
 }
+#else
+/* In task storage, which costs no lookup by key. Returns NULL if it cannot be created, or
+ * if an interrupted program is in it. */
+static __always_inline struct kt_thread *kt_thread(void)
+{
+	return bpf_task_storage_get(&threads, kt_current(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+#endif
 
 #endif

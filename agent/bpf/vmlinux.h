@@ -29,6 +29,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -57,6 +58,7 @@ struct pt_regs {
 	unsigned long cx;
 	unsigned long r8;
 	unsigned long ax;
+	unsigned long orig_ax;
 };
 
 struct user_pt_regs {
@@ -167,6 +169,7 @@ struct files_struct {
 };
 
 struct task_struct {
+	void *stack;
 	unsigned int flags;
 	int pid;
 	int tgid;

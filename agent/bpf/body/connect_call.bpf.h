@@ -79,11 +79,22 @@ static __always_inline void kt_connect_returned(const struct kt_call *call, stru
 			ret ? KT_RESULT_FAILED : KT_RESULT_ESTABLISHED, -ret);
 }
 
+/* The registers of the system call that the task executes: at the top of its stack. */
+static __always_inline struct pt_regs *kt_call_regs(struct task_struct *task)
+{
+#ifdef KT_BASIC
+	return (struct pt_regs *)(BPF_CORE_READ(task, stack) + KT_THREAD_SIZE -
+				  bpf_core_type_size(struct pt_regs));
+#else
+	return (struct pt_regs *)bpf_task_pt_regs(task);
+#endif
+}
+
 /* Handles an exit without an enter: a seccomp filter rejected the call (it runs before
  * the enter tracepoint), or the call began before the capture. */
 static __always_inline void kt_connect_unpaired(long ret)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = kt_current();
 	socket_state state;
 	struct pt_regs *regs;
 	struct kt_counters *c;
@@ -92,9 +103,9 @@ static __always_inline void kt_connect_unpaired(long ret)
 	struct sock *sk;
 
 	if (ret >= 0 || ret == -EINPROGRESS || !kt_primed ||
-	    task->seccomp.mode != SECCOMP_MODE_FILTER)
+	    KT_READ(KT_MODERN, task, seccomp.mode) != SECCOMP_MODE_FILTER)
 		return;
-	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	regs = kt_call_regs(task);
 	if (kt_connect_excluded(PT_REGS_PARM2_CORE_SYSCALL(regs)))
 		return;
 	sk = kt_inet_sk(PT_REGS_PARM1_CORE_SYSCALL(regs), IPPROTO_TCP, &state);

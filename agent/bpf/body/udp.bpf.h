@@ -147,7 +147,7 @@ static __always_inline void kt_udp_hold(struct kt_call *call, struct sock *sk, i
 	d->name = name->address;
 	d->namelen = name->length;
 	d->ts = bpf_ktime_get_boot_ns();
-	d->cookie = bpf_get_socket_cookie(sk);
+	d->cookie = kt_sock_id(true, sk);
 	d->bytes = ret;
 	d->flags = flags;
 	kt_read_tuple(true, sk, &d->tuple);

@@ -4,6 +4,18 @@
 #ifndef KTRACE_ITERATORS_BPF_H
 #define KTRACE_ITERATORS_BPF_H
 
+static __always_inline struct socket *kt_sock_from_file(struct file *file)
+{
+#ifdef KT_BASIC
+	/* The private data point back to the file only if it is a socket. */
+	struct socket *sock = file->private_data;
+
+	return sock && BPF_CORE_READ(sock, file) == file ? sock : NULL;
+#else
+	return bpf_sock_from_file(file);
+#endif
+}
+
 /* If several processes hold a socket, the one with the lowest tgid owns it. PID 1 owns it
  * only if no other process holds it (socket activation). */
 SEC("iter/task_file")
@@ -21,10 +33,10 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		kt_primed = 1; /* the last call of the iteration */
 		return 0;
 	}
-	sock = bpf_sock_from_file(file);
+	sock = kt_sock_from_file(file);
 	if (!sock)
 		return 0;
-	sk = sock->sk;
+	sk = KT_READ(KT_MODERN, sock, sk);
 	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    !kt_is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
 		return 0;
@@ -35,7 +47,7 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (s->owner.source == KT_OWNER_NONE ||
 	    (s->owner.source == KT_OWNER_INVENTORY && s->owner.tgid == 1))
-		kt_read_task(task, &s->owner, KT_OWNER_INVENTORY);
+		kt_read_task(true, task, &s->owner, KT_OWNER_INVENTORY);
 	if (!s->cookie)
 		s->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);

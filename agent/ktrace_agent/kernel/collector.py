@@ -28,6 +28,7 @@ from ktrace_agent.kernel.probes import (
     Choice,
     choose,
     forced_candidates,
+    object_name,
     preallocates,
 )
 from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
@@ -141,11 +142,11 @@ class Collector:
             ) from error
         self._config = config
         self._cgroup_v1 = cgroup_v1
-        self._path = object_path("ktrace.bpf.o")
         self._links: list[Link] = []
         self._iterators: dict[str, Link] = {}
         self._features = _Features()
         try:
+            self._path = object_path(object_name(self._features))
             self.choices, self._object = self._load()
         except BaseException:
             self._features.close()
@@ -166,7 +167,12 @@ class Collector:
             except BpfError as error:
                 refused |= self._refused_at_load(names, error)
                 continue
-            if not (unattachable := self._refused_at_attach(bpf, names)):
+            try:
+                unattachable = self._refused_at_attach(names)
+            except BaseException:
+                bpf.close()
+                raise
+            if not unattachable:
                 return choices, bpf
             bpf.close()
             refused |= unattachable
@@ -180,16 +186,25 @@ class Collector:
             raise AgentError(f"the programs load one by one, but not together: {error}") from error
         return {name: load_errors.reason(one) for name, one in guilty.items()}
 
-    def _refused_at_attach(self, bpf: Object, names: set[str]) -> dict[str, str]:
-        """Attach and detach each program whose load proves nothing; return those refused."""
+    def _refused_at_attach(self, names: set[str]) -> dict[str, str]:
+        """Attach each program whose load proves nothing; return those refused, with the reasons.
+
+        In an object of their own: before v5.13 (f3a95075549e) a program that was detached cannot be
+        attached again.
+        """
+        unproven = {name for name in names if not TARGETS[name].proven_by_load}
+        if not unproven:
+            return {}
         refused = {}
-        for name in sorted(names):
-            if TARGETS[name].proven_by_load:
-                continue
-            try:
-                TARGETS[name].attach(bpf.programs[name], bpf, self._features).close()
-            except BpfError as error:
-                refused[name] = load_errors.reason(error)
+        bpf = self._open(unproven)
+        try:
+            for name in sorted(unproven):
+                try:
+                    TARGETS[name].attach(bpf.programs[name], bpf, self._features).close()
+                except BpfError as error:
+                    refused[name] = load_errors.reason(error)
+        finally:
+            bpf.close()
         return refused
 
     def _open(self, names: set[str]) -> Object:

@@ -42,6 +42,19 @@ class Choice:
         return " + ".join(self.programs) or None
 
 
+OBJECTS = ("ktrace.bpf.o", "ktrace_basic.bpf.o")
+"""The programs for kernels since v5.15, and those with what v5.10 has (agent/bpf/era.bpf.h)."""
+
+
+def object_name(features: Features) -> str:
+    """Return the object file for this kernel.
+
+    bpf_task_pt_regs() is the newest helper of the first one (dd6e10fbd9fb, v5.15).
+    """
+    modern, basic = OBJECTS
+    return modern if features.function_args("bpf_task_pt_regs") is not None else basic
+
+
 GROWING_MAPS = ("listeners", "flows", "cgroups", "pods")
 """Hash maps that allocate each entry when it is added (BPF_F_NO_PREALLOC)."""
 
