@@ -91,30 +91,50 @@ static __always_inline void kt_put_addr6(const struct in6_addr *from, __u8 addr[
 	word[3] = from->in6_u.u6_addr32[3];
 }
 
-/* The read of kt_read_common() without BTF types. Not inlined: the copy would take a third
- * of the stack of the program. */
+/* Copies one field of a sock_common: from the copy, or in the basic object from the kernel. */
+#ifdef KT_BASIC
+#define KT_COMMON(to, field) bpf_core_read(to, sizeof(*(to)), &skc->field)
+#else
+#define KT_COMMON(to, field) \
+	__builtin_memcpy(to, copy + bpf_core_field_offset(struct sock_common, field), sizeof(*(to)))
+#endif
+
+/*
+ * The read of kt_read_common() without BTF types. It is not inlined, and the basic object
+ * reads each field by itself: the verifier adds up the frames of all functions on
+ * the way, and a copy would take a third of the 512 bytes.
+ */
 static __noinline int kt_copy_common(const struct sock_common *skc, struct kt_tuple *t)
 {
+#ifndef KT_BASIC
 	__u8 copy[KT_COMMON_LEN];
-	struct net *net;
+#endif
+	struct net *net = NULL;
+	__u16 family = 0;
+	__be16 port = 0;
+	__be32 v4 = 0;
 
+#ifndef KT_BASIC
 	if (bpf_probe_read_kernel(copy, sizeof(copy), skc))
 		return -1;
-	net = KT_FIELD(copy, struct sock_common, skc_net.net);
+#endif
+	KT_COMMON(&net, skc_net.net);
 	t->ns_net = BPF_CORE_READ(net, ns.inum);
-	t->lport = KT_FIELD(copy, struct sock_common, skc_num);
-	t->rport = bpf_ntohs(KT_FIELD(copy, struct sock_common, skc_dport));
-	if (KT_FIELD(copy, struct sock_common, skc_family) == AF_INET) {
+	KT_COMMON(&t->lport, skc_num);
+	KT_COMMON(&port, skc_dport);
+	t->rport = bpf_ntohs(port);
+	KT_COMMON(&family, skc_family);
+	if (family == AF_INET) {
 		t->family = 4;
-		kt_set_v4(t->local, KT_FIELD(copy, struct sock_common, skc_rcv_saddr));
-		kt_set_v4(t->remote, KT_FIELD(copy, struct sock_common, skc_daddr));
+		KT_COMMON(&v4, skc_rcv_saddr);
+		kt_set_v4(t->local, v4);
+		KT_COMMON(&v4, skc_daddr);
+		kt_set_v4(t->remote, v4);
 		return 0;
 	}
 	t->family = 6;
-	__builtin_memcpy(t->local,
-			 copy + bpf_core_field_offset(struct sock_common, skc_v6_rcv_saddr), 16);
-	__builtin_memcpy(t->remote, copy + bpf_core_field_offset(struct sock_common, skc_v6_daddr),
-			 16);
+	KT_COMMON(&t->local, skc_v6_rcv_saddr);
+	KT_COMMON(&t->remote, skc_v6_daddr);
 	return 0;
 }
 

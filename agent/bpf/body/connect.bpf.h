@@ -146,4 +146,24 @@ static __always_inline bool kt_connect_over(int old, int new)
 	       (old != TCP_CLOSE && !kt_in_handshake(old));
 }
 
+/*
+ * An ICMP error for a SYN does not end the attempt while a call holds the socket: it is
+ * queued, and SO_ERROR returns it once (tcp_v4_err). A client that reads SO_ERROR and
+ * closes leaves no errno in the socket, so the errno is read from the queue here.
+ */
+static __always_inline int kt_error_reported(bool typed, const struct sock *sk)
+{
+	struct sk_buff *skb;
+	struct kt_sock *s;
+
+	if (kt_protocol(typed, sk) != IPPROTO_TCP ||
+	    KT_READ(typed, sk, __sk_common.skc_state) != TCP_SYN_SENT)
+		return 0;
+	s = kt_sock_get(sk);
+	skb = KT_READ(typed, sk, sk_error_queue.prev);
+	if (s && (void *)skb != (void *)&sk->sk_error_queue)
+		s->connect_icmp = BPF_CORE_READ((struct sock_exterr_skb *)&skb->cb, ee.ee_errno);
+	return 0;
+}
+
 #endif

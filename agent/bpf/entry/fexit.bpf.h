@@ -125,4 +125,11 @@ KT_INET_SEND(inet6)
 KT_INET_RECV(inet)
 KT_INET_RECV(inet6)
 
+/* Errors of sockets before v5.14 (e3ae2365efc1), which added tp_btf/inet_sk_error_report. */
+SEC("fentry/sock_def_error_report")
+int BPF_PROG(error_report, const struct sock *sk)
+{
+	return kt_error_reported(true, sk);
+}
+
 #endif

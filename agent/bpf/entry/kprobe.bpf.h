@@ -234,7 +234,8 @@ int BPF_KRETPROBE(tcp_recv_end, int ret)
 	return kt_tcp_returned(KT_FUNCTION_TCP_RECV, ret);
 }
 
-static __always_inline int kt_state_probed(struct sock *sk, int old, int new)
+/* Not inlined: with constant states clang spills more than the stack of v5.10 holds. */
+static __noinline int kt_state_probed(struct sock *sk, int old, int new)
 {
 	if (kt_protocol(false, sk) != IPPROTO_TCP)
 		return 0;
@@ -274,6 +275,12 @@ SEC("kretprobe/inet_csk_clone_lock")
 int BPF_KRETPROBE(child_born, struct sock *sk)
 {
 	return sk ? kt_state_probed(sk, TCP_LISTEN, TCP_SYN_RECV) : 0;
+}
+
+SEC("kprobe/sock_def_error_report")
+int BPF_KPROBE(error_probed, const struct sock *sk)
+{
+	return kt_error_reported(false, sk);
 }
 
 /* Also the destructor of IPv6 sockets. */

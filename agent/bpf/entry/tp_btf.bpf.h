@@ -62,24 +62,10 @@ int BPF_PROG(tcp_destroy_nested, struct sock *sk)
 	return kt_sock_destroyed(true, sk);
 }
 
-/*
- * An ICMP error for a SYN does not end the attempt while a call holds the socket: it is
- * queued, and SO_ERROR returns it once (tcp_v4_err). A client that reads SO_ERROR and
- * closes leaves no errno in the socket, so the errno is read from the queue here.
- */
 SEC("tp_btf/inet_sk_error_report")
 int BPF_PROG(connect_icmp, const struct sock *sk)
 {
-	struct sk_buff *skb;
-	struct kt_sock *s;
-
-	if (kt_protocol(true, sk) != IPPROTO_TCP || sk->__sk_common.skc_state != TCP_SYN_SENT)
-		return 0;
-	s = kt_sock_get(sk);
-	skb = sk->sk_error_queue.prev;
-	if (s && (void *)skb != (void *)&sk->sk_error_queue)
-		s->connect_icmp = BPF_CORE_READ((struct sock_exterr_skb *)&skb->cb, ee.ee_errno);
-	return 0;
+	return kt_error_reported(true, sk);
 }
 
 /* net/socket.c reports the socket and the result of every send and receive, whatever its

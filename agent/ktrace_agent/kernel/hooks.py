@@ -66,6 +66,8 @@ TARGETS: Mapping[str, Target] = {
     "child_born": Kprobe("inet_csk_clone_lock", (3,), RowType.TCP_STATE),
     "sock_destroyed": Kprobe("tcp_v4_destroy_sock", (1,)),
     "connect_icmp": RawTracepoint("inet_sk_error_report", 1),
+    "error_report": Function("sock_def_error_report", 1),
+    "error_probed": Kprobe("sock_def_error_report", (1,)),
     **_copies("sock_send", RawTracepoint("sock_send_length", 3)),
     **_copies("sock_recv", RawTracepoint("sock_recv_length", 3)),
     "inet_send_begin": Function("inet_sendmsg", 3),
@@ -199,7 +201,11 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "connect_icmp",
         "errnos of connection attempts that an ICMP message ended while no process was waiting",
-        (_tracepoint("connect_icmp"),),
+        (
+            _tracepoint("connect_icmp"),
+            Candidate("fentry", ("error_report",)),
+            Candidate("kprobe", ("error_probed",)),
+        ),
         frozenset({EventKind.CONNECT}),
     ),
     Hook(
