@@ -10,7 +10,7 @@ from ktrace_agent.kernel.collector import Collector, KernelConfig, object_path
 from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError
-from ktrace_agent.kernel.probes import GROWING_MAPS
+from ktrace_agent.kernel.probes import GROWING_MAPS, OBJECTS
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_agent.kernel.targets import Function
 from ktrace_api.capture import CaptureConfig
@@ -28,10 +28,11 @@ def loaded(collector: Collector) -> set[str]:
     return {name for name, program in programs.items() if program.fd >= 0}
 
 
+@pytest.mark.parametrize("file", OBJECTS)
 @pytest.mark.parametrize("name", LOADABLE)
-def test_every_candidate_loads_alone(name: str):
+def test_every_candidate_loads_alone(name: str, file: str):
     """Also those that this kernel does not need: tcp_retransmit is the second choice here."""
-    bpf = Object(object_path("ktrace.bpf.o"))
+    bpf = Object(object_path(file))
     for program in bpf.programs.values():
         program.set_autoload(program.name == name)
     bpf.load()
@@ -40,11 +41,12 @@ def test_every_candidate_loads_alone(name: str):
     bpf.close()
 
 
+@pytest.mark.parametrize("file", OBJECTS)
 @pytest.mark.parametrize("cgroup_v1", [True, False])
 @pytest.mark.parametrize("name", LOADABLE)
-def test_every_candidate_loads_alone_with_every_filter(name: str, cgroup_v1: bool):
+def test_every_candidate_loads_alone_with_every_filter(name: str, cgroup_v1: bool, file: str):
     config = CONFIG.model_copy(update={"ports": (53,), "dns_only": True, "pods": ("0" * 32,)})
-    bpf = Object(object_path("ktrace.bpf.o"))
+    bpf = Object(object_path(file))
     bpf.map(".rodata.config").set_initial(KernelConfig.of(config, cgroup_v1=cgroup_v1))
     for program in bpf.programs.values():
         program.set_autoload(program.name == name)
@@ -53,8 +55,9 @@ def test_every_candidate_loads_alone_with_every_filter(name: str, cgroup_v1: boo
     bpf.close()
 
 
-def test_the_object_has_exactly_the_programs_that_the_hooks_name():
-    bpf = Object(object_path("ktrace.bpf.o"))
+@pytest.mark.parametrize("file", OBJECTS)
+def test_the_object_has_exactly_the_programs_that_the_hooks_name(file: str):
+    bpf = Object(object_path(file))
     assert set(bpf.programs) == set(TARGETS)
     bpf.close()
 

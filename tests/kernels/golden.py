@@ -59,7 +59,7 @@ class Bundle:
                 if (file := archive.extractfile(member)) is not None
             }
         lines = files["events.jsonl"].splitlines()
-        self.rows: Counter[Row] = Counter(_row(json.loads(line)) for line in lines)
+        self.rows: Counter[Row] = Counter(row_of(json.loads(line)) for line in lines)
         self.summary: dict[str, Any] = json.loads(files["summary.json"])
         self.node: dict[str, Any] = json.loads(files["node.json"])
 
@@ -76,7 +76,8 @@ class Bundle:
         return {finding["id"] for finding in self.summary["findings"]}
 
 
-def _row(row: dict[str, Any]) -> Row:
+def row_of(row: dict[str, Any]) -> Row:
+    """A row of events.jsonl in the form of the truth."""
     kind, tgid = row["type"], str(row["tgid"])
     if kind == "tcp_state":
         return kind, tgid, row["old_state"], row["new_state"]

@@ -14,6 +14,7 @@ from ktrace_agent.kernel.probes import (
     NONE,
     choose,
     forced_candidates,
+    object_name,
     preallocates,
     roots,
     unserved,
@@ -199,6 +200,11 @@ def test_what_flows_count_is_served_whatever_rows_are_wanted(kind: EventKind):
     assert {"connect", "accept", "socket_send", "socket_recv"} <= set(
         programs(Kernel(), events=[kind])
     )
+
+
+def test_the_object_is_chosen_by_the_newest_helper_that_it_needs():
+    assert object_name(Kernel(functions={"bpf_task_pt_regs": 5})) == "ktrace.bpf.o"
+    assert object_name(Kernel(functions={})) == "ktrace_basic.bpf.o"
 
 
 def test_maps_take_their_memory_at_once_where_programs_may_not_allocate():
