@@ -34,14 +34,11 @@ static __always_inline void kt_handled(struct kt_thread *thread, enum kt_pair pa
 		thread->handled[pair][copy]++;
 }
 
-/* Counts a state change that tcp_state missed and tcp_state_nested handled. */
-static __always_inline void kt_count_rescued(void)
+static __always_inline struct kt_state_copies *kt_state_copies(void)
 {
 	__u32 zero = 0;
-	__u64 *count = bpf_map_lookup_elem(&rescued, &zero);
 
-	if (count)
-		kt_add(*count, 1);
+	return bpf_map_lookup_elem(&state_copies, &zero);
 }
 
 static __always_inline struct kt_data_calls *kt_data_calls(void)

@@ -169,6 +169,13 @@ struct kt_data_calls {
 	__u64 handled[KT_DATA_KINDS];
 };
 
+/* State changes: those that the first copy of the program missed and the second recorded,
+ * and those that each copy excluded by their ports. */
+struct kt_state_copies {
+	__u64 rescued;
+	__u64 excluded[2];
+};
+
 struct kt_flow_key {
 	__u8 local_addr[16];
 	__u8 remote_addr[16];

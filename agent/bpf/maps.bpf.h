@@ -120,10 +120,9 @@ struct kt_listener {
 
 /* Programs that exist twice (copies.bpf.h). */
 enum kt_pair {
-	KT_PAIR_STATE = 0,
-	KT_PAIR_SEND = 1,
-	KT_PAIR_RECV = 2,
-	KT_PAIRS = 3,
+	KT_PAIR_SEND = 0,
+	KT_PAIR_RECV = 1,
+	KT_PAIRS = 2,
 };
 
 /* The kernel function that a thread executes, as kprobes see it. */
@@ -147,7 +146,6 @@ struct kt_thread {
 	__u8 pad;
 	__u16 handled[KT_PAIRS][2];
 	__u16 counted[KT_DATA_KINDS];
-	__u8 pad2[4];
 };
 
 struct {
@@ -254,13 +252,13 @@ struct {
 	__type(value, __u64);
 } ticks SEC(".maps");
 
-/* State changes that tcp_state missed and tcp_state_nested recorded. */
+/* State changes, by the copies of the program. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
-} rescued SEC(".maps");
+	__type(value, struct kt_state_copies);
+} state_copies SEC(".maps");
 
 /* Records kept so far on all hooks and CPUs; max_events is their limit. */
 __u64 kt_kept = 0;

@@ -147,6 +147,10 @@ static __always_inline int kt_sock_destroyed(bool typed, const struct sock *sk)
 	__u64 key = (__u64)sk;
 	struct kt_tuple t;
 
+	/* Only sockets that had a peer: listeners are never excluded. */
+	if (!kt_config.ports_only && KT_READ(typed, sk, __sk_common.skc_dport) &&
+	    kt_excluded(typed, sk))
+		return 0;
 	s = kt_sock_get(sk);
 	if (!s)
 		return 0;

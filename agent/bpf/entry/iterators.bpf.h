@@ -40,6 +40,9 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    !kt_is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
 		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != TCP_LISTEN && kt_excluded(false, sk))
+		return 0;
 	s = kt_sock_get(sk);
 	if (!s)
 		s = kt_sock_add(sk);
@@ -50,7 +53,6 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 		kt_read_task(true, task, &s->owner, KT_OWNER_INVENTORY);
 	if (!s->cookie)
 		s->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN) {
 		kt_read_tuple(false, sk, &t);
 		kt_listener_add(sk, &t);

@@ -9,19 +9,19 @@
  * Softirq does interrupt these programs in process context: about one change in a hundred
  * is skipped by one copy on a busy host, and handled by the other one.
  */
+/* Each copy counts what it excludes, whatever the other one did: an excluded socket
+ * has no entry that shows whether the first copy ran, and a mark would cost too much. */
 static __always_inline bool kt_filtered_state(int copy, struct sock *sk, int old, int new)
 {
-	struct kt_thread *thread;
+	struct kt_state_copies *copies;
 
 	if (!kt_state_excluded(true, sk, old, new))
 		return false;
-	thread = kt_thread();
-	if (!kt_turn(thread, KT_PAIR_STATE, copy))
-		return true;
-	kt_filter_state(sk, old, new);
-	if (copy)
-		kt_count_rescued();
-	kt_handled(thread, KT_PAIR_STATE, copy);
+	if (!copy)
+		kt_filter_state(sk, old, new);
+	copies = kt_state_copies();
+	if (copies)
+		kt_add(copies->excluded[copy], 1);
 	return true;
 }
 
@@ -38,6 +38,7 @@ int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 {
+	struct kt_state_copies *copies;
 	struct kt_sock *s;
 
 	if (kt_protocol(true, sk) != IPPROTO_TCP || kt_filtered_state(1, sk, old, new))
@@ -46,7 +47,9 @@ int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 	if (s ? s->last_change == kt_change(old, new) : kt_socks_full)
 		return 0;
 	kt_state_change(true, sk, old, new);
-	kt_count_rescued();
+	copies = kt_state_copies();
+	if (copies)
+		kt_add(copies->rescued, 1);
 	return 0;
 }
 

@@ -2,7 +2,7 @@
 """Reads the accounting of the BPF programs: counters, skipped programs, facts lost in full maps."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ctypes import c_uint64
 from dataclasses import fields, replace
 
@@ -63,20 +63,31 @@ def _with_skipped(hook: HookCounters, skipped: int) -> HookCounters:
 
 
 def _skipped(
-    bpf: Object, programs: Iterable[str], counters: dict[RowType, HookCounters]
+    bpf: Object, programs: Collection[str], counters: dict[RowType, HookCounters]
 ) -> dict[RowType, int]:
     """Return the events whose program the kernel did not run, beyond those already counted."""
     found = dict.fromkeys(ROW_TYPES, 0)
     for name in programs:
         if row := TARGETS[name].row:
             found[row] += TARGETS[name].misses(bpf.programs[name])
-    (handled_by_second_copy,) = _sum(bpf.map("rescued").lookup_percpu(0), 1)
-    found[RowType.TCP_STATE] = max(0, found[RowType.TCP_STATE] - handled_by_second_copy)
+    if "tcp_state_nested" in programs:
+        found[RowType.TCP_STATE] -= _handled_by_second_copy(bpf)
+        found[RowType.TCP_STATE] = max(0, found[RowType.TCP_STATE])
     data = _skipped_data(bpf)
     for row, kind in ((RowType.UDP_SEND, _UDP_SEND), (RowType.UDP_RECV, _UDP_RECV)):
         # The programs of kprobes count a missed return themselves, at the thread's next call.
         found[row] = max(0, found[row] - counters[row].skipped) + data[kind]
     return found
+
+
+def _handled_by_second_copy(bpf: Object) -> int:
+    """Return the state changes that tcp_state missed and tcp_state_nested recorded or excluded.
+
+    The copies count what they exclude apart, and each misses some.
+    """
+    rescued, *excluded = _sum(bpf.map("state_copies").lookup_percpu(0), 3)
+    missed_too = TARGETS["tcp_state_nested"].misses(bpf.programs["tcp_state_nested"])
+    return rescued + max(0, excluded[1] + missed_too - excluded[0]) * bool(excluded[0])
 
 
 def _skipped_data(bpf: Object) -> list[int]:

@@ -45,6 +45,7 @@ class Loaded:
         counted: tuple[int, int, int, int] = (0, 0, 0, 0),
         handled: tuple[int, int, int, int] = (0, 0, 0, 0),
         rescued: int = 0,
+        excluded: tuple[int, int] = (0, 0),
         counters: dict[RowType, HookCounters] | None = None,
         overflow: Overflow | None = None,
         **misses: int,
@@ -53,7 +54,7 @@ class Loaded:
         self.maps = {
             "counters": Array(*(astuple(hooks.get(row, HookCounters())) for row in ROW_TYPES)),
             "data_calls": Array((*counted, *handled)),
-            "rescued": Array((rescued,)),
+            "state_copies": Array((rescued, *excluded)),
             "overflow": Array(astuple(overflow or Overflow())),
         }
         self.programs = {name: Program(misses.get(name, 0)) for name in TARGETS}
@@ -94,6 +95,14 @@ def test_a_change_that_the_second_copy_recorded_is_not_skipped():
     one = HookCounters(seen=100, written=100, unseen=3)
     bpf: Any = Loaded(rescued=6, counters={RowType.TCP_STATE: one}, tcp_state=8)
     assert read(bpf)[RowType.TCP_STATE] == replace(one, seen=102, skipped=2, unseen=1)
+
+
+def test_an_excluded_change_is_not_skipped_if_one_copy_excluded_it():
+    """Of 1,000 excluded changes the first copy missed 10, the second one 4."""
+    bpf: Any = Loaded(excluded=(990, 996), tcp_state=10, tcp_state_nested=4)
+    assert read(bpf)[RowType.TCP_STATE] == HookCounters()
+    bpf = Loaded(excluded=(990, 996), tcp_state=13, tcp_state_nested=4)
+    assert read(bpf)[RowType.TCP_STATE].skipped == 3
 
 
 def test_a_missed_return_is_counted_once():
