@@ -39,6 +39,7 @@ from ktrace_api.names import RowType
 
 _IN_PODS_YES = 2
 _ZERO = bytes(4)
+_IPV6 = Path("/proc/net/if_inet6")
 _KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 POD_UID_LEN = 36
 
@@ -100,6 +101,9 @@ class _Features:
 
     def event_id(self, name: str) -> int | None:
         return self._tracefs.event_id(name)
+
+    def has_ipv6(self) -> bool:
+        return _IPV6.exists() or self.function_args("inet6_sendmsg") is not None
 
     def has_kprobes(self) -> bool:
         return _KPROBE_EVENTS.exists()

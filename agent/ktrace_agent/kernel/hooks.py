@@ -108,6 +108,14 @@ _TCP = frozenset({EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT})
 _UDP = frozenset({EventKind.UDP})
 
 
+IPV6_ONLY = frozenset(
+    name
+    for name, target in TARGETS.items()
+    if isinstance(target, Function | Kprobe) and target.name.startswith(("inet6_", "udpv6_"))
+)
+"""Programs that a kernel without IPv6 does not need."""
+
+
 def _tracepoint(*programs: str) -> Candidate:
     return Candidate("tracepoint", programs)
 

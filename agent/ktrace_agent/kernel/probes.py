@@ -5,10 +5,10 @@ The choice, and the reason for every refused candidate, go to node.json and to `
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ktrace_agent.errors import UsageError
-from ktrace_agent.kernel.hooks import HOOKS, TARGETS, Candidate, Hook
+from ktrace_agent.kernel.hooks import HOOKS, IPV6_ONLY, TARGETS, Candidate, Hook
 from ktrace_agent.kernel.targets import Features
 from ktrace_api.names import EventKind
 
@@ -145,9 +145,13 @@ def _choose_one(
 ) -> tuple[Choice, Candidate | None]:
     refusals: list[Refusal] = []
     chosen: Candidate | None = None
-    for candidate in hook.candidates:
+    for listed in hook.candidates:
+        candidate = listed
         if only and candidate.name != only:
             continue
+        if not features.has_ipv6():
+            needed = tuple(name for name in candidate.programs if name not in IPV6_ONLY)
+            candidate = replace(candidate, programs=needed)
         reasons = [
             Refusal(program, reason)
             for program in candidate.programs

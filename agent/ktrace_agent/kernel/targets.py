@@ -28,6 +28,9 @@ class Features(Protocol):
     def has_struct(self, name: str) -> bool:
         """Return whether the kernel's BTF contains `struct name`."""
 
+    def has_ipv6(self) -> bool:
+        """Return whether the kernel can have IPv6 sockets."""
+
     def has_kprobes(self) -> bool:
         """Return whether the kernel was built with kprobes (CONFIG_KPROBE_EVENTS)."""
 

@@ -40,12 +40,16 @@ class Kernel:
     structs: set[str] = field(default_factory=lambda: {"bpf_mem_alloc"})
     functions: dict[str, int] = field(default_factory=lambda: dict(FUNCTIONS))
     kprobes: bool = True
+    ipv6: bool = True
 
     def tracepoint_args(self, name: str) -> int | None:
         return self.tracepoints.get(name)
 
     def function_args(self, name: str) -> int | None:
         return self.functions.get(name)
+
+    def has_ipv6(self) -> bool:
+        return self.ipv6
 
     def has_kprobes(self) -> bool:
         return self.kprobes
@@ -157,6 +161,18 @@ def test_a_function_with_other_arguments_is_refused():
     reasons = {refusal.reason for refusal in choice.refused}
     assert "function inet_recvmsg has 5 arguments, 4 are needed" in reasons
     assert "the kernel has no kprobes (CONFIG_KPROBE_EVENTS)" in reasons
+
+
+@pytest.mark.parametrize("candidate", ["fexit", "kprobe"])
+def test_a_kernel_without_ipv6_does_not_need_its_functions(candidate: str):
+    functions = {
+        name: n for name, n in FUNCTIONS.items() if not name.startswith(("inet6", "udpv6"))
+    }
+    forced = {"socket_send": candidate, "socket_recv": candidate}
+    found = programs(Kernel(functions=functions, ipv6=False), forced=forced)
+    assert found["socket_send"]
+    assert found["socket_recv"]
+    assert programs(Kernel(functions=functions), forced=forced)["socket_send"] == ()
 
 
 def test_a_candidate_can_be_forced():
