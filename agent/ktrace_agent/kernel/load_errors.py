@@ -13,8 +13,8 @@ from collections.abc import Collection
 from ktrace_agent.errors import AgentError, PermissionDenied
 from ktrace_agent.kernel.libbpf import BpfError
 
-MIN_FILES = 128
-"""Maximum number of open files of a capture: 96 for programs, maps and links, the rest for
+MIN_FILES = 192
+"""Maximum number of open files of a capture: 128 for programs, maps and links, the rest for
 reading the host's namespaces and container runtimes."""
 
 

@@ -62,7 +62,7 @@ def test_the_reason_is_the_verifiers_where_it_spoke():
     assert load_errors.reason(BpfError("load", errno.EINVAL, NOISE)) == "Invalid argument"
 
 
-@pytest.mark.parametrize(("limit", "short"), [(20, True), (127, True), (128, False), (-1, False)])
+@pytest.mark.parametrize(("limit", "short"), [(20, True), (191, True), (192, False), (-1, False)])
 def test_the_limit_of_files(limit: int, short: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     lack = preflight.inspect().lacks(Lack.FILES)
