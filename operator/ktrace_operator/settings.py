@@ -51,6 +51,8 @@ class AgentSettings(KubeModel):
         tuple[Annotated[str, Field(max_length=32, pattern=PLATFORM)], ...], Field(max_length=16)
     ] = ()
     """Platforms of the image. Nodes of other platforms are skipped; empty: none is skipped."""
+    privileged: bool = True
+    """False: the container has only the capabilities of plan/privileges.py."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str = "ktrace-agent"
@@ -119,7 +121,7 @@ class Settings(KubeModel):
     """All settings of the operator."""
 
     namespaces: Annotated[tuple[Namespace, ...], Field(min_length=1, max_length=64)]
-    """Namespaces whose snapshots are served. Their privileged agent pods run there too."""
+    """Namespaces whose snapshots are served. Their agent pods run there too."""
     pod_targets: Annotated[tuple[Namespace | Literal["*"], ...], Field(max_length=256)] = ()
     """Further namespaces whose pods a snapshot may name, beside its own; `*`: all."""
     agent: AgentSettings

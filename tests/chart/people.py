@@ -71,10 +71,11 @@ def pod(
     }
 
 
-def agent(owner: Thing, node: str = "node-a") -> Thing:
+def agent(owner: Thing, node: str = "node-a", *, privileged: bool = True) -> Thing:
     """The pod that the operator makes for a snapshot as the API server returned it."""
     settings = Settings(
-        namespaces=(AGENTS,), agent=AgentSettings(image=f"{REGISTRY}/ktrace-agent:0.1.0")
+        namespaces=(AGENTS,),
+        agent=AgentSettings(image=f"{REGISTRY}/ktrace-agent:0.1.0", privileged=privileged),
     )
     asked = TraceSnapshot.model_validate(owner)
     output = asked.spec.output or Output.model_validate({"s3": {"bucket": "bundles"}})

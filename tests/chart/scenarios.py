@@ -90,6 +90,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             },
         }
     },
+    "few-capabilities": {"agent": {"privileged": False}},
     "low-ceilings": {
         "limits": {
             "maxNodes": 7,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ktrace_operator.plan.privileges import security_context
 from tests.chart.apiserver import Api, User
 from tests.chart.helm import NAMESPACE, Thing
 from tests.chart.people import (
@@ -116,6 +117,13 @@ FORGED: dict[str, Callable[[Thing], None]] = {
     "port": _container({"ports": [{"containerPort": 80, "hostPort": 80}]}),
     "seccomp-file": _security({"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}),
     "apparmor": _security({"appArmorProfile": {"type": "Localhost", "localhostProfile": "x"}}),
+    "seccomp": _security({"seccompProfile": {"type": "Unconfined"}}),
+    "capability": _security({"capabilities": {"add": ["SYS_MODULE"]}}),
+    "not-privileged": _security({"privileged": False}),
+    "context-of-the-other-value": _container(
+        {"securityContext": security_context(privileged=False)}
+    ),
+    "other-user": _security({"runAsUser": 1}),
     "writable-image": _security({"readOnlyRootFilesystem": False}),
     "device-of-a-driver": _device_of_a_driver,
     "sysctl": _spec({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),

@@ -50,7 +50,7 @@ def test_notes(name: str, snapshot: SnapshotAssertion):
     assert notes(SCENARIOS[name]) == snapshot
 
 
-@pytest.mark.parametrize("name", ["default", "s3-with-a-server-of-ones-own"])
+@pytest.mark.parametrize("name", ["default", "s3-with-a-server-of-ones-own", "few-capabilities"])
 def test_messages_of_the_policies(name: str, snapshot: SnapshotAssertion):
     found = [
         f"{policy['metadata']['name']}: {rule.get('messageExpression') or rule['message']}"

@@ -32,6 +32,7 @@ def test_the_operator_can_read_its_settings(name: str, tmp_path: Path):
     assert settings.output.default == (Output.model_validate(default) if default else None)
     assert settings.output.allow_pvc == value(name, "output", "allowPvc")
     assert settings.agent.platforms == tuple(value(name, "agent", "platforms"))
+    assert settings.agent.privileged == value(name, "agent", "privileged")
     assert settings.agent.cri_sockets == tuple(value(name, "agent", "criSockets"))
     assert (
         settings.agent.resources.limits["memory"]

@@ -59,6 +59,7 @@ pytestmark = pytest.mark.world("chart")
         ({"agent": {"platforms": ["amd64"]}}, "platforms"),
         ({"agent": {"platforms": ["windows/amd64"]}}, "platforms"),
         ({"agent": {"platforms": ["linux/amd64"] * 2}}, "platforms"),
+        ({"agent": {"privileged": "false"}}, "privileged"),
         ({"agent": {"criSockets": ["run/containerd.sock"]}}, "criSockets"),
         ({"networkPolicy": {"apiServerPorts": []}}, "apiServerPorts"),
         ({"namespaces": {"agents": {"name": "ktrace"}}}, "operator's own namespace"),

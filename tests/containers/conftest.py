@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.containers.runtime import Runtime
+from tests.kernels.conftest import ktrace
+
+__all__ = ["ktrace", "runtime"]
 
 
 @pytest.fixture(scope="module")

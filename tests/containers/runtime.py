@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ CGROUP_ROOT = "ktrace-tests"
 IMAGES = {"pause": "localhost/ktrace-test/pause:1", "visitor": "localhost/ktrace-test/visitor:1"}
 NODE_NETWORK = 2
 """NamespaceMode NODE: a hostNetwork pod."""
+POD_NETWORK = message((3, message((1, 0))))
+"""A security context that sets nothing but NamespaceMode POD for the network."""
 CALL_S = 60.0
 
 CONFIG = """
@@ -154,8 +157,18 @@ class Runtime:
         pod.sandbox = _id(self.call("RunPodSandbox", message((1, pod.config(self.host_root)))))
         return pod
 
-    def run_container(self, pod: Pod, name: str, *command: str) -> str:
-        """Its id; /gate is a folder of the test."""
+    def run_container(
+        self,
+        pod: Pod,
+        name: str,
+        *command: str,
+        mounts: Mapping[str, Path] | None = None,
+        security: bytes = POD_NETWORK,
+    ) -> str:
+        """Its id; /gate is a folder of the test. `mounts`: path in the container -> source.
+
+        `security` is a LinuxContainerSecurityContext.
+        """
         folder = self.host_root / kubelet.PODS / pod.uid / "containers" / name
         folder.mkdir(parents=True)
         termination_log = folder / "1f2e3d4c"
@@ -164,11 +177,14 @@ class Runtime:
             (1, message((1, name))),
             (2, message((1, IMAGES["visitor"]))),
             *((3, word) for word in command),
-            (7, message((1, "/gate"), (2, str(self.gate)))),
+            *(
+                (7, message((1, path), (2, str(source))))
+                for path, source in {"/gate": self.gate, **(mounts or {})}.items()
+            ),
             (7, message((1, "/dev/termination-log"), (2, str(termination_log)))),
             *labels(9, {**pod.labels(), "io.kubernetes.container.name": name}),
             (11, f"{name}/0.log"),
-            (15, message((2, message((3, message((1, 0))))))),
+            (15, message((2, security))),
         )
         request = message((1, pod.sandbox), (2, config), (3, pod.config(self.host_root)))
         number = _id(self.call("CreateContainer", request))

@@ -52,7 +52,8 @@ def raise_if_denied(refused: Collection[BpfError], tried: int) -> None:
         raise PermissionDenied(
             f"the kernel does not allow this process to use BPF"
             f" ({os.strerror(denied[0].errno or 0)}): run as root of the host, or with CAP_BPF and"
-            " CAP_PERFMON. In a container run privileged, because seccomp or an LSM may deny it too"
+            " CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE). In a container run privileged,"
+            " because seccomp or an LSM may deny it too"
         ) from denied[0]
 
 

@@ -86,6 +86,7 @@ podTargets: {{ .Values.podTargets.namespaces | toJson }}
 agent:
   image: {{ include "ktrace.image" (dict "root" . "image" .Values.agent.image) | quote }}
   platforms: {{ .Values.agent.platforms | toJson }}
+  privileged: {{ .Values.agent.privileged }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   imagePullSecrets: {{ .Values.image.pullSecrets | toJson }}
   serviceAccount: {{ include "ktrace.agent" . }}

@@ -35,6 +35,7 @@ from ktrace_api.names import (
     MANAGER,
 )
 from ktrace_api.snapshot import Output, SnapshotSpec, TraceSnapshot
+from ktrace_operator.plan.privileges import security_context
 from ktrace_operator.settings import Limits, Settings
 
 HOST_ROOT = "/host"
@@ -191,7 +192,7 @@ def _container(output: Output, work: Assignment, settings: Settings) -> dict[str
             "requests": dict(settings.agent.resources.requests),
             "limits": dict(settings.agent.resources.limits),
         },
-        "securityContext": {"privileged": True, "runAsUser": 0, "readOnlyRootFilesystem": True},
+        "securityContext": security_context(privileged=settings.agent.privileged),
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
@@ -201,8 +202,8 @@ def _container(output: Output, work: Assignment, settings: Settings) -> dict[str
 def _credentials(output: Output) -> list[dict[str, Any]]:
     """Environment variables from named keys of the Secret. The agent reports missing keys.
 
-    Never the whole Secret: a key LD_PRELOAD in a privileged container would let the Secret's
-    owner, who is not an administrator, run a program with the node's rights.
+    Never the whole Secret: a key LD_PRELOAD in an agent's container would let the Secret's owner,
+    who is not an administrator, run a program with the node's rights.
     """
     if output.s3 is None or not output.s3.credentials_secret:
         return []
