@@ -21,7 +21,7 @@ OUT ?= out
 TESTS ?= tests
 JOBS ?= auto
 
-.PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
+.PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf bpf-arm64 build build-static bench lock clean setup setup-test setup-kernels setup-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,12 +32,18 @@ setup:
 setup-test:
 	@scripts/bootstrap.sh test
 
+setup-kernels:
+	@scripts/bootstrap.sh kernels
+
 setup-cluster:
 	@scripts/bootstrap.sh cluster
 	@$(BIN)/python -m tests.cluster.binaries
 
 bpf: setup ## compile the BPF object and the ring's drain
 	@$(MAKE) -C agent/bpf
+
+bpf-arm64: setup-kernels ## cross-compile the BPF objects and the ring's drain into agent/bpf/build/arm64
+	@$(MAKE) -C agent/bpf ARCH=arm64 SYSROOT="$$($(BIN)/python -m scripts.sysroot arm64)"
 
 build: bpf ## create dist/ktrace, a launcher that uses this checkout
 	@install -D -m 755 scripts/launcher.sh dist/ktrace

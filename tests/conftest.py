@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from scripts import debian_packages
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
-from tests.kernels import guest, packages
+from tests.kernels import machine
 
 # A busy machine must not fail a test: neither a slow example nor a slow strategy counts.
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -102,9 +103,7 @@ def _chart() -> str | None:
 def _kernels() -> str | None:
     if "kernels" not in os.environ.get("KTRACE_REQUIRE", "").split(","):
         return "takes minutes for each kernel: make test-kernels"
-    if shutil.which("cc") is None:
-        return "cc is missing: scripts/bootstrap.sh test"
-    return guest.missing() or packages.missing()
+    return machine.missing("amd64") or debian_packages.missing()
 
 
 WORLDS: dict[str, Callable[[], str | None]] = {

@@ -82,7 +82,7 @@ STATE = "cat /proc/mounts; ls /tmp /run /out | grep -v -e '^log$' -e '^truth$'"
 @contextmanager
 def booted(kernel: Kernel, ktrace: Path, traffic: Path, *append: str) -> Iterator[Guest]:
     files = {"bin/ktrace": ktrace, "bin/traffic": traffic}
-    with guest(kernel.vmlinuz, files, "panic_on_warn=1", *append) as one:
+    with guest(kernel, files, "panic_on_warn=1", *append) as one:
         yield one
 
 
