@@ -101,9 +101,15 @@ def _chart() -> str | None:
 
 
 def _kernels() -> str | None:
-    if "kernels" not in os.environ.get("KTRACE_REQUIRE", "").split(","):
-        return "takes minutes for each kernel: make test-kernels"
+    if not {"kernels", "matrix"} & required():
+        return "boots kernels in QEMU: make test-kernels"
     return machine.missing("amd64") or debian_packages.missing()
+
+
+def _matrix() -> str | None:
+    if "matrix" not in required():
+        return "takes minutes for each kernel: make test-kernels"
+    return _kernels() or machine.missing("arm64")
 
 
 WORLDS: dict[str, Callable[[], str | None]] = {
@@ -113,6 +119,7 @@ WORLDS: dict[str, Callable[[], str | None]] = {
     "containers": cache(_containers),
     "images": cache(_images),
     "kernels": cache(_kernels),
+    "matrix": cache(_matrix),
     "mount": cache(_mount),
     "s3": cache(_s3),
     "static": cache(_static),

@@ -16,7 +16,6 @@
  *
  *       --config=FILE       the content of section .rodata.config
  *       --preallocate=MAP   without BPF_F_NO_PREALLOC
- *       --dump=MAP          a per-CPU array or a hash to write
  *
  * Standard output: lines, each followed by the bytes that it announces.
  *
@@ -25,8 +24,9 @@
  *   map NAME KEY_BYTES VALUE_BYTES CPUS ENTRIES
  *   records BYTES
  *
- * INSTRUCTIONS are those that the verifier processed. Exit status 2: a program was not loaded,
- * 3: not attached; standard error names it.
+ * Maps are the per-CPU arrays and the hashes. INSTRUCTIONS are those that the verifier
+ * processed. Exit status 2: a program was not loaded, standard error has "load NAME: " and the
+ * verifier's lines, separated by tabs. 3: programs were not attached, "attach NAME: reason".
  */
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -43,7 +43,6 @@
 
 enum {
 	MAX_PROGRAMS = 128,
-	MAX_MAPS = 16,
 	LOG_BYTES = 1 << 16,
 	LOG_STATS = 4, /* BPF_LOG_STATS: "processed N insns", since v5.2 */
 	DRAIN_MS = 20,
@@ -71,8 +70,6 @@ struct one {
 
 static struct one programs[MAX_PROGRAMS];
 static int program_count;
-static const char *dumped[MAX_MAPS];
-static int dumped_count;
 static struct bpf_object *object;
 static struct buffer records;
 static volatile sig_atomic_t stopped;
@@ -191,8 +188,6 @@ static void option(char *text)
 	} else if (!strcmp(text, "--preallocate")) {
 		map = map_named(value);
 		bpf_map__set_map_flags(map, bpf_map__map_flags(map) & ~BPF_F_NO_PREALLOC);
-	} else if (!strcmp(text, "--dump") && dumped_count < MAX_MAPS) {
-		dumped[dumped_count++] = value;
 	} else {
 		fail(1, "option", text, EINVAL);
 	}
@@ -227,11 +222,16 @@ static void load(void)
 	if (!error)
 		return;
 	for (int i = 0; i < program_count; i++) {
+		char *log = programs[i].log;
+
 		/* One that loaded has a log, too: its statistics alone. */
-		if (strncmp(programs[i].log, "processed ", 10) && *programs[i].log)
-			fprintf(stderr, "%s: %s", programs[i].name, programs[i].log);
+		if (!*log || !strncmp(log, "processed ", 10) || !strncmp(log, "verification ", 13))
+			continue;
+		for (char *end = log; (end = strchr(end, '\n'));)
+			*end = '\t';
+		fprintf(stderr, "load %s: %s\n", programs[i].name, log);
 	}
-	fail(NOT_LOADED, "load", "the object", error);
+	fail(NOT_LOADED, "not loaded:", "the object", error);
 }
 
 static struct bpf_link *attach_iterator(struct one *one)
@@ -249,13 +249,19 @@ static struct bpf_link *attach_iterator(struct one *one)
 
 static void attach(void)
 {
+	int failed = 0;
+
 	for (int i = 0; i < program_count; i++) {
 		struct one *one = &programs[i];
 
 		one->link = one->when ? attach_iterator(one) : bpf_program__attach(one->program);
-		if (!one->link)
-			fail(NOT_ATTACHED, "attach", one->name, errno);
+		if (one->link)
+			continue;
+		fprintf(stderr, "attach %s: %s\n", one->name, strerror(errno));
+		failed++;
 	}
+	if (failed)
+		exit(NOT_ATTACHED);
 }
 
 static void detach(void)
@@ -340,9 +346,8 @@ static void run(void)
 
 /* Results. */
 
-static void print_map(const char *name)
+static void print_map(struct bpf_map *map)
 {
-	struct bpf_map *map = map_named(name);
 	size_t key_size = bpf_map__key_size(map), value_size = bpf_map__value_size(map);
 	int per_cpu = bpf_map__type(map) == BPF_MAP_TYPE_PERCPU_ARRAY;
 	int cpus = per_cpu ? libbpf_num_possible_cpus() : 1, fd = bpf_map__fd(map);
@@ -359,7 +364,7 @@ static void print_map(const char *name)
 			append(&entries, value + cpu * stride, value_size);
 		count++;
 	}
-	printf("map %s %zu %zu %d %zu\n", name, key_size, value_size, cpus, count);
+	printf("map %s %zu %zu %d %zu\n", bpf_map__name(map), key_size, value_size, cpus, count);
 	fwrite(entries.bytes, 1, entries.used, stdout);
 	free(entries.bytes);
 	free(value);
@@ -368,6 +373,8 @@ static void print_map(const char *name)
 
 static void print_results(void)
 {
+	struct bpf_map *map;
+
 	for (int i = 0; i < program_count; i++) {
 		struct one *one = &programs[i];
 		const char *processed = strstr(one->log, "processed ");
@@ -383,8 +390,9 @@ static void print_results(void)
 			fwrite(one->output.bytes, 1, one->output.used, stdout);
 		}
 	}
-	for (int i = 0; i < dumped_count; i++)
-		print_map(dumped[i]);
+	bpf_object__for_each_map(map, object) if (bpf_map__type(map) == BPF_MAP_TYPE_PERCPU_ARRAY ||
+						  bpf_map__type(map) == BPF_MAP_TYPE_HASH)
+		print_map(map);
 	printf("records %zu\n", records.used);
 	fwrite(records.bytes, 1, records.used, stdout);
 }

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every candidate on every kernel: the raw records beside traffic of known truth.
+
+The loader records without the agent, in seconds. A guest serves all tests of its kernel. Every
+guest runs with panic_on_warn=1: a load, attach or detach that makes the kernel warn ends it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from ktrace_agent.kernel.hooks import HOOKS
+from ktrace_agent.kernel.recording import HookCounters
+from ktrace_agent.tables.records import EVENT, comm_text
+from ktrace_api.names import RowType
+from tests.kernels import results
+from tests.kernels.golden import truth
+from tests.kernels.guest import Guest, guest
+from tests.kernels.loader import Chosen, GuestFeatures, files, record
+from tests.kernels.packages import SERIES, Kernel
+from tests.kernels.recording import Recording, address
+from tests.kernels.series import on
+
+ROWS = {"tcp_state": 266, "connect": 40, "udp_send": 110, "udp_recv": 110}
+TCP, UDP = 6, 17
+DNS_PORT, UDP6_PORT = 53, 7803
+
+CHOSEN = {
+    # sock_send_length and sock_recv_length are of v6.3 (6e6eda44b939).
+    "5.10": "fexit",
+    "6.1": "fexit",
+    # Trampolines on arm64 are of v6.4.
+    "6.1-arm64": "kprobe",
+}
+"""The candidate of socket_send and socket_recv where it is not the tracepoint."""
+
+FORCED = {
+    "fexit": {"socket_send": "fexit", "socket_recv": "fexit"},
+    "kprobe": {"tcp_state": "kprobe", "socket_send": "kprobe", "socket_recv": "kprobe"},
+}
+QUICK = ("6.1", "6.12", "newest")
+
+
+@pytest.fixture(scope="module")
+def one(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A guest that can record, for all tests of its kernel."""
+    needed = files(kernel.arch, tmp_path_factory.mktemp("loader"))
+    with guest(kernel, needed, "panic_on_warn=1") as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def features(one: Guest) -> GuestFeatures:
+    return GuestFeatures(one)
+
+
+@on(quick=QUICK)
+def test_the_golden_workload(kernel: Kernel, one: Guest, features: GuestFeatures):
+    chosen = record(one, features, "traffic")
+    results.write(kernel, "chosen", chosen)
+    assert_exact(chosen)
+    found = {hook: candidate(chosen, hook) for hook in ("socket_send", "socket_recv")}
+    assert set(found.values()) == {CHOSEN.get(kernel.series, "tracepoint")}, found
+
+
+@on(*(name for name in SERIES if CHOSEN.get(name) is None))
+def test_the_same_rows_by_fexit(kernel: Kernel, one: Guest, features: GuestFeatures):
+    chosen = record(one, features, "traffic", FORCED["fexit"])
+    results.write(kernel, "fexit", chosen)
+    assert_exact(chosen)
+
+
+@on()
+def test_the_same_rows_by_kprobes(kernel: Kernel, one: Guest, features: GuestFeatures):
+    chosen = record(one, features, "traffic", FORCED["kprobe"])
+    results.write(kernel, "kprobe", chosen)
+    assert_exact(chosen)
+
+
+def candidate(chosen: Chosen, hook: str) -> str:
+    """The name of the candidate that serves a hook."""
+    programs = next(one.programs for one in chosen.choices if one.hook == hook)
+    candidates = next(one.candidates for one in HOOKS if one.name == hook)
+    return next((one.name for one in candidates if one.programs == programs), "-")
+
+
+def assert_exact(chosen: Chosen) -> None:
+    """Counts, owners, peers, errnos and bytes are those of the workload, and nothing was lost."""
+    recording, wanted = chosen.recording, truth(chosen.truth)
+    rows = recording.rows()
+    assert not wanted - rows, "absent"
+    assert not rows - wanted, "never happened"
+    assert Counter(row[0] for row in rows.elements()) == ROWS
+    assert {comm_text(comm.tobytes()) for comm in recording.events["comm"]} == {"traffic"}
+    assert_peers(recording)
+    assert_flows(recording, chosen.truth)
+    for row, counters in recording.counters().items():
+        written = ROWS.get(row, 0)
+        assert counters == HookCounters(seen=written, written=written, bytes=counters.bytes), row
+    assert not recording.overflow().any()
+    results.assert_within_limit(recording.instructions)
+
+
+def assert_peers(recording: Recording) -> None:
+    assert recording.events.dtype == EVENT
+    for event in recording.events:
+        ports = int(event["local_port"]), int(event["remote_port"])
+        if not ports[1]:
+            continue  # a listener, or a receive without a name
+        wanted = "127.0.0.2" if ports[1] == DNS_PORT else "127.0.0.1"
+        assert address(event["remote_addr"]) == ("::1" if UDP6_PORT in ports else wanted), event
+
+
+def assert_flows(recording: Recording, text: str) -> None:
+    """The bytes of every TCP connection, and the UDP bytes of every process."""
+    lines = [line.split() for line in text.splitlines()]
+    tcp = {
+        tuple(map(int, ends)): (int(sent), int(received))
+        for kind, *ends, sent, received in lines
+        if kind == "tcp"
+    }
+    udp = Counter[tuple[str, int]]()
+    for kind, tgid, *_, size in lines:
+        if kind in (RowType.UDP_SEND, RowType.UDP_RECV):
+            udp[kind, int(tgid)] += int(size)
+    found_tcp, found_udp = {}, Counter[tuple[str, int]]()
+    for key, flow in recording.flows():
+        ends = tuple(int(key[name]) for name in ("tgid", "local_port", "remote_port"))
+        sizes = int(flow["tx_bytes"]), int(flow["rx_bytes"])
+        if key["proto"] == TCP and sum(sizes):
+            found_tcp[ends] = sizes
+        elif key["proto"] == UDP:
+            found_udp[RowType.UDP_SEND, ends[0]] += sizes[0]
+            found_udp[RowType.UDP_RECV, ends[0]] += sizes[1]
+    assert found_tcp == tcp
+    assert found_udp == udp
