@@ -17,12 +17,11 @@ def on(*series: str, quick: tuple[str, ...] = ()) -> Callable[[Any], Any]:
 
     On the `quick` ones it belongs to the world `kernels`, on the others to the world `matrix`.
     """
-    names = series or tuple(SERIES)
     params = [
         pytest.param(
             name, id=name, marks=pytest.mark.world("kernels" if name in quick else "matrix")
         )
-        for name in names
+        for name in series or tuple(SERIES)
     ]
     mark = pytest.mark.parametrize("kernel", params, indirect=True, scope="session")
 
