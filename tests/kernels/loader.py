@@ -31,6 +31,7 @@ CONFIGS = {"config": False, "config-v1": True}
 
 _WHEN = {"list_held": "end", "list_pending": "end"}
 _KPROBES = "/sys/bus/event_source/devices/kprobe/type"
+_IPV6 = "/proc/net/if_inet6"
 _EVENTS = "/sys/kernel/tracing/events"
 _UNLOADED = re.compile(r"^libbpf: prog '(\w+)': failed to load", re.MULTILINE)
 _REASONS = re.compile(r"^(load|attach) (\w+): (.*)$", re.MULTILINE)
@@ -94,7 +95,8 @@ class GuestFeatures:
         self._guest = guest
         guest.run("grep -q tracefs /proc/mounts || mount -t tracefs none /sys/kernel/tracing")
         self._found: dict[str, int | None] = {}
-        self._ask(f"file:{_KPROBES}", *filter(None, map(_feature, TARGETS.values())))
+        wanted = filter(None, map(_feature, TARGETS.values()))
+        self._ask(f"file:{_KPROBES}", f"file:{_IPV6}", *wanted)
 
     def tracepoint_args(self, name: str) -> int | None:
         return self._get(f"tracepoint:{name}")
@@ -107,6 +109,9 @@ class GuestFeatures:
 
     def has_struct(self, name: str) -> bool:
         return self._get(f"struct:{name}") is not None
+
+    def has_ipv6(self) -> bool:
+        return self._get(f"file:{_IPV6}") is not None
 
     def has_kprobes(self) -> bool:
         return self._get(f"file:{_KPROBES}") is not None
