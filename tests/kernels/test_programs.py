@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ktrace_agent.kernel.collector import CgroupNames
 from ktrace_agent.kernel.hooks import HOOKS
 from ktrace_agent.kernel.recording import HookCounters
 from ktrace_agent.tables.records import comm_text
@@ -89,6 +90,46 @@ def test_the_same_rows_by_kprobes(kernel: Kernel, tools: Tools):
 @on("newest")
 def test_the_golden_workload_with_full_preemption(kernel: Kernel, tools: Tools):
     assert_exact(recorded(kernel, tools, "preempt", None, "preempt=full"))
+
+
+ROUNDS = 3000
+
+
+@on("newest")
+@pytest.mark.parametrize("preempt", ["lazy", "full"])
+def test_every_datagram_is_recorded_or_counted(kernel: Kernel, tools: Tools, preempt: str):
+    """Since v7.0 a task can be preempted in a program of a tracepoint (SRCU-fast)."""
+    with guest(kernel, tools(kernel.arch), "panic_on_warn=1", f"preempt={preempt}") as one:
+        recording = record(one, GuestFeatures(one), f"traffic rounds {ROUNDS}").recording
+    rows = Counter(row[0] for row in recording.rows().elements())
+    for kind in (RowType.UDP_SEND, RowType.UDP_RECV):
+        counters = recording.counters()[kind]
+        assert counters.seen == 2 * ROUNDS, counters
+        assert counters.written == rows[kind] == counters.seen - counters.skipped, counters
+    assert not recording.overflow().any()
+
+
+CGROUP_V1 = """
+umount /sys/fs/cgroup && mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/pids &&
+mount -t cgroup -o pids none /sys/fs/cgroup/pids && mkdir -p /sys/fs/cgroup/pids/kubepods/pod7 &&
+ls -di /sys/fs/cgroup/pids/kubepods/pod7
+"""
+IN_POD = "sh -c 'echo $$ >/sys/fs/cgroup/pids/kubepods/pod7/cgroup.procs && exec traffic'"
+
+
+@on("6.1", "newest")
+def test_cgroups_of_the_v1_hierarchy(kernel: Kernel, tools: Tools):
+    with guest(kernel, tools(kernel.arch), "panic_on_warn=1") as one:
+        done = one.run(CGROUP_V1)
+        assert done.status == 0, done
+        chosen = record(one, GuestFeatures(one), IN_POD, config="config-v1")
+    assert_exact(chosen)
+    pod = int(done.text.split()[0])
+    assert set(chosen.recording.events["cgroup_id"].tolist()) == {pod}
+    keys, values = chosen.recording.map("cgroups").items()
+    assert int.from_bytes(keys, "little") == pod
+    names = CgroupNames.from_buffer_copy(values).name
+    assert [bytes(name).rstrip(b"\0") for name in names] == [b"pod7", b"kubepods", b"", b""]
 
 
 def candidate(chosen: Chosen, hook: str) -> str:
