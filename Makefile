@@ -24,7 +24,7 @@ JOBS ?= auto
 .PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf bpf-arm64 build build-static bench lock clean setup setup-test setup-kernels setup-cluster
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:
 	@scripts/bootstrap.sh build

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ktrace_agent.kernel import load_errors
 from ktrace_agent.kernel.collector import KernelConfig
-from ktrace_agent.kernel.hooks import TARGETS
+from ktrace_agent.kernel.hooks import HOOKS, TARGETS
 from ktrace_agent.kernel.libbpf import BpfError
 from ktrace_agent.kernel.probes import GROWING_MAPS, Choice, choose, object_name, preallocates
 from ktrace_agent.kernel.targets import Event, Function, Iterator, Kprobe, RawTracepoint
@@ -29,6 +29,12 @@ NOT_LOADED, NOT_ATTACHED = 2, 3
 CONFIGS = {"config": False, "config-v1": True}
 """Files in a guest: struct kt_config with cgroup v2 and with v1."""
 
+_CANDIDATES = {
+    program: candidate.name
+    for hook in HOOKS
+    for candidate in hook.candidates
+    for program in candidate.programs
+}
 _WHEN = {"list_held": "end", "list_pending": "end"}
 _KPROBES = "/sys/bus/event_source/devices/kprobe/type"
 _IPV6 = "/proc/net/if_inet6"
@@ -151,8 +157,10 @@ class Chosen:
 
     @property
     def candidates(self) -> dict[str, str]:
-        """Hook -> its programs, without those that are never alternatives."""
-        return {one.hook: one.program or "-" for one in self.choices}
+        """Hook -> the name of the candidate that serves it, `-` if none does."""
+        return {
+            one.hook: _CANDIDATES[one.programs[0]] if one.programs else "-" for one in self.choices
+        }
 
 
 def record(

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from ktrace_agent.kernel.collector import CgroupNames
-from ktrace_agent.kernel.hooks import HOOKS
 from ktrace_agent.kernel.recording import HookCounters
 from ktrace_agent.tables.records import comm_text
 from ktrace_api.names import RowType
@@ -71,7 +70,7 @@ def recorded(
 def test_the_golden_workload(kernel: Kernel, tools: Tools):
     chosen = recorded(kernel, tools, "chosen")
     assert_exact(chosen)
-    found = {candidate(chosen, hook) for hook in ("socket_send", "socket_recv")}
+    found = {chosen.candidates[hook] for hook in ("socket_send", "socket_recv")}
     assert found == {CHOSEN.get(kernel.series, "tracepoint")}
 
 
@@ -130,13 +129,6 @@ def test_cgroups_of_the_v1_hierarchy(kernel: Kernel, tools: Tools):
     assert int.from_bytes(keys, "little") == pod
     names = CgroupNames.from_buffer_copy(values).name
     assert [bytes(name).rstrip(b"\0") for name in names] == [b"pod7", b"kubepods", b"", b""]
-
-
-def candidate(chosen: Chosen, hook: str) -> str:
-    """The name of the candidate that serves a hook."""
-    programs = next(one.programs for one in chosen.choices if one.hook == hook)
-    candidates = next(one.candidates for one in HOOKS if one.name == hook)
-    return next((one.name for one in candidates if one.programs == programs), "-")
 
 
 def assert_exact(chosen: Chosen, half_known: int = 0) -> None:
