@@ -171,10 +171,10 @@ def record(
     config: str = "config",
 ) -> Chosen:
     """Record while `workload` runs in the guest. Like the agent, choose again what was refused."""
-    refused: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     name = object_name(features)
     while True:
-        choices = choose(features, refused=refused, forced=forced)
+        choices = choose(features, refused=unusable, forced=forced)
         programs = dict.fromkeys(one for choice in choices for one in choice.programs)
         arguments = [f"/etc/{name}", f"--config=/etc/{config}"]
         if preallocates(features):
@@ -182,17 +182,17 @@ def record(
         arguments += [f"{one}={_target(one)}" for one in programs]
         script = _START.format(arguments=shlex.join(arguments))
         done = guest.run(f"{script}\n{workload} >/tmp/truth || exit 99\n{_STOP}")
-        if done.status in (NOT_LOADED, NOT_ATTACHED) and (new := _refused(done.errors)):
-            assert not new.keys() & refused.keys(), done.errors
-            refused |= new
+        if done.status in (NOT_LOADED, NOT_ATTACHED) and (new := refused(done.errors)):
+            assert not new.keys() & unusable.keys(), done.errors
+            unusable |= new
             continue
         assert done.status == 0, done.errors
         truth = guest.run("cat /tmp/truth").text
         return Chosen(choices, Recording(done.out, programs), truth)
 
 
-def _refused(errors: str) -> dict[str, str]:
-    """Program -> reason."""
+def refused(errors: str) -> dict[str, str]:
+    """Program -> reason, from the loader's messages."""
     found = dict.fromkeys(_UNLOADED.findall(errors), "not loaded")
     for call, name, text in _REASONS.findall(errors):
         log = text.replace("\t", "\n") if call == "load" else ""
