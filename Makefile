@@ -21,10 +21,10 @@ OUT ?= out
 TESTS ?= tests
 JOBS ?= auto
 
-.PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf build build-static bench lock clean setup setup-test setup-cluster
+.PHONY: help run test test-fast test-kernels coverage lab cluster demo cluster-down lint check format generate bpf bpf-arm64 build build-static bench lock clean setup setup-test setup-kernels setup-cluster
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:
 	@scripts/bootstrap.sh build
@@ -32,12 +32,18 @@ setup:
 setup-test:
 	@scripts/bootstrap.sh test
 
+setup-kernels:
+	@scripts/bootstrap.sh kernels
+
 setup-cluster:
 	@scripts/bootstrap.sh cluster
 	@$(BIN)/python -m tests.cluster.binaries
 
 bpf: setup ## compile the BPF object and the ring's drain
 	@$(MAKE) -C agent/bpf
+
+bpf-arm64: setup-kernels ## cross-compile the BPF objects and the ring's drain into agent/bpf/build/arm64
+	@$(MAKE) -C agent/bpf ARCH=arm64 SYSROOT="$$($(BIN)/python -m scripts.sysroot arm64)"
 
 build: bpf ## create dist/ktrace, a launcher that uses this checkout
 	@install -D -m 755 scripts/launcher.sh dist/ktrace
@@ -58,8 +64,8 @@ coverage: setup-test bpf ## run test-fast, print line and branch coverage by roo
 	@$(BIN)/pytest $(FAST) --cov --cov-report=
 	@$(BIN)/python scripts/coverage_by_room.py
 
-test-kernels: setup-test bpf ## run the tests on other kernels in QEMU (KERNEL=5.10, 6.1, 6.12, 6.12-rt, 6.19 or newest: only on that one)
-	@KTRACE_REQUIRE=kernels KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels
+test-kernels: setup-kernels bpf bpf-arm64 build-static ## run the tests on other kernels in QEMU, two guests at a time (KERNEL=6.1, 6.12-arm64, newest, ...: only on that one)
+	@KTRACE_REQUIRE=kernels,matrix KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels -n 2 --dist worksteal
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays only these and writes nothing)
 	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)

@@ -7,7 +7,8 @@
 #   scripts/bootstrap.sh build     compilers, libbpf, .venv
 #   scripts/bootstrap.sh static    also the tools that build dist/ktrace-static
 #   scripts/bootstrap.sh test      also the tools of the tests of the real kernel
-#   scripts/bootstrap.sh cluster   also the parts of a Kubernetes on this machine
+#   scripts/bootstrap.sh kernels   test, and what builds and boots arm64
+#   scripts/bootstrap.sh cluster   test, and the parts of a Kubernetes on this machine
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -77,7 +78,7 @@ needs_netavark() {
 	dpkg --compare-versions "${version:-0}" ge 1.30
 }
 
-# Prints the packages that are missing for $1 (build, static, test or cluster).
+# Prints the packages that are missing for $1 (build, static, test, kernels or cluster).
 missing_packages() {
 	local python
 	has cc || echo gcc libc6-dev
@@ -94,7 +95,7 @@ missing_packages() {
 		has zstd || echo zstd
 		{ has cc && has_header zstd.h; } || echo libzstd-dev
 	fi
-	if [ "$1" = test ] || [ "$1" = cluster ]; then
+	if [ "$1" = test ] || [ "$1" = kernels ] || [ "$1" = cluster ]; then
 		has_bpftool || bpftool_package
 		has ip || echo iproute2
 		has nft || echo nftables
@@ -108,6 +109,10 @@ missing_packages() {
 		[ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
 		has qemu-system-x86_64 || echo qemu-system-x86
 		has busybox || echo busybox-static
+	fi
+	if [ "$1" = kernels ]; then
+		has qemu-system-aarch64 || echo qemu-system-arm
+		has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 	fi
 	if [ "$1" = cluster ]; then
 		has iptables || echo iptables
@@ -175,8 +180,8 @@ inputs() {
 }
 
 case "${1:-}" in
-build | static | test | cluster) ;;
-*) die "usage: scripts/bootstrap.sh build|static|test|cluster" ;;
+build | static | test | kernels | cluster) ;;
+*) die "usage: scripts/bootstrap.sh build|static|test|kernels|cluster" ;;
 esac
 stamp=.venv/.ready-$1
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(inputs)" ]; then

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from scripts import debian_packages
 from tests.bpf.workers import Crew
 from tests.cluster import binaries
-from tests.kernels import guest, packages
+from tests.kernels import machine
 
 # A busy machine must not fail a test: neither a slow example nor a slow strategy counts.
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -100,11 +101,15 @@ def _chart() -> str | None:
 
 
 def _kernels() -> str | None:
-    if "kernels" not in os.environ.get("KTRACE_REQUIRE", "").split(","):
+    if not {"kernels", "matrix"} & required():
+        return "boots kernels in QEMU: make test-kernels"
+    return machine.missing("amd64") or debian_packages.missing()
+
+
+def _matrix() -> str | None:
+    if "matrix" not in required():
         return "takes minutes for each kernel: make test-kernels"
-    if shutil.which("cc") is None:
-        return "cc is missing: scripts/bootstrap.sh test"
-    return guest.missing() or packages.missing()
+    return _kernels() or machine.missing("arm64")
 
 
 WORLDS: dict[str, Callable[[], str | None]] = {
@@ -114,6 +119,7 @@ WORLDS: dict[str, Callable[[], str | None]] = {
     "containers": cache(_containers),
     "images": cache(_images),
     "kernels": cache(_kernels),
+    "matrix": cache(_matrix),
     "mount": cache(_mount),
     "s3": cache(_s3),
     "static": cache(_static),

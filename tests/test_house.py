@@ -31,8 +31,8 @@ SOURCE_FOLDERS = (
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 DOCKERFILES = sorted(ROOT.glob("Dockerfile.*"))
 LOCKS = sorted(ROOT.glob("requirements/*.lock"))
-TARGETS = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-INTERNAL_TARGETS = {"setup", "setup-test", "setup-cluster"}
+TARGETS = re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+INTERNAL_TARGETS = {"setup", "setup-test", "setup-cluster", "setup-kernels"}
 
 
 def source_files() -> list[Path]:
@@ -132,7 +132,7 @@ def test_docs_link_to_what_is_there(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), target
-    for target in re.findall(r"(?:^|`)(?:sudo )?make ([a-z-]+)", path.read_text(), re.MULTILINE):
+    for target in re.findall(r"(?:^|`)(?:sudo )?make ([a-z0-9-]+)", path.read_text(), re.MULTILINE):
         assert target in TARGETS, target
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels import packages
+from tests.kernels import loader, packages
 from tests.kernels.packages import Kernel
 from tests.static.test_static import BUILT, ROOT, sources
 
@@ -59,8 +59,4 @@ def ktrace() -> Path:
 @pytest.fixture(scope="session")
 def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden workload, linked statically: a guest has no libraries."""
-    program = tmp_path_factory.mktemp("traffic") / "traffic"
-    source = Path(__file__).with_name("traffic.c")
-    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static")
-    subprocess.run(["cc", *flags, source, "-o", program], check=True)
-    return program
+    return loader.compiled("amd64", "traffic.c", tmp_path_factory.mktemp("traffic"))

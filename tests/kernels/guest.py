@@ -2,6 +2,7 @@
 """A guest in QEMU without KVM: another kernel, an initramfs, commands in and their results out.
 
 The kernel's console is the first serial port and goes to a file. Commands run over the second.
+QEMU and its temporary folder end with this process, even by SIGKILL.
 Nothing waits for a time: a guest is ready when its init reports it, a command is done when its
 status arrives. A deadline ends a guest that hangs.
 """
@@ -9,7 +10,6 @@ status arrives. A deadline ends a guest that hangs.
 import base64
 import re
 import select
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernels import initramfs
+from tests.kernels.machine import MACHINES
+from tests.kernels.packages import Kernel
 
-QEMU = "qemu-system-x86_64"
-BUSYBOX = Path("/bin/busybox")
 MEMORY_MIB = 2048
 BOOT_S = 180.0
 """A boot takes 5 s on an idle host; one with many jobs takes a minute."""
@@ -31,14 +31,12 @@ CONSOLE_LINES = 60
 
 # Under TCG on a loaded host a CPU stands still for seconds: no sign of a fault.
 _APPEND = (
-    "console=ttyS0,115200",
     "loglevel=6",
     "oops=panic",
     "panic=-1",
     "nokaslr",
     "nosoftlockup",
     "rcupdate.rcu_cpu_stall_suppress=1",
-    "tsc=reliable",
 )
 
 _TROUBLE = re.compile(
@@ -69,16 +67,6 @@ class Done:
         return self.err.decode(errors="replace")
 
 
-def missing() -> str | None:
-    """Why no guest can run here; None where one can."""
-    for tool in (QEMU, str(BUSYBOX)):
-        if shutil.which(tool) is None:
-            return f"{tool} is missing: scripts/bootstrap.sh test"
-    if b"/ld-linux-x86-64.so" in BUSYBOX.read_bytes():
-        return f"{BUSYBOX} is not linked statically: install busybox-static"
-    return None
-
-
 def trouble(console: str) -> list[str]:
     """Lines of a console that report a fault of the kernel: panics, oopses, BUG and WARN."""
     return [line.strip() for line in console.splitlines() if _TROUBLE.search(line)]
@@ -86,7 +74,7 @@ def trouble(console: str) -> list[str]:
 
 @contextmanager
 def guest(
-    vmlinuz: Path,
+    kernel: Kernel,
     files: Mapping[str, Path],
     *append: str,
     memory_mib: int = MEMORY_MIB,
@@ -96,17 +84,19 @@ def guest(
     Raises GuestFailed: if it does not boot twice in a row, dies, hangs, or if its kernel
     reported a fault by the end.
     """
-    with tempfile.TemporaryDirectory(prefix="ktrace-guest-") as name:
-        folder = Path(name)
+    machine = MACHINES[kernel.arch]
+    with _folder() as folder:
         image = folder / "initramfs"
-        initramfs.write(image, BUSYBOX, files)
+        initramfs.write(image, machine.busybox(), files)
         command = [
-            QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib),
+            "setpriv", "--pdeathsig", "KILL", "nice",
+            machine.qemu, "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(memory_mib),
             "-nodefaults", "-display", "none", "-no-reboot",
-            "-kernel", str(vmlinuz), "-initrd", str(image),
-            "-append", " ".join((*_APPEND, *append)),
+            "-kernel", str(kernel.vmlinuz), "-initrd", str(image),
+            "-append", " ".join((*machine.append, *_APPEND, *append)),
+            "-chardev", f"socket,id=commands,path={folder / 'commands'},server=on,wait=off",
             "-serial", f"file:{folder / 'console'}",
-            "-serial", f"unix:{folder / 'commands'},server=on,wait=off",
+            *machine.options,
         ]  # fmt: skip
         running = _booted(command, folder)
         try:
@@ -114,6 +104,22 @@ def guest(
             running.check()
         finally:
             running.end()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder that is removed even if this process is killed.
+
+    The shell waits for the end of its input, which is that of this process at the latest. It has a
+    session of its own, so that a signal to the group of this process spares it.
+    """
+    with tempfile.TemporaryDirectory(prefix="ktrace-guest-") as name:
+        command = ["sh", "-c", 'read -r _; rm -rf "$1"', "sh", name]
+        cleaner = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        try:
+            yield Path(name)
+        finally:
+            cleaner.communicate()
 
 
 def _booted(command: Sequence[str], folder: Path) -> "Guest":
@@ -141,6 +147,7 @@ class Guest:
     """One QEMU process; use guest() to get it."""
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self.folder = folder
         self._console = folder / "console"
         self._console.write_bytes(b"")
         (folder / "commands").unlink(missing_ok=True)
@@ -156,6 +163,11 @@ class Guest:
         self._unread = b""
         self.boot_s = 0.0
         """Seconds from the start of QEMU to the first command."""
+
+    @property
+    def pid(self) -> int:
+        """Of QEMU."""
+        return self._process.pid
 
     @property
     def console(self) -> str:

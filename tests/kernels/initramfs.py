@@ -15,6 +15,7 @@ from typing import BinaryIO
 CONSOLE = (5, 1)
 """Major and minor number of /dev/console, which the kernel opens for init."""
 
+# `commands` is on the kernel's command line: init gets what the kernel does not know as variables.
 INIT = """\
 #!/bin/sh
 mount -t proc proc /proc
@@ -24,7 +25,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t tmpfs tmpfs /tmp
 echo guest >/proc/sys/kernel/hostname
 ip link set lo up
-exec /bin/serve </dev/ttyS1 >/dev/ttyS1
+exec /bin/serve </dev/$commands >/dev/$commands
 """
 
 SERVE = """\

@@ -2,16 +2,13 @@
 """Kernels of Debian's archives as vmlinuz files, kept outside the checkout.
 
 A series names a range of versions, and its newest package is used: archives drop old versions
-within weeks. apt verifies every package as it does on the host (debian-archive-keyring), but with
-lists, cache and sources of its own under `${XDG_CACHE_HOME:-~/.cache}/ktrace/kernels/`. The
-archives' addresses are read from the host's apt configuration. With a filled cache no network is
-needed.
+within weeks. Packages, lists and files are under `${XDG_CACHE_HOME:-~/.cache}/ktrace/kernels/`.
+With a filled cache no network is needed.
 
     python -m tests.kernels.packages [SERIES...]    downloads what is missing, prints the files
 """
 
 import fcntl
-import math
 import os
 import re
 import shutil
@@ -25,13 +22,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+from scripts.debian_packages import Apt
+
 SECURITY = ("bullseye-security", "bookworm-security", "trixie-security")
 MAIN = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
 REFRESH_S = 7 * 24 * 3600
 """Age of apt's lists, and of the choice of a kernel, from which newer ones are requested."""
 
-_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)\.\d[^ ]*-(cloud|rt)-amd64")
+_NAME = re.compile(r"linux-(image|binary)-(\d+)\.(\d+)\.\d[^ ]*-(cloud|rt)-(amd64|arm64)")
+_SEARCH = "^linux-(image|binary)-[0-9]"
 _VMLINUZ = re.compile(r"\./(boot/vmlinuz-[^/]+|(usr/)?lib/modules/[^/]+/vmlinuz)")
 
 
@@ -48,12 +47,13 @@ class Series:
     last: tuple[int, int]
     flavour: str = "cloud"
     """Debian's flavour: cloud boots fastest, rt is built with PREEMPT_RT."""
+    arch: str = "amd64"
 
     def holds(self, package: str) -> bool:
         found = _NAME.fullmatch(package)
         return (
             found is not None
-            and found[4] == self.flavour
+            and found.group(4, 5) == (self.flavour, self.arch)
             and self.first <= (int(found[2]), int(found[3])) <= self.last
         )
 
@@ -67,9 +67,11 @@ SERIES = {
         Series("6.12-rt", (6, 12), (6, 12), "rt"),
         Series("6.19", (6, 17), (6, 19)),
         Series("newest", (7, 0), (99, 99)),
+        Series("6.1-arm64", (6, 1), (6, 1), arch="arm64"),
+        Series("6.12-arm64", (6, 12), (6, 12), arch="arm64"),
     )
 }
-"""Oldest first. 6.19 is the newest of 6.17 to 6.19: which of them is served changes."""
+"""6.19 is the newest of 6.17 to 6.19: which of them is served changes."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Kernel:
     version: str
     """Of the package, such as 6.1.192-1."""
     vmlinuz: Path
+
+    @property
+    def arch(self) -> str:
+        """amd64 or arm64."""
+        return SERIES[self.series].arch
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -101,7 +108,7 @@ def kernel(series: str) -> Kernel:
         if kept and time.time() - kept[-1].vmlinuz.stat().st_mtime < REFRESH_S:
             return kept[-1]
         try:
-            return _newest(Apt(home() / "apt"), wanted)
+            return _newest(_apt(wanted.arch), wanted)
         except LookupError as error:
             if not kept:
                 raise NoKernel(f"no kernel of {series}: {error}") from error
@@ -118,16 +125,6 @@ def home() -> Path:
     return base / "ktrace" / "kernels"
 
 
-def missing() -> str | None:
-    """Why no kernel can be downloaded here; None where it can."""
-    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            return f"{tool} is missing: kernels are Debian's packages"
-    if not KEYRING.exists():
-        return f"{KEYRING} is missing: install debian-archive-keyring"
-    return None
-
-
 def newest(versions: Iterable[tuple[str, str]]) -> tuple[str, str]:
     """The newest of (package, version) pairs; of a split package the part with the kernel.
 
@@ -136,12 +133,16 @@ def newest(versions: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return max(versions, key=lambda one: (*_order(one[1]), one[0].startswith("linux-binary-")))
 
 
+def _apt(arch: str) -> Apt:
+    return Apt(home() / f"apt-{arch}", arch, SECURITY, MAIN)
+
+
 def _order(version: str) -> tuple[tuple[int, ...], bool]:
     upstream, tilde, _ = version.partition("~")
     return tuple(int(number) for number in re.findall(r"\d+", upstream)), not tilde
 
 
-def _newest(apt: "Apt", series: Series) -> Kernel:
+def _newest(apt: Apt, series: Series) -> Kernel:
     """The newest that the archives serve. Raises LookupError with apt's errors."""
     trouble = apt.update() if apt.age_s() > REFRESH_S else ""
     try:
@@ -154,8 +155,8 @@ def _newest(apt: "Apt", series: Series) -> Kernel:
         raise LookupError(trouble or str(error)) from error
 
 
-def _served(apt: "Apt", series: Series) -> Kernel:
-    found = apt.versions(name for name in apt.names() if series.holds(name))
+def _served(apt: Apt, series: Series) -> Kernel:
+    found = apt.versions(name for name in apt.names(_SEARCH) if series.holds(name))
     if not found:
         raise LookupError(f"the archives serve no package of {series.name}")
     package, version = newest(found)
@@ -182,12 +183,12 @@ def _kept(series: Series) -> list[Kernel]:
     return sorted(kernels, key=lambda one: _order(one.version))
 
 
-def _download(apt: "Apt", package: str, version: str, file: Path) -> None:
+def _download(apt: Apt, package: str, version: str, file: Path) -> None:
     """Write the package's vmlinuz to `file`; an interrupted download leaves no such file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home(), prefix=".download-") as name:
         work = Path(name)
-        apt.download(package, version, work)
+        apt.download(work, f"{package}={version}")
         [archive] = work.glob("*.deb")
         part = work / "vmlinuz"
         _unpack(archive, part)
@@ -209,115 +210,6 @@ def _unpack(archive: Path, target: Path) -> None:
                     process.kill()
                     return
     raise LookupError(f"{archive.name} holds no vmlinuz")
-
-
-class Apt:
-    """apt with its own lists, cache and sources in `folder`, never the host's."""
-
-    def __init__(self, folder: Path) -> None:
-        self._lists = folder / "lists"
-        self._sources = folder / "sources.list"
-        self._options = [
-            f"-oDir::State::lists={self._lists}",
-            f"-oDir::Cache={folder / 'cache'}",
-            f"-oDir::Etc::sourcelist={self._sources}",
-            "-oDir::Etc::sourceparts=-",
-            "-oAPT::Architecture=amd64",
-            "-oAPT::Update::Error-Mode=any",
-            "-oAcquire::Languages=none",
-            "-oAcquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-            "-oAcquire::Retries=2",
-        ]
-        if os.geteuid() == 0:  # its user _apt cannot enter root's cache
-            self._options.append("-oAPT::Sandbox::User=root")
-        for place in (self._lists / "partial", folder / "cache/archives/partial"):
-            place.mkdir(parents=True, exist_ok=True)
-
-    def age_s(self) -> float:
-        """Seconds since the lists were updated; infinite if they never were."""
-        stamp = self._lists / ".updated"
-        return time.time() - stamp.stat().st_mtime if stamp.exists() else math.inf
-
-    def update(self) -> str:
-        """Update the lists. Returns apt's errors, such as a missing key; empty on success.
-
-        A suite that fails keeps its old list, the others are updated.
-        """
-        try:
-            self._sources.write_text(sources())
-        except LookupError as error:
-            return str(error)
-        done = self._run("apt-get", "-q", "update", check=False)
-        lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:"))]
-        if done.returncode == 0:
-            (self._lists / ".updated").touch()
-            return ""
-        return "; ".join(lines[:2]) or f"apt-get update ended with status {done.returncode}"
-
-    def names(self) -> list[str]:
-        """Names of kernel packages."""
-        done = self._run("apt-cache", "search", "--names-only", "^linux-(image|binary)-[0-9]")
-        names = [line.partition(" ")[0] for line in done.stdout.splitlines()]
-        return [name for name in names if _NAME.fullmatch(name)]
-
-    def versions(self, names: Iterable[str]) -> list[tuple[str, str]]:
-        """(package, version) of every version that the archives serve."""
-        if not (wanted := list(names)):
-            return []
-        shown = self._run("apt-cache", "show", *wanted).stdout
-        fields = re.findall(r"^(Package|Version): (\S+)$", shown, re.MULTILINE)
-        pairs = zip(fields[::2], fields[1::2], strict=True)
-        return [(package[1], version[1]) for package, version in pairs]
-
-    def download(self, package: str, version: str, folder: Path) -> None:
-        """Put the verified .deb into `folder`."""
-        self._run("apt-get", "-q", "download", f"{package}={version}", folder=folder)
-
-    def _run(
-        self, tool: str, *arguments: str, folder: Path | None = None, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [tool, *self._options, *arguments],
-            cwd=folder,
-            check=False,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        if check and done.returncode != 0:
-            raise LookupError(f"{tool} {' '.join(arguments)}: {done.stderr.strip()}")
-        return done
-
-
-def sources() -> str:
-    """A sources.list of SECURITY and MAIN at the mirrors that the host uses.
-
-    Raises LookupError where the host is not a Debian.
-    """
-    release = _os_release()
-    if release.get("ID") != "debian":
-        raise LookupError(f"kernels come from Debian's mirrors, this is {release.get('ID', '?')}")
-    codename = release["VERSION_CODENAME"]
-    done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    mirrors = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    lines = []
-    for suites, suite in ((SECURITY, f"{codename}-security"), (MAIN, codename)):
-        if suite not in mirrors:
-            raise LookupError(f"the host's apt sources do not name {suite}")
-        lines += [
-            f"deb [arch=amd64 signed-by={KEYRING}] {mirrors[suite]} {one} main" for one in suites
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _os_release() -> dict[str, str]:
-    text = Path("/etc/os-release").read_text()
-    return dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE))
 
 
 @contextmanager

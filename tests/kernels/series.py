@@ -12,12 +12,20 @@ LIMIT_S = 900
 """Of a test: a guest takes a minute on an idle host and several on a loaded one."""
 
 
-def on(*series: str) -> Callable[[Any], Any]:
-    """Run a test once for each series of kernels; without names for all of them."""
-    names = series or tuple(SERIES)
-    mark = pytest.mark.parametrize("kernel", names, ids=names, indirect=True, scope="session")
+def on(*series: str, quick: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """Run a test once for each series of kernels; without names for all of them.
+
+    On the `quick` ones it belongs to the world `kernels`, on the others to the world `matrix`.
+    """
+    params = [
+        pytest.param(
+            name, id=name, marks=pytest.mark.world("kernels" if name in quick else "matrix")
+        )
+        for name in series or tuple(SERIES)
+    ]
+    mark = pytest.mark.parametrize("kernel", params, indirect=True, scope="session")
 
     def decorate(test: Any) -> Any:
-        return pytest.mark.world("kernels")(pytest.mark.timeout(LIMIT_S)(mark(test)))
+        return pytest.mark.timeout(LIMIT_S)(mark(test))
 
     return decorate

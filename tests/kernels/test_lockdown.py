@@ -24,7 +24,7 @@ def assert_refused(guest: Guest, command: str) -> None:
 
 @on("6.1", "6.12", "6.19", "newest")
 def test_confidentiality_is_refused_and_the_kernel_lives(kernel: Kernel, ktrace: Path):
-    with guest(kernel.vmlinuz, {"bin/ktrace": ktrace}, "lockdown=confidentiality") as one:
+    with guest(kernel, {"bin/ktrace": ktrace}, "lockdown=confidentiality") as one:
         before = one.run("cat /proc/mounts").text
         assert "tracefs" not in before
         assert "securityfs" not in before
@@ -40,7 +40,7 @@ def test_confidentiality_is_refused_and_the_kernel_lives(kernel: Kernel, ktrace:
 @on("6.12", "newest")
 def test_integrity_is_served_by_a_private_mount(kernel: Kernel, ktrace: Path):
     """Also where debugfs is mounted: reading it would leave tracefs mounted below it."""
-    with guest(kernel.vmlinuz, {"bin/ktrace": ktrace}, "lockdown=integrity") as one:
+    with guest(kernel, {"bin/ktrace": ktrace}, "lockdown=integrity") as one:
         assert one.run("mount -t debugfs none /sys/kernel/debug").status == 0
         before = one.run("cat /proc/mounts").text
         done = one.run("ktrace doctor --json")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import debian_packages
 from tests.kernels import initramfs, packages
 from tests.kernels.guest import trouble
 from tests.kernels.packages import REFRESH_S, SERIES, NoKernel, kernel, newest
@@ -23,6 +24,9 @@ from tests.kernels.packages import REFRESH_S, SERIES, NoKernel, kernel, newest
         ("linux-image-6.17.13+deb13-cloud-amd64", "6.19"),
         ("linux-binary-6.19.14+deb13-cloud-amd64", "6.19"),
         ("linux-binary-7.3.4+deb13-cloud-amd64", "newest"),
+        ("linux-image-6.1.0-57-cloud-arm64", "6.1-arm64"),
+        ("linux-image-6.12.118+deb13-cloud-arm64", "6.12-arm64"),
+        ("linux-image-6.12.118+deb13-rt-arm64", None),
         ("linux-image-6.16.12+deb13-cloud-amd64", None),
         ("linux-image-6.12-cloud-amd64", None),  # depends on the newest
         ("linux-image-cloud-amd64", None),
@@ -55,11 +59,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.touch()
     os.utime(file, (0, 0))
 
-    def unreachable() -> str:
+    def unreachable(*_: object) -> str:
         raise LookupError("no network")
 
-    monkeypatch.setattr(packages, "sources", unreachable)
-    monkeypatch.setattr(packages.Apt, "names", lambda _: [])
+    monkeypatch.setattr(debian_packages, "sources", unreachable)
+    monkeypatch.setattr(debian_packages.Apt, "names", lambda *_: [])
     return file
 
 

@@ -10,11 +10,14 @@
  *   udp_send|udp_recv TGID LOCAL_PORT PEER_PORT|- BYTES
  *
  * PEER_PORT of a receive is "-" where the call passed no buffer for the name.
+ *
+ * `traffic rounds N` instead sends N datagrams back and forth on one CPU and prints nothing.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -298,11 +301,44 @@ static void query(int i)
 		close(fd);
 }
 
-int main(void)
+/* Each send wakes the peer on the same CPU, which preempts the sender in its programs. */
+static int rounds(int count)
+{
+	struct sockaddr_in name = v4("127.0.0.1", UDP_PORT), peer;
+	int server = bound(AF_INET, SOCK_DGRAM, &name, sizeof(name)), status;
+	int client = socket(AF_INET, SOCK_DGRAM, 0);
+	socklen_t size = sizeof(peer);
+	cpu_set_t first;
+	char byte = 0;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	check(!sched_setaffinity(0, sizeof(first), &first), "sched_setaffinity");
+	check(!connect(client, (void *)&name, sizeof(name)), "connect");
+	pid_t child = fork();
+
+	for (int i = 0; i < count; i++) {
+		if (child) {
+			check(send(client, &byte, 1, 0) == 1, "send");
+			check(recv(client, &byte, 1, 0) == 1, "recv");
+		} else {
+			check(recvfrom(server, &byte, 1, 0, (void *)&peer, &size) == 1, "recvfrom");
+			check(sendto(server, &byte, 1, 0, (void *)&peer, size) == 1, "sendto");
+		}
+	}
+	if (!child)
+		exit(0);
+	check(waitpid(child, &status, 0) == child && status == 0, "server");
+	return 0;
+}
+
+int main(int argc, char **argv)
 {
 	int ready[2], status;
 	char byte;
 
+	if (argc == 3 && !strcmp(argv[1], "rounds"))
+		return rounds(atoi(argv[2]));
 	check(!pipe(ready), "pipe");
 	/* Each process writes its lines at once: they share the file. */
 	setvbuf(stdout, lines, _IOFBF, sizeof(lines));
