@@ -38,7 +38,7 @@ static __always_inline void kt_handled(struct kt_thread *thread, enum kt_pair pa
 static __always_inline void kt_count_rescued(void)
 {
 	__u32 zero = 0;
-	__u64 *count = bpf_map_lookup_elem(&rescued, &zero);
+	__u64 *count = bpf_map_lookup_elem(KT_MAP(rescued), &zero);
 
 	if (count)
 		kt_add(*count, 1);
@@ -48,7 +48,7 @@ static __always_inline struct kt_data_calls *kt_data_calls(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&data_calls, &zero);
+	return bpf_map_lookup_elem(KT_MAP(data_calls), &zero);
 }
 
 /* Counts a call that a copy has to handle. User space sets kt_counting once all copies are
