@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds the built BPF objects to a wheel; an editable install uses agent/bpf/build directly."""
+"""Adds the BPF objects and their sources to a wheel; an editable install uses agent/bpf itself."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 OBJECTS = ("ktrace.bpf.o", "ktrace_basic.bpf.o", "libktrace_ring.so")
+SOURCES = ("ktrace.bpf.c", "*.h", "body/*.h", "entry/*.h")
 
 
 class BpfObjects(BuildHookInterface[Any]):
@@ -25,3 +26,8 @@ class BpfObjects(BuildHookInterface[Any]):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing: run `make bpf` first")
             build_data["force_include"][str(path)] = f"ktrace_agent/bpf/{name}"
+        # The backend `bcc` compiles them on the node.
+        for source in SOURCES:
+            for path in Path(self.root, "agent/bpf").glob(source):
+                place = path.relative_to(Path(self.root, "agent/bpf"))
+                build_data["force_include"][str(path)] = f"ktrace_agent/bpf/source/{place}"

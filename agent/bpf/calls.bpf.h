@@ -3,20 +3,20 @@
 #ifndef KTRACE_CALLS_BPF_H
 #define KTRACE_CALLS_BPF_H
 
-static const struct kt_call kt_zero_call = {};
+KT_DEFINE_ZERO(kt_call);
 
 static __always_inline struct kt_call *kt_call_get(void)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 
-	return bpf_map_lookup_elem(&calls, &thread);
+	return bpf_map_lookup_elem(KT_MAP(calls), &thread);
 }
 
 static __always_inline void kt_call_end(void)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 
-	bpf_map_delete_elem(&calls, &thread);
+	bpf_map_delete_elem(KT_MAP(calls), &thread);
 }
 
 /* Clears the entry of an earlier call whose exit was missed, and emits the datagram that
@@ -38,13 +38,13 @@ static __always_inline struct kt_call *kt_call_begin(__u8 kind, struct sock *sk,
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct kt_call *call;
 
-	if (bpf_map_update_elem(&calls, &thread, &kt_zero_call, BPF_NOEXIST) == -EEXIST)
+	if (bpf_map_update_elem(KT_MAP(calls), &thread, KT_ZERO(kt_call), BPF_NOEXIST) == -EEXIST)
 		kt_call_clear();
-	call = bpf_map_lookup_elem(&calls, &thread);
+	call = bpf_map_lookup_elem(KT_MAP(calls), &thread);
 	if (!call) {
 		struct kt_overflow *o = kt_overflow();
 
-		kt_calls_full = 1;
+		kt_shared.calls_full = 1;
 		if (o)
 			kt_add(o->calls, 1);
 		return NULL;

@@ -38,14 +38,14 @@ static __always_inline struct kt_state_copies *kt_state_copies(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&state_copies, &zero);
+	return bpf_map_lookup_elem(KT_MAP(state_copies), &zero);
 }
 
 static __always_inline struct kt_data_calls *kt_data_calls(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&data_calls, &zero);
+	return bpf_map_lookup_elem(KT_MAP(data_calls), &zero);
 }
 
 /* Counts a call that a copy has to handle. User space sets kt_counting once all copies are

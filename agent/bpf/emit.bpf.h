@@ -8,7 +8,7 @@
 
 static __always_inline struct kt_counters *kt_hook(__u32 type)
 {
-	return bpf_map_lookup_elem(&counters, &type);
+	return bpf_map_lookup_elem(KT_MAP(counters), &type);
 }
 
 static __always_inline bool kt_wants(__u32 type)
@@ -98,14 +98,15 @@ static __always_inline void kt_missed(__u32 type, const struct kt_tuple *t,
 static __always_inline bool kt_keep(__u32 type, struct kt_counters *c)
 {
 	if (kt_config.sample > 1) {
-		__u64 *tick = bpf_map_lookup_elem(&ticks, &type);
+		__u64 *tick = bpf_map_lookup_elem(KT_MAP(ticks), &type);
 
 		if (tick && kt_fetch_add(*tick, 1) % kt_config.sample) {
 			kt_add(c->sampled, 1);
 			return false;
 		}
 	}
-	if (kt_kept >= kt_config.max_events || kt_fetch_add(kt_kept, 1) >= kt_config.max_events) {
+	if (kt_shared.kept >= kt_config.max_events ||
+	    kt_fetch_add(kt_shared.kept, 1) >= kt_config.max_events) {
 		kt_add(c->capped, 1);
 		return false;
 	}
@@ -150,9 +151,9 @@ static __always_inline struct kt_event *kt_reserve(__u32 type, struct kt_counter
 
 	if (!kt_keep(type, c))
 		return NULL;
-	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
+	e = bpf_ringbuf_reserve(KT_MAP(ring), sizeof(*e), 0);
 	if (!e) {
-		kt_add(kt_kept, -1);
+		kt_add(kt_shared.kept, -1);
 		kt_add(c->lost_ring, 1);
 		return NULL;
 	}
@@ -167,8 +168,8 @@ static __always_inline struct kt_event *kt_reserve(__u32 type, struct kt_counter
  * interrupt, so it is sent only while more than a quarter of the ring is full. */
 static __always_inline void kt_submit(struct kt_event *e, struct kt_counters *c)
 {
-	__u64 wake = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >
-				     bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 4
+	__u64 wake = bpf_ringbuf_query(KT_MAP(ring), BPF_RB_AVAIL_DATA) >
+				     bpf_ringbuf_query(KT_MAP(ring), BPF_RB_RING_SIZE) / 4
 			     ? BPF_RB_FORCE_WAKEUP
 			     : BPF_RB_NO_WAKEUP;
 

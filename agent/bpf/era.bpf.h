@@ -14,6 +14,18 @@
 #ifndef KTRACE_ERA_BPF_H
 #define KTRACE_ERA_BPF_H
 
+#ifndef KT_BCC
+#define KT_MAP(name) (&(name))
+/* The initial value of map entries. */
+#define KT_DEFINE_ZERO(type) static const struct type type##_zero = {}
+#define KT_ZERO(type) (&type##_zero)
+#endif
+
+/* A function that the verifier checks once, whoever calls it. */
+#ifndef KT_BCC
+#define KT_GLOBAL __noinline
+#endif
+
 #ifdef KT_BASIC
 #define KT_MODERN 0
 #else
@@ -40,7 +52,11 @@
  * Reads a field of a kernel object: by a plain load if the verifier knows the BTF type of
  * the pointer (`typed`, a constant), else by a helper call.
  */
+#ifdef KT_BCC
+#define KT_READ(typed, object, field) BPF_CORE_READ(object, field)
+#else
 #define KT_READ(typed, object, field) ((typed) ? (object)->field : BPF_CORE_READ(object, field))
+#endif
 
 /* The current task; typed in the modern object only. */
 static __always_inline struct task_struct *kt_current(void)

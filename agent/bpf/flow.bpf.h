@@ -3,7 +3,7 @@
 #ifndef KTRACE_FLOW_BPF_H
 #define KTRACE_FLOW_BPF_H
 
-static const struct kt_flow kt_zero_flow = {};
+KT_DEFINE_ZERO(kt_flow);
 
 /* Returns the flow of this tuple and process, created if missing. Returns NULL if the map
  * is full; the caller then counts what it could not add. */
@@ -21,13 +21,13 @@ static __always_inline struct kt_flow *kt_flow_of(const struct kt_tuple *t, __u8
 	key.tgid = owner->tgid;
 	key.proto = proto;
 	key.family = t->family;
-	flow = bpf_map_lookup_elem(&flows, &key);
+	flow = bpf_map_lookup_elem(KT_MAP(flows), &key);
 	if (flow) {
 		flow->last_ts = now;
 		return flow;
 	}
-	bpf_map_update_elem(&flows, &key, &kt_zero_flow, BPF_NOEXIST);
-	flow = bpf_map_lookup_elem(&flows, &key);
+	bpf_map_update_elem(KT_MAP(flows), &key, KT_ZERO(kt_flow), BPF_NOEXIST);
+	flow = bpf_map_lookup_elem(KT_MAP(flows), &key);
 	if (!flow) {
 		struct kt_overflow *o = kt_overflow();
 

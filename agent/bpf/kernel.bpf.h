@@ -3,11 +3,10 @@
 #ifndef KTRACE_KERNEL_BPF_H
 #define KTRACE_KERNEL_BPF_H
 
+#ifndef KT_BCC /* the headers of the kernel have them */
 #ifndef NULL
 #define NULL ((void *)0)
 #endif
-
-#define KT_THREAD_SIZE (16 << 10) /* THREAD_SIZE of x86-64 and arm64, without KASAN */
 
 #define PF_KTHREAD 0x00200000
 #define SECCOMP_MODE_FILTER 2
@@ -42,6 +41,10 @@
 #define EINPROGRESS 115
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
+
+#endif
+
+#define KT_THREAD_SIZE (16 << 10) /* THREAD_SIZE of x86-64 and arm64, without KASAN */
 
 /* Whether a signal interrupted the call. ERESTART* codes never reach user space, but
  * tracing programs do read them as return values. */

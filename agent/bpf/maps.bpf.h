@@ -3,13 +3,7 @@
 #ifndef KTRACE_MAPS_BPF_H
 #define KTRACE_MAPS_BPF_H
 
-/* In a section of its own: user space sets the whole struct as the value of its map. */
-const volatile struct kt_config kt_config SEC(".rodata.config") = {
-	.max_events = KT_UNKNOWN,
-	.types = (1U << KT_HOOKS) - 1,
-	.sample = 1,
-	.security = 1,
-};
+#define KT_ZEROS_LEN 512 /* at least the largest value of a map that programs add */
 
 struct kt_tuple {
 	__u8 local[16];
@@ -148,6 +142,27 @@ struct kt_thread {
 	__u16 counted[KT_DATA_KINDS];
 };
 
+struct kt_shared {
+	__u64 kept;	 /* records kept so far on all hooks and CPUs; max_events is their limit */
+	__u8 calls_full; /* set permanently once `calls` was full */
+	__u8 socks_full; /* set permanently once `socks` was full */
+	__u8 primed;	 /* the inventory holds the attempts that began before the capture */
+	__u8 pad[5];
+};
+
+#ifdef KT_BCC
+#define kt_config (*KT_VALUE(const volatile struct kt_config, config))
+#define kt_shared (*KT_VALUE(struct kt_shared, bss))
+#define kt_counting (*KT_VALUE(volatile __u32, counting))
+#else
+/* In a section of its own: user space sets the whole struct as the value of its map. */
+const volatile struct kt_config kt_config SEC(".rodata.config") = {
+	.max_events = KT_UNKNOWN,
+	.types = (1U << KT_HOOKS) - 1,
+	.sample = 1,
+	.security = 1,
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 8 << 20);
@@ -260,23 +275,23 @@ struct {
 	__type(value, struct kt_state_copies);
 } state_copies SEC(".maps");
 
-/* Records kept so far on all hooks and CPUs; max_events is their limit. */
-__u64 kt_kept = 0;
-/* Set permanently once `calls` was full. */
-__u8 kt_calls_full = 0;
-/* Set permanently once `socks` was full. */
-__u8 kt_socks_full = 0;
+/* Variables that all programs share. */
+struct kt_shared kt_shared = {};
 /* Whether calls are counted (copies.bpf.h). In a section of its own: user space sets it
  * while programs change the other variables. */
 volatile __u32 kt_counting SEC(".data.counting") = 0;
-/* Set once the inventory holds the attempts that began before the capture. */
-__u8 kt_primed = 0;
+
+#ifdef KT_BASIC
+/* The initial value of map entries in programs that bcc compiled (bcc.bpf.h). */
+const volatile __u8 kt_zeros[KT_ZEROS_LEN] SEC(".rodata.zeros") = {};
+#endif
+#endif /* KT_BCC */
 
 static __always_inline struct kt_overflow *kt_overflow(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&overflow, &zero);
+	return bpf_map_lookup_elem(KT_MAP(overflow), &zero);
 }
 
 #endif

@@ -7,15 +7,15 @@
 #ifndef KTRACE_OWNER_BPF_H
 #define KTRACE_OWNER_BPF_H
 
-static const struct kt_sock kt_zero_sock = {};
+KT_DEFINE_ZERO(kt_sock);
 
-static const struct kt_owner kt_no_owner = {};
+KT_DEFINE_ZERO(kt_owner);
 
 static __always_inline struct kt_sock *kt_sock_get(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	return bpf_map_lookup_elem(&socks, &key);
+	return bpf_map_lookup_elem(KT_MAP(socks), &key);
 }
 
 static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
@@ -23,12 +23,12 @@ static __always_inline struct kt_sock *kt_sock_add(const struct sock *sk)
 	__u64 key = (__u64)sk;
 	struct kt_sock *s;
 
-	bpf_map_update_elem(&socks, &key, &kt_zero_sock, BPF_NOEXIST);
-	s = bpf_map_lookup_elem(&socks, &key);
+	bpf_map_update_elem(KT_MAP(socks), &key, KT_ZERO(kt_sock), BPF_NOEXIST);
+	s = bpf_map_lookup_elem(KT_MAP(socks), &key);
 	if (!s) {
 		struct kt_overflow *o = kt_overflow();
 
-		kt_socks_full = 1;
+		kt_shared.socks_full = 1;
 		if (o)
 			kt_add(o->socks, 1);
 	}
@@ -69,9 +69,9 @@ static __always_inline void kt_listener_add(const struct sock *sk, const struct 
 	struct kt_listener *old;
 
 	kt_listener_key_of(t, t->local, &key);
-	if (!bpf_map_update_elem(&listeners, &key, &fresh, BPF_NOEXIST))
+	if (!bpf_map_update_elem(KT_MAP(listeners), &key, &fresh, BPF_NOEXIST))
 		return;
-	old = bpf_map_lookup_elem(&listeners, &key);
+	old = bpf_map_lookup_elem(KT_MAP(listeners), &key);
 	if (old && old->sk != fresh.sk)
 		old->shared = 1;
 }
@@ -82,9 +82,9 @@ static __always_inline void kt_listener_del(const struct sock *sk, const struct 
 	struct kt_listener *old;
 
 	kt_listener_key_of(t, t->local, &key);
-	old = bpf_map_lookup_elem(&listeners, &key);
+	old = bpf_map_lookup_elem(KT_MAP(listeners), &key);
 	if (old && old->sk == (__u64)sk)
-		bpf_map_delete_elem(&listeners, &key);
+		bpf_map_delete_elem(KT_MAP(listeners), &key);
 }
 
 /* Returns the listener of a child: the child's own address is tried first, then the
@@ -95,18 +95,18 @@ static __always_inline struct kt_sock *kt_listener_of(const struct kt_tuple *t)
 	struct kt_listener *l;
 
 	kt_listener_key_of(t, t->local, &key);
-	l = bpf_map_lookup_elem(&listeners, &key);
+	l = bpf_map_lookup_elem(KT_MAP(listeners), &key);
 	if (!l && t->family == 4) { /* 0.0.0.0 does not accept IPv6 */
 		kt_set_v4(key.addr, 0);
-		l = bpf_map_lookup_elem(&listeners, &key);
+		l = bpf_map_lookup_elem(KT_MAP(listeners), &key);
 	}
 	if (!l) {
 		__builtin_memset(key.addr, 0, 16);
-		l = bpf_map_lookup_elem(&listeners, &key);
+		l = bpf_map_lookup_elem(KT_MAP(listeners), &key);
 	}
 	if (!l || l->shared)
 		return NULL;
-	return bpf_map_lookup_elem(&socks, &l->sk);
+	return bpf_map_lookup_elem(KT_MAP(socks), &l->sk);
 }
 
 static __always_inline void kt_own_by_listener(struct kt_sock *s, const struct kt_tuple *t)

@@ -6,14 +6,16 @@
 #define KT_POD 0x646f70	 /* "pod", little endian */
 #define KT_POD_LEVELS 16 /* levels compared, from the cgroup of the process upwards */
 
-static const struct kt_cgroup kt_zero_cgroup = {};
+KT_DEFINE_ZERO(kt_cgroup);
 
 static __always_inline struct kernfs_node *kt_kernfs_parent(struct kernfs_node *kn)
 {
+#ifndef KT_BCC
 	struct kernfs_node___rename *old = (void *)kn;
 
 	if (bpf_core_field_exists(old->parent))
 		return BPF_CORE_READ(old, parent);
+#endif
 	return BPF_CORE_READ(kn, __parent);
 }
 
@@ -21,18 +23,18 @@ static __always_inline struct kernfs_node *kt_kernfs_parent(struct kernfs_node *
  * space can read them. */
 static __noinline void kt_cgroup_name(__u64 id, struct kernfs_node *kn)
 {
-	struct kt_cgroup *names = bpf_map_lookup_elem(&cgroups, &id);
+	struct kt_cgroup *names = bpf_map_lookup_elem(KT_MAP(cgroups), &id);
 
 	if (names)
 		return;
-	if (bpf_map_update_elem(&cgroups, &id, &kt_zero_cgroup, BPF_NOEXIST) == -E2BIG) {
+	if (bpf_map_update_elem(KT_MAP(cgroups), &id, KT_ZERO(kt_cgroup), BPF_NOEXIST) == -E2BIG) {
 		struct kt_overflow *o = kt_overflow();
 
 		if (o)
 			kt_add(o->cgroups, 1);
 		return;
 	}
-	names = bpf_map_lookup_elem(&cgroups, &id);
+	names = bpf_map_lookup_elem(KT_MAP(cgroups), &id);
 	if (!names)
 		return;
 	for (int i = 0; i < KT_CGROUP_LEVELS; i++) {
@@ -89,7 +91,7 @@ static __always_inline bool kt_is_hex(__u8 c)
  * Returns the address of the UID in `pod<UID>` or `...-pod<UID>.slice...`, 0 if there is
  * none.
  */
-__noinline __u64 kt_find_pod_uid(__u64 name)
+KT_GLOBAL __u64 kt_find_pod_uid(__u64 name)
 {
 	__u8 before = '-';
 
@@ -108,7 +110,7 @@ __noinline __u64 kt_find_pod_uid(__u64 name)
 
 /* Whether a name is that of the cgroup of a listed pod. systemd replaces `-` in the UID
  * by `_`. */
-__noinline int kt_names_pod(__u64 name)
+KT_GLOBAL int kt_names_pod(__u64 name)
 {
 	struct kt_pod_uid uid = {};
 	__u64 begin = kt_find_pod_uid(name);
@@ -121,19 +123,19 @@ __noinline int kt_names_pod(__u64 name)
 			uid.text[i] = '-';
 	if (uid.text[8] != '-') /* a static pod: 32 digits */
 		__builtin_memset(uid.text + 32, 0, KT_POD_UID_LEN - 32);
-	return bpf_map_lookup_elem(&pods, &uid) != NULL;
+	return bpf_map_lookup_elem(KT_MAP(pods), &uid) != NULL;
 }
 
 /* Whether a cgroup belongs to a listed pod. Only its own name and those of its ancestors
  * decide, so a container that starts during the capture matches from its first event. */
-__noinline int kt_cgroup_wanted(__u64 id, __u64 node)
+KT_GLOBAL int kt_cgroup_wanted(__u64 id, __u64 node)
 {
 	struct kernfs_node *kn = (struct kernfs_node *)node;
 	struct kt_cgroup *known;
 	int found = 0;
 
 	kt_cgroup_name(id, kn);
-	known = bpf_map_lookup_elem(&cgroups, &id);
+	known = bpf_map_lookup_elem(KT_MAP(cgroups), &id);
 	if (known && known->in_pods)
 		return known->in_pods == KT_IN_PODS_YES;
 	for (int i = 0; i < KT_POD_LEVELS; i++) {
@@ -219,9 +221,11 @@ static __always_inline void kt_read_task(bool typed, struct task_struct *task,
 		owner->seccomp_mode = KT_READ(typed, task, seccomp.mode);
 		/* A u64 since v6.3, two u32 before (f122a08b197d). The bytes are the
 		 * same on little endian. */
+#ifndef KT_BASIC
 		if (typed && bpf_core_field_exists(cred->cap_effective.val))
 			owner->caps_eff = cred->cap_effective.val;
 		else
+#endif
 			bpf_core_read(&owner->caps_eff, sizeof(owner->caps_eff),
 				      &cred->cap_effective);
 	}

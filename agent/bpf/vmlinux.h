@@ -357,21 +357,6 @@ struct bpf_iter__bpf_map_elem {
 
 #pragma clang attribute pop
 
-/* Contexts of the tracepoints syscalls:sys_enter_* and sys_exit_*: a common header of
- * 8 bytes, the number of the system call, and its arguments or its return value. The
- * layout is the same on every kernel that has BPF ring buffers. */
-struct kt_sys_enter {
-	__u64 common;
-	long id;
-	unsigned long args[6];
-};
-
-struct kt_sys_exit {
-	__u64 common;
-	long id;
-	long ret;
-};
-
 #pragma clang diagnostic pop
 
 #endif

@@ -29,7 +29,7 @@ from ktrace_agent.kernel.recording import Clock, HookCounters, Recording, wall_c
 from ktrace_agent.kernel.spool import EVENT_BYTES, Spool
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import EventKind, RowType
+from ktrace_api.names import BackendName, EventKind, RowType
 
 if TYPE_CHECKING:
     from ktrace_agent.bundle.seal import Sealed
@@ -79,12 +79,13 @@ def run(
     `stop` ends the capture early; its recording is still sealed. `host_root` is the path of the
     host's /. Raises subclasses of KtraceError; then no file is left.
     """
-    platform = preflight.check()
+    platform = preflight.check(config.backend)
     watches = Watches(config, host_root)
     recorded = record(
         config,
         out_dir,
         cgroup_v1=bool({"pids", "memory"} & set(platform.cgroup.v1_controllers)),
+        backend=platform.backend or "core",
         observer=observer,
         stop=stop or Stop(),
         watches=watches,
@@ -144,6 +145,7 @@ def record(
     folder: Path,
     *,
     cgroup_v1: bool,
+    backend: BackendName = "core",
     observer: Observer,
     stop: Stop,
     watches: Watches,
@@ -154,7 +156,8 @@ def record(
     capture would record nothing that was requested.
     """
     with ExitStack() as stack:
-        collector = stack.enter_context(closing(Collector(config, cgroup_v1=cgroup_v1)))
+        collector = Collector(config, cgroup_v1=cgroup_v1, backend=backend)
+        stack.enter_context(closing(collector))
         observed = _examine(config, collector.choices, observer)
         spool = stack.enter_context(closing(Spool(collector.ring_fd, folder)))
         offset = wall_offset_ns()

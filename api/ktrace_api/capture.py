@@ -84,6 +84,7 @@ PodUid = Annotated[
 """A pod's UID as in the name of its cgroup. A static pod has a hash of 32 hexadecimal digits."""
 MAX_PODS = 256
 """Maximum pods of one node that a capture can be restricted to."""
+BackendChoice = Literal["auto", "core", "bcc"]
 SocketPath = Annotated[str, Field(max_length=256, pattern=r"^(unix://)?/[^\x00-\x1f]*$")]
 
 
@@ -233,6 +234,11 @@ class CaptureConfig(BaseModel):
     )
     max_flows: Annotated[int, Flag("N")] = Field(
         default=131_072, ge=1, le=1_048_576, description="Maximum flows to aggregate."
+    )
+    backend: Annotated[BackendChoice, Flag("auto|core|bcc", noun="backend")] = Field(
+        default="auto",
+        description="How eBPF programs are loaded: core (needs BTF), bcc (compiles them, needs bcc "
+        "and kernel headers), auto (bcc only without BTF).",
     )
     thresholds: Thresholds = Field(
         default=Thresholds(), description="Limits of the findings; see docs/thresholds.md."

@@ -2,6 +2,7 @@
 """Enumerations and constants that appear in rows, bundles and conditions."""
 
 from enum import StrEnum
+from typing import Literal
 
 API_GROUP = "ktrace.io"
 API_VERSION = "v1alpha1"
@@ -37,6 +38,10 @@ class EventKind(StrEnum):
     UDP = "udp"
     CONNECT = "connect"
     RETRANSMIT = "retransmit"
+
+
+BackendName = Literal["core", "bcc"]
+"""How eBPF programs are made to fit the kernel: by its BTF, or compiled with its headers."""
 
 
 class RowType(StrEnum):

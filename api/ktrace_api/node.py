@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.model import SCHEMA_VERSION, Count, Model
-from ktrace_api.names import UNKNOWN
+from ktrace_api.names import UNKNOWN, BackendName
 
 
 class Kernel(Model):
@@ -19,6 +19,8 @@ class Kernel(Model):
     arch: str
     btf: bool
     """Whether /sys/kernel/btf/vmlinux can be read."""
+    backend: BackendName = "core"
+    """How the eBPF programs were loaded."""
 
 
 class Refusal(Model):

@@ -163,11 +163,17 @@ class CaptureSpec(KubeModel):
         default="Auto",
     )
     security: bool = capture_option("security")
+    backend: Literal["Auto", "Core", "Bcc"] = capture_option(
+        "backend",
+        "How eBPF programs are loaded: Core (needs BTF), Bcc (compiles them, needs the agent image "
+        "with bcc and the headers of the kernel on the node), Auto (Bcc only without BTF).",
+        default="Auto",
+    )
 
     def config(self) -> dict[str, Any]:
         """The same options as fields of CaptureConfig, by name."""
         fields = {name: getattr(self, name) for name in CaptureSpec.model_fields}
-        return fields | {"cri": _CRI[self.cri]}
+        return fields | {"cri": _CRI[self.cri], "backend": self.backend.lower()}
 
 
 _CRI = {"Auto": "auto", "Enabled": "true", "Disabled": "false"}

@@ -15,6 +15,7 @@ from ktrace_api.snapshot import CaptureSpec, SnapshotSpec
         ("dns_only", "boolean", "true or false", "false"),
         ("ports", "port number", "up to 64 port numbers from 1 to 65535", "all"),
         ("cri", "value", "auto, true or false", "auto"),
+        ("backend", "backend", "auto, core or bcc", "auto"),
         ("max_events", "number", "a whole number from 1 to 10000000", "200000"),
         ("max_bytes", "size", "1MiB to 16GiB", "256MiB"),
         ("ring_bytes", "size", "4KiB to 256MiB", "8MiB"),
@@ -41,6 +42,7 @@ def test_the_default_spec_is_the_default_capture():
     ("given", "expected"),
     [
         ({"cri": "Enabled"}, {"cri": "true"}),
+        ({"backend": "Bcc"}, {"backend": "bcc"}),
         ({"cri": "Disabled", "sample": 7}, {"cri": "false", "sample": 7}),
         ({"maxBytes": "64Mi", "ports": [53]}, {"max_bytes": 2**26, "ports": (53,)}),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrace_agent.kernel.collector import object_path
+from ktrace_agent.kernel.built_files import object_path
 from ktrace_agent.kernel.probes import OBJECTS
 from tests.bpf.conftest import Begin
 from tests.bpf.namespaces import Namespace

@@ -6,7 +6,8 @@ import pytest
 from ktrace_agent.errors import UnsupportedKernel
 from ktrace_agent.kernel.bpf_map import BPF_F_NO_PREALLOC
 from ktrace_agent.kernel.bpf_object import Object
-from ktrace_agent.kernel.collector import Collector, KernelConfig, object_path
+from ktrace_agent.kernel.built_files import object_path
+from ktrace_agent.kernel.collector import Collector, KernelConfig
 from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError

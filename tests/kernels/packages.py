@@ -108,7 +108,7 @@ def kernel(series: str) -> Kernel:
         if kept and time.time() - kept[-1].vmlinuz.stat().st_mtime < REFRESH_S:
             return kept[-1]
         try:
-            return _newest(_apt(wanted.arch), wanted)
+            return _newest(archives(wanted.arch), wanted)
         except LookupError as error:
             if not kept:
                 raise NoKernel(f"no kernel of {series}: {error}") from error
@@ -133,7 +133,8 @@ def newest(versions: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return max(versions, key=lambda one: (*_order(one[1]), one[0].startswith("linux-binary-")))
 
 
-def _apt(arch: str) -> Apt:
+def archives(arch: str) -> Apt:
+    """apt for the packages of all series on an architecture."""
     return Apt(home() / f"apt-{arch}", arch, SECURITY, MAIN)
 
 

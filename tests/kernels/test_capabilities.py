@@ -34,7 +34,7 @@ def drop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def booted(kernel: Kernel, **files: Path) -> Iterator[Guest]:
     with guest(
-        kernel.vmlinuz, {f"bin/{name}": path for name, path in files.items()}, "panic_on_warn=1"
+        kernel, {f"bin/{name}": path for name, path in files.items()}, "panic_on_warn=1"
     ) as one:
         yield one
 

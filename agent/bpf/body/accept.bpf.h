@@ -9,10 +9,10 @@ static __always_inline struct kt_sock *kt_accepted_entry(struct sock *sk, const 
 	struct kt_sock *s = kt_sock_get(sk);
 
 	if (!s)
-		return kt_socks_full ? NULL : kt_sock_add(sk);
+		return kt_shared.socks_full ? NULL : kt_sock_add(sk);
 	if (kt_is_stale(s, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter))) {
 		kt_check_end(s, t);
-		*s = kt_zero_sock;
+		*s = *KT_ZERO(kt_sock);
 	}
 	return s;
 }

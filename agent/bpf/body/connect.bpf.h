@@ -6,7 +6,7 @@
 static __always_inline struct kt_call *kt_connect_call(const struct sock *sk)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct kt_call *call = bpf_map_lookup_elem(&calls, &thread);
+	struct kt_call *call = bpf_map_lookup_elem(KT_MAP(calls), &thread);
 
 	if (!call || call->kind != KT_CALL_CONNECT || call->sk != (__u64)sk)
 		return NULL;

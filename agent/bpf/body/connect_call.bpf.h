@@ -5,7 +5,7 @@
 
 /*
  * Whether --dns-only excludes a call by the port that it names. A socket bound to port 53
- * that connects to another one is no DNS client; its rows begin with its SYN.
+ * that connects to another one is not a DNS client; its rows begin with its SYN.
  */
 static __always_inline bool kt_connect_excluded(__u64 name)
 {
@@ -102,7 +102,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	struct kt_sock *s;
 	struct sock *sk;
 
-	if (ret >= 0 || ret == -EINPROGRESS || !kt_primed ||
+	if (ret >= 0 || ret == -EINPROGRESS || !kt_shared.primed ||
 	    KT_READ(KT_MODERN, task, seccomp.mode) != SECCOMP_MODE_FILTER)
 		return;
 	regs = kt_call_regs(task);
@@ -114,7 +114,7 @@ static __always_inline void kt_connect_unpaired(long ret)
 	s = kt_sock_get(sk);
 	if (s && s->connect != KT_CONNECT_NONE)
 		return;
-	if (kt_calls_full) {
+	if (kt_shared.calls_full) {
 		kt_read_common(false, &sk->__sk_common, &t);
 		kt_read_user_peer(PT_REGS_PARM2_CORE_SYSCALL(regs), sizeof(struct kt_sockaddr), &t);
 		if (kt_wants(KT_CONNECT) && (c = kt_admit(KT_CONNECT, &t, kt_current_wanted(), 0)))

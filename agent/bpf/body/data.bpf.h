@@ -15,7 +15,7 @@ static __always_inline enum kt_data kt_sent_kind(bool typed, const struct sock *
 	return KT_DATA_KINDS;
 }
 
-/* As kt_sent_kind(). An empty queue or a signal is no datagram. Neither MSG_PEEK nor the
+/* As kt_sent_kind(). An empty queue or a signal yields no datagram. Neither MSG_PEEK nor the
  * error queue takes data from a TCP stream. */
 static __always_inline enum kt_data kt_received_kind(bool typed, const struct sock *sk, int ret,
 						     __u32 flags)

@@ -7,14 +7,14 @@ static __always_inline void kt_emit_retransmit(const struct kt_tuple *t, struct 
 					       __u64 cookie, __u8 state, __u32 segs, __u32 flags)
 {
 	struct kt_counters *c =
-		kt_admit(KT_RETRANSMIT, t, kt_wanted(s ? &s->owner : &kt_no_owner), 0);
+		kt_admit(KT_RETRANSMIT, t, kt_wanted(s ? &s->owner : KT_ZERO(kt_owner)), 0);
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct kt_flow *flow;
 	struct kt_event *e;
 
 	if (!c)
 		return;
-	flow = kt_flow_of(t, IPPROTO_TCP, s ? &s->owner : &kt_no_owner, now);
+	flow = kt_flow_of(t, IPPROTO_TCP, s ? &s->owner : KT_ZERO(kt_owner), now);
 	if (flow) {
 		kt_add(flow->retrans_segs, segs);
 		kt_flow_role(flow, s);

@@ -35,7 +35,7 @@ static __always_inline struct kt_sock *kt_state_entry(bool typed, struct sock *s
 	if (kt_is_new_child(old, new) ||
 	    kt_is_stale(s, KT_READ(typed, sk, __sk_common.skc_cookie.counter))) {
 		kt_check_end(s, t);
-		*s = kt_zero_sock;
+		*s = *KT_ZERO(kt_sock);
 	}
 	if (!s->cookie)
 		s->cookie = kt_state_cookie(typed, sk, t, old, new);
@@ -77,10 +77,10 @@ static __always_inline void kt_emit_state(bool typed, struct sock *sk, struct kt
 	} else {
 		e->sock = kt_state_cookie(typed, sk, t, old, new);
 		if (new == TCP_SYN_SENT || new == TCP_LISTEN) {
-			struct kt_owner current;
+			struct kt_owner caller;
 
-			kt_read_current(&current, KT_OWNER_PROCESS);
-			kt_put_owner(e, &current);
+			kt_read_current(&caller, KT_OWNER_PROCESS);
+			kt_put_owner(e, &caller);
 			e->role = new == TCP_LISTEN ? KT_ROLE_SERVER : KT_ROLE_CLIENT;
 		}
 	}
@@ -158,7 +158,7 @@ static __always_inline int kt_sock_destroyed(bool typed, const struct sock *sk)
 		kt_read_tuple(typed, sk, &t);
 		kt_check_end(s, &t);
 	}
-	bpf_map_delete_elem(&socks, &key);
+	bpf_map_delete_elem(KT_MAP(socks), &key);
 	return 0;
 }
 

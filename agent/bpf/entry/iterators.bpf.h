@@ -30,7 +30,7 @@ int prime_owners(struct bpf_iter__task_file *ctx)
 	__u8 state;
 
 	if (!task || !file) {
-		kt_primed = 1; /* the last call of the iteration */
+		kt_shared.primed = 1; /* the last call of the iteration */
 		return 0;
 	}
 	sock = kt_sock_from_file(file);
@@ -85,7 +85,7 @@ int list_sockets(struct bpf_iter__tcp *ctx)
 		s = kt_sock_get(BPF_CORE_READ(skc, skc_listener));
 	else
 		s = kt_sock_live((struct sock *)skc, BPF_CORE_READ(skc, skc_cookie.counter));
-	if (!kt_wanted(s ? &s->owner : &kt_no_owner))
+	if (!kt_wanted(s ? &s->owner : KT_ZERO(kt_owner)))
 		return 0;
 	e.ts = bpf_ktime_get_boot_ns();
 	e.type = KT_STOCK;
@@ -179,7 +179,7 @@ int list_held(struct bpf_iter__bpf_map_elem *ctx)
 	if (!key)
 		return 0;
 	thread = *key;
-	call = bpf_map_lookup_elem(&calls, &thread);
+	call = bpf_map_lookup_elem(KT_MAP(calls), &thread);
 	if (call && call->held)
 		kt_emit_unfinished(&call->datagram);
 	return 0;

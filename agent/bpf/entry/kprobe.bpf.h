@@ -213,8 +213,12 @@ int BPF_KRETPROBE(tcp_send_end, int ret)
 		return kt_tcp_called(KT_FUNCTION_TCP_RECV, sk, (noblock) ? fifth : fourth);     \
 	}
 
+#ifdef KT_BCC
+KT_RECV_BEGIN(, KT_HAS_NOBLOCK)
+#else
 KT_RECV_BEGIN(, false)
 KT_RECV_BEGIN(_noblock, true)
+#endif
 
 SEC("kretprobe/udp_recvmsg")
 int BPF_KRETPROBE(udp_recv_end, int ret)

@@ -3,6 +3,21 @@
 #ifndef KTRACE_SYSCALLS_BPF_H
 #define KTRACE_SYSCALLS_BPF_H
 
+/* Contexts of the tracepoints syscalls:sys_enter_* and sys_exit_*: a common header of
+ * 8 bytes, the number of the system call, and its arguments or its return value. The
+ * layout is the same on every kernel that has BPF ring buffers. */
+struct kt_sys_enter {
+	__u64 common;
+	long id;
+	unsigned long args[6];
+};
+
+struct kt_sys_exit {
+	__u64 common;
+	long id;
+	long ret;
+};
+
 SEC("tracepoint/syscalls/sys_enter_connect")
 int enter_connect(struct kt_sys_enter *ctx)
 {
@@ -27,6 +42,8 @@ int exit_accept4(struct kt_sys_exit *ctx)
 	return kt_accepted(ctx->ret);
 }
 
+/* kprobes find the peer in the msghdr of the kernel function. */
+#ifndef KT_BCC
 SEC("tracepoint/syscalls/sys_enter_sendto")
 int enter_sendto(struct kt_sys_enter *ctx)
 {
@@ -100,5 +117,6 @@ int exit_recvmmsg(struct kt_sys_exit *ctx)
 {
 	return kt_udp_recv_end();
 }
+#endif /* KT_BCC */
 
 #endif

@@ -44,7 +44,7 @@ int BPF_PROG(tcp_state_nested, struct sock *sk, int old, int new)
 	if (kt_protocol(true, sk) != IPPROTO_TCP || kt_filtered_state(1, sk, old, new))
 		return 0;
 	s = kt_sock_get(sk);
-	if (s ? s->last_change == kt_change(old, new) : kt_socks_full)
+	if (s ? s->last_change == kt_change(old, new) : kt_shared.socks_full)
 		return 0;
 	kt_state_change(true, sk, old, new);
 	copies = kt_state_copies();

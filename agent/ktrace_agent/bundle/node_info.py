@@ -59,6 +59,7 @@ def describe(
             version=platform.version,
             arch=platform.machine,
             btf=platform.btf,
+            backend=platform.backend or "core",
         ),
         cgroup=platform.cgroup.version,
         hooks=tuple(_hook(choice) for choice in choices),

@@ -10,6 +10,7 @@ from ktrace_agent.kernel import preflight
 from ktrace_agent.kernel.preflight import Lack, Platform
 from ktrace_agent.kernel.probes import Choice, unserved
 from ktrace_api.capture import KIB, MIB, CaptureConfig
+from ktrace_api.names import BackendName
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -26,22 +27,22 @@ class Examination:
     error: KtraceError | None
 
 
-def _survey(config: CaptureConfig) -> tuple[Choice, ...]:
+def _survey(config: CaptureConfig, backend: BackendName) -> tuple[Choice, ...]:
     from ktrace_agent.kernel.collector import survey
 
-    return survey(config)
+    return survey(config, backend)
 
 
 def examine(
     inspect: Callable[[], Platform] = preflight.inspect,
-    survey: Callable[[CaptureConfig], tuple[Choice, ...]] = _survey,
+    survey: Callable[[CaptureConfig, BackendName], tuple[Choice, ...]] = _survey,
 ) -> Examination:
     """Inspect the node; load and unload every eBPF program once. Nothing is attached."""
     config = CaptureConfig(node="doctor")
     platform = inspect()
     try:
         preflight.require(platform)
-        return Examination(platform, survey(config), config, None)
+        return Examination(platform, survey(config, platform.backend or "core"), config, None)
     except KtraceError as error:
         return Examination(platform, (), config, error)
 
@@ -124,6 +125,7 @@ def _node(found: Examination) -> "Table":
         ("kernel", f"{one.release} {one.machine}", (Lack.CLOCK,)),
         ("privileges", _privileges(one), (Lack.BPF_PERMISSION, Lack.FILES)),
         ("BTF", "available" if one.btf else "missing", (Lack.BTF,)),
+        ("backend", one.backend or "none", (Lack.BCC,)),
         ("libbpf", one.libbpf, (Lack.LIBBPF,)),
         ("tracefs", tracefs.get(one.tracefs, one.tracefs), (Lack.TRACEFS,)),
         (

@@ -19,7 +19,7 @@ _NR_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_OBJ_GET_INFO_BY_FD = 15
 
 
-class _PerfEventAttr(ctypes.Structure):
+class PerfEventAttr(ctypes.Structure):
     """The first 64 bytes of struct perf_event_attr (PERF_ATTR_SIZE_VER0)."""
 
     _fields_ = (
@@ -34,6 +34,28 @@ class _PerfEventAttr(ctypes.Structure):
         ("bp_type", c_uint32),
         ("config1", c_uint64),
     )
+
+    @classmethod
+    def tracepoint(cls, event_id: int) -> "PerfEventAttr":
+        """Return the event of a classic tracepoint."""
+        return cls(
+            type=_PERF_TYPE_TRACEPOINT, size=64, config=event_id, sample_period=1, wakeup_events=1
+        )
+
+
+def perf_event_open(attr: PerfEventAttr, name: str) -> int:
+    """Return a descriptor of the event on CPU 0; programs run on all CPUs. Raises BpfError."""
+    fd = libc().syscall(
+        c_long(_NR_PERF_EVENT_OPEN[platform.machine()]),
+        byref(attr),
+        c_long(-1),
+        c_long(0),
+        c_long(-1),
+        c_long(_PERF_FLAG_FD_CLOEXEC),
+    )
+    if fd < 0:
+        raise failure(f"perf_event_open for {name}")
+    return int(fd)
 
 
 class Link:
@@ -60,6 +82,7 @@ class Program:
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
         self.name = library().bpf_program__name(pointer).decode()
+        self.section = library().bpf_program__section_name(pointer).decode()
 
     @property
     def fd(self) -> int:
@@ -77,20 +100,7 @@ class Program:
 
         libbpf's own attach needs tracefs at a fixed path, and many nodes do not mount it there.
         """
-        attr = _PerfEventAttr(
-            type=_PERF_TYPE_TRACEPOINT, size=64, config=event_id, sample_period=1, wakeup_events=1
-        )
-        number = _NR_PERF_EVENT_OPEN[platform.machine()]
-        fd = libc().syscall(
-            c_long(number),
-            byref(attr),
-            c_long(-1),
-            c_long(0),
-            c_long(-1),
-            c_long(_PERF_FLAG_FD_CLOEXEC),
-        )
-        if fd < 0:
-            raise failure(f"perf_event_open for {self.name}")
+        fd = perf_event_open(PerfEventAttr.tracepoint(event_id), self.name)
         link = library().bpf_program__attach_perf_event(self._pointer, fd)
         if not link:
             os.close(fd)
@@ -129,18 +139,30 @@ class Program:
 class Object:
     """One BPF object file. Order of use: open, configure maps and programs, load(), attach."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kernel_btf: Path | None = None) -> None:
+        """Open the file. `kernel_btf` replaces the BTF of the running kernel."""
         lib = library()
         clear_log()
+        name = kernel_btf and ctypes.create_string_buffer(os.fsencode(kernel_btf))
+        # struct bpf_object_open_opts up to btf_custom_path
+        options = (c_uint64 * 7)(56, 0, 0, 0, 0, 0, ctypes.addressof(name) if name else 0)
         self._pointer = non_null(
-            f"open {path.name}", lib.bpf_object__open_file(os.fsencode(path), None)
+            f"open {path.name}", lib.bpf_object__open_file(os.fsencode(path), byref(options))
         )
-        self.programs = {program.name: program for program in self._programs()}
+        self.programs: dict[str, Program] = {one.name: one for one in self._programs()}
 
     def _programs(self) -> Iterator[Program]:
         pointer: int | None = None
         while pointer := library().bpf_object__next_program(self._pointer, pointer):
             yield Program(pointer)
+
+    def map_names(self) -> Iterator[str]:
+        """Return the names that map() accepts."""
+        pointer: int | None = None
+        while pointer := library().bpf_object__next_map(self._pointer, pointer):
+            # libbpf puts the name of the object before that of .bss, .data and .rodata.
+            name, dot, section = library().bpf_map__name(pointer).decode().partition(".")
+            yield dot + section if dot else name
 
     def map(self, name: str) -> Map:
         pointer = library().bpf_object__find_map_by_name(self._pointer, name.encode())

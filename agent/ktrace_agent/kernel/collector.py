@@ -10,16 +10,15 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char, c_uint8, c_uint32, c_uint64
-from pathlib import Path
 
 from ktrace_agent.errors import AgentError, UnsupportedKernel
 from ktrace_agent.host import cgroups
 from ktrace_agent.host.libc import libc
 from ktrace_agent.kernel import hook_counters, load_errors
+from ktrace_agent.kernel.backends import open_backend
 from ktrace_agent.kernel.bpf_object import Link, Object
 from ktrace_agent.kernel.hooks import TARGETS
 from ktrace_agent.kernel.iterators import read_iterator
-from ktrace_agent.kernel.kernel_types import KernelTypes
 from ktrace_agent.kernel.libbpf import BpfError, library
 from ktrace_agent.kernel.observed import KIND_OF
 from ktrace_agent.kernel.probes import (
@@ -28,19 +27,15 @@ from ktrace_agent.kernel.probes import (
     Choice,
     choose,
     forced_candidates,
-    object_name,
     preallocates,
 )
 from ktrace_agent.kernel.recording import ROW_TYPES, HookCounters, Overflow
 from ktrace_agent.kernel.targets import Iterator
-from ktrace_agent.kernel.tracefs import Tracefs
 from ktrace_api.capture import CaptureConfig
-from ktrace_api.names import RowType
+from ktrace_api.names import BackendName, RowType
 
 _IN_PODS_YES = 2
 _ZERO = bytes(4)
-_IPV6 = Path("/proc/net/if_inet6")
-_KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
 POD_UID_LEN = 36
 
 
@@ -86,48 +81,6 @@ class KernelConfig(ctypes.Structure):
         return value
 
 
-class _Features:
-    """What the running kernel offers, for probes.choose()."""
-
-    def __init__(self) -> None:
-        self._types = KernelTypes()
-        self._tracefs = Tracefs()
-
-    def tracepoint_args(self, name: str) -> int | None:
-        return self._types.tracepoint_args(name)
-
-    def function_args(self, name: str) -> int | None:
-        return self._types.function_args(name)
-
-    def event_id(self, name: str) -> int | None:
-        return self._tracefs.event_id(name)
-
-    def has_ipv6(self) -> bool:
-        return _IPV6.exists() or self.function_args("inet6_sendmsg") is not None
-
-    def has_kprobes(self) -> bool:
-        return _KPROBE_EVENTS.exists()
-
-    def has_struct(self, name: str) -> bool:
-        return self._types.has_struct(name)
-
-    def close(self) -> None:
-        self._types.close()
-        self._tracefs.close()
-
-
-def object_path(name: str) -> Path:
-    """Return a built file of agent/bpf: from KTRACE_BPF_DIR, the wheel, or the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    folders = [package / "bpf", package.parent / "bpf" / "build"]
-    if chosen := os.environ.get("KTRACE_BPF_DIR"):
-        folders = [Path(chosen)]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise AgentError(f"{name} is not built: run `make build`, or set KTRACE_BPF_DIR to its folder")
-
-
 def _ring_size(wanted: int) -> int:
     """Return the smallest power of two that holds `wanted` bytes and whole pages."""
     page = os.sysconf("SC_PAGESIZE")
@@ -137,7 +90,9 @@ def _ring_size(wanted: int) -> int:
 class Collector:
     """The loaded object. close() removes its links, programs and maps; so does the process exit."""
 
-    def __init__(self, config: CaptureConfig, *, cgroup_v1: bool) -> None:
+    def __init__(
+        self, config: CaptureConfig, *, cgroup_v1: bool, backend: BackendName = "core"
+    ) -> None:
         try:
             library()
         except OSError as error:
@@ -148,9 +103,9 @@ class Collector:
         self._cgroup_v1 = cgroup_v1
         self._links: list[Link] = []
         self._iterators: dict[str, Link] = {}
-        self._features = _Features()
+        self._backend = open_backend(backend)
+        self._features = self._backend.features
         try:
-            self._path = object_path(object_name(self._features))
             self.choices, self._object = self._load()
         except BaseException:
             self._features.close()
@@ -159,7 +114,7 @@ class Collector:
     def _load(self) -> tuple[tuple[Choice, ...], Object]:
         """Load the chosen programs. If the kernel refuses some, choose again without them."""
         forced = forced_candidates(os.environ.get(HOOKS_VARIABLE, ""))
-        refused: dict[str, str] = {}
+        refused = dict(self._backend.refused)
         while True:
             choices = choose(self._features, self._config.events, refused, forced)
             for choice in choices:
@@ -212,7 +167,7 @@ class Collector:
         return refused
 
     def _open(self, names: set[str]) -> Object:
-        bpf = Object(self._path)
+        bpf = self._backend.open()
         try:
             for name, program in bpf.programs.items():
                 program.set_autoload(name in names)
@@ -278,7 +233,7 @@ class Collector:
             self._count_calls(on=False)
             _synchronize_rcu()
             with ThreadPoolExecutor(max_workers=len(self._links)) as pool:
-                list(pool.map(Link.close, self._links))
+                list(pool.map(lambda link: link.close(), self._links))
         self._links.clear()
         _synchronize_rcu()
 
@@ -322,9 +277,9 @@ class Collector:
         self._features.close()
 
 
-def survey(config: CaptureConfig) -> tuple[Choice, ...]:
+def survey(config: CaptureConfig, backend: BackendName = "core") -> tuple[Choice, ...]:
     """Return the choices of a capture with this configuration. Loads programs, attaches none."""
-    collector = Collector(config, cgroup_v1=False)
+    collector = Collector(config, cgroup_v1=False, backend=backend)
     collector.close()
     return collector.choices
 

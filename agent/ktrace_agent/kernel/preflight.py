@@ -9,7 +9,7 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,8 @@ from ktrace_agent.host.netns import inode_of
 from ktrace_agent.host.small_file import text_or_empty
 from ktrace_agent.kernel import load_errors
 from ktrace_agent.kernel import lockdown as kernel_lockdown
+from ktrace_api.capture import BackendChoice
+from ktrace_api.names import BackendName
 
 PROC = Path("/proc")
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -46,6 +48,7 @@ class Lack(StrEnum):
 
     BPF_PERMISSION = "bpf_permission"
     BTF = "btf"
+    BCC = "bcc"
     LIBBPF = "libbpf"
     LOCKDOWN = "lockdown"
     CLOCK = "clock"
@@ -59,6 +62,7 @@ class Lack(StrEnum):
 BLOCKING: Mapping[Lack, type[KtraceError]] = {
     Lack.BPF_PERMISSION: PermissionDenied,
     Lack.BTF: UnsupportedKernel,
+    Lack.BCC: UnsupportedKernel,
     Lack.LIBBPF: UnsupportedKernel,
     Lack.LOCKDOWN: UnsupportedKernel,
     Lack.CLOCK: AgentError,
@@ -96,6 +100,8 @@ class Platform:
     capabilities: frozenset[str]
     """The effective ones among CAPABILITIES."""
     btf: bool
+    backend: BackendName | None
+    """How programs are loaded; None if neither way works."""
     lockdown: str
     """none, integrity or confidentiality; `-` if the kernel does not report it."""
     unprivileged_bpf: str
@@ -112,13 +118,19 @@ class Platform:
         return next((one for one in self.missing if one.what is what), None)
 
 
-def check(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) -> Platform:
-    """Return the platform if a capture can begin.
+def check(
+    wanted: BackendChoice = "auto",
+    *,
+    proc: Path = PROC,
+    btf: Path = BTF,
+    lockdown: Path = LOCKDOWN,
+) -> Platform:
+    """Return the platform if a capture with the `wanted` backend can begin.
 
     Raises PermissionDenied, UnsupportedKernel or AgentError with one line that includes the next
     step.
     """
-    return require(inspect(proc=proc, btf=btf, lockdown=lockdown))
+    return require(inspect(wanted, proc=proc, btf=btf, lockdown=lockdown))
 
 
 def require(found: Platform) -> Platform:
@@ -129,7 +141,13 @@ def require(found: Platform) -> Platform:
     return found
 
 
-def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) -> Platform:
+def inspect(
+    wanted: BackendChoice = "auto",
+    *,
+    proc: Path = PROC,
+    btf: Path = BTF,
+    lockdown: Path = LOCKDOWN,
+) -> Platform:
     """Return everything that a capture depends on. Changes nothing on the node."""
     uname = platform.uname()
     capabilities = _effective(text_or_empty(proc / "self/status"))
@@ -138,9 +156,10 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
     libbpf, libbpf_why = _libbpf()
     tracefs, tracefs_why = _tracefs(lockdown)
     btf_why = _btf_problem(btf)
+    backend, backend_missing = choose_backend(wanted, btf_why, _bcc_problem)
     missing = [
         _permission(proc, capabilities),
-        btf_why and Missing(Lack.BTF, btf_why, _BTF_HELP),
+        backend_missing,
         libbpf_why and Missing(Lack.LIBBPF, libbpf_why, "install libbpf1 (version 1.0 or newer)"),
         _lockdown(locked),
         _clock(proc),
@@ -157,6 +176,7 @@ def inspect(*, proc: Path = PROC, btf: Path = BTF, lockdown: Path = LOCKDOWN) ->
         euid=os.geteuid(),
         capabilities=capabilities,
         btf=not btf_why,
+        backend=backend,
         lockdown=locked.mode,
         unprivileged_bpf=_UNPRIVILEGED.get(
             text_or_empty(proc / "sys/kernel/unprivileged_bpf_disabled").strip(), "-"
@@ -222,6 +242,33 @@ def _btf_problem(path: Path) -> str:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     return "" if magic == _BTF_MAGIC else f"{path} does not contain BTF"
+
+
+def choose_backend(
+    wanted: BackendChoice, btf_why: str, bcc_problem: Callable[[], tuple[str, str] | None]
+) -> tuple[BackendName | None, Missing | None]:
+    """Return the backend of a capture, or what is missing for it.
+
+    `btf_why` is why BTF cannot be used, empty if it can; `bcc_problem` returns why bcc cannot be
+    used and what to do. `auto` is bcc only where the kernel has no BTF and bcc can be used.
+    """
+    if wanted == "bcc":
+        problem = bcc_problem()
+        return (None, Missing(Lack.BCC, *problem)) if problem else ("bcc", None)
+    if not btf_why:
+        return "core", None
+    if wanted == "core":
+        return None, Missing(Lack.BTF, btf_why, _BTF_HELP)
+    if problem := bcc_problem():
+        why, next_step = problem
+        return None, Missing(Lack.BTF, f"{btf_why}, and {why}", f"{next_step}; or {_BTF_HELP}")
+    return "bcc", None
+
+
+def _bcc_problem() -> tuple[str, str] | None:
+    from ktrace_agent.kernel.bcc import compiler
+
+    return compiler.problem()
 
 
 def _libbpf() -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ktrace_agent.errors import AgentError
 from ktrace_agent.files import DISK_FULL_ERRNOS, create, disk_errors
-from ktrace_agent.kernel.collector import object_path
+from ktrace_agent.kernel.built_files import object_path
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.names import RowType
 

@@ -21,6 +21,7 @@ GOOD = Platform(
     euid=0,
     capabilities=frozenset({"CAP_BPF", "CAP_PERFMON"}),
     btf=True,
+    backend="core",
     lockdown="none",
     unprivileged_bpf="disabled",
     cgroup=Cgroup("v1", ("memory", "pids")),
@@ -55,7 +56,8 @@ def text(found: Examination) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def survey(_: CaptureConfig) -> tuple[Choice, ...]:
+def survey(_: CaptureConfig, backend: str) -> tuple[Choice, ...]:
+    assert backend == "core"
     return CHOICES
 
 
@@ -66,7 +68,7 @@ LACKING = replace(
 
 
 def test_a_node_with_every_feature(snapshot: SnapshotAssertion):
-    found = doctor.examine(lambda: GOOD, lambda _: CHOICES[:2])
+    found = doctor.examine(lambda: GOOD, lambda *_: CHOICES[:2])
     assert text(found) == snapshot
 
 
@@ -77,12 +79,12 @@ def test_a_node_without_one_feature(snapshot: SnapshotAssertion):
 
 def test_what_is_lost_is_named_once(snapshot: SnapshotAssertion):
     """A hook that only lacks another one is not served, but it is not a loss of its own."""
-    shown = text(doctor.examine(lambda: GOOD, lambda _: (*CHOICES[:2], *NO_SENDS)))
+    shown = text(doctor.examine(lambda: GOOD, lambda *_: (*CHOICES[:2], *NO_SENDS)))
     assert shown[shown.index("what it records") :] == snapshot
 
 
 def test_a_node_that_is_not_ready(snapshot: SnapshotAssertion):
-    found = doctor.examine(lambda: LACKING, lambda _: pytest.fail("nothing may be loaded"))
+    found = doctor.examine(lambda: LACKING, lambda *_: pytest.fail("nothing may be loaded"))
     assert text(found) == snapshot
 
 
@@ -100,7 +102,7 @@ def test_missing_capabilities_are_named(capabilities: set[str], wanted: str):
 
 
 def test_the_kernel_may_refuse_all():
-    def refuse(_: CaptureConfig) -> tuple[Choice, ...]:
+    def refuse(*_: object) -> tuple[Choice, ...]:
         raise AgentError("the programs load one by one, not together")
 
     found = doctor.examine(lambda: GOOD, refuse)

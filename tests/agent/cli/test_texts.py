@@ -10,6 +10,7 @@ from tests.agent.conftest import Session
 
 COLUMNS = 100
 WRONG = {
+    "--backend": "ebpf",
     "--duration": "5x",
     "--dns-only": "maybe",
     "--ports": "80,70000",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ktrace_agent.errors import AgentError
-from ktrace_agent.kernel import collector
+from ktrace_agent.kernel import built_files, collector
 from ktrace_agent.kernel.probes import Choice, Refusal
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.capture import CaptureConfig
@@ -52,9 +52,9 @@ def test_an_object_is_searched_in_the_chosen_folder_only(
 ):
     monkeypatch.setenv("KTRACE_BPF_DIR", str(tmp_path))
     with pytest.raises(AgentError, match=r"x\.o is not built: run `make build`"):
-        collector.object_path("x.o")
+        built_files.object_path("x.o")
     (tmp_path / "x.o").touch()
-    assert collector.object_path("x.o") == tmp_path / "x.o"
+    assert built_files.object_path("x.o") == tmp_path / "x.o"
 
 
 def test_a_refused_hook_names_every_program():

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from syrupy.assertion import SnapshotAssertion
 
 from ktrace_agent.errors import KtraceError, PermissionDenied, UnsupportedKernel
 from ktrace_agent.kernel import lockdown, preflight, tracefs
 from ktrace_agent.kernel.preflight import Cgroup, Lack
+from ktrace_api.capture import BackendChoice
 
 BPF, PERFMON, ADMIN, PTRACE = 1 << 39, 1 << 38, 1 << 21, 1 << 19
 V1 = "33 31 0:30 / /sys/fs/cgroup/{0} rw,relatime - cgroup cgroup rw,{0}\n"
@@ -72,6 +74,34 @@ def test_without_btf_the_kernel_is_not_supported(proc: Path, tmp_path: Path):
     assert "is missing" in str(refused.value)
     assert "CONFIG_DEBUG_INFO_BTF" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+NO_BTF, NO_BCC = "this kernel has no BTF", ("bcc is not installed", "install python3-bpfcc")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "btf_why", "bcc", "backend"),
+    [
+        ("auto", "", NO_BCC, "core"),
+        ("auto", "", None, "core"),
+        ("auto", NO_BTF, None, "bcc"),
+        ("core", "", None, "core"),
+        ("bcc", "", None, "bcc"),
+        ("bcc", NO_BTF, None, "bcc"),
+    ],
+)
+def test_bcc_is_used_if_it_is_requested_or_without_btf(
+    wanted: BackendChoice, btf_why: str, bcc: tuple[str, str] | None, backend: str
+):
+    assert preflight.choose_backend(wanted, btf_why, lambda: bcc) == (backend, None)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "core", "bcc"])
+def test_what_is_missing_without_btf_and_bcc(wanted: BackendChoice, snapshot: SnapshotAssertion):
+    backend, lack = preflight.choose_backend(wanted, NO_BTF, lambda: NO_BCC)
+    assert backend is None
+    assert lack
+    assert f"{lack.what}: {lack.why}; {lack.next_step}" == snapshot
 
 
 def test_a_file_that_is_not_btf(proc: Path, tmp_path: Path):

@@ -231,7 +231,7 @@ def _overflow(case: Case, netns: int | None, drops: int) -> Finding:
     """The counter is per namespace. The listener is the one with connections not accepted."""
     limits = case.limits
     same_net = f"net IS NOT DISTINCT FROM {literal(netns)}"
-    # Without accept(), every connection of a server looks as if nobody had accepted it.
+    # Without accept(), every connection of a server looks as if it had not been accepted.
     accepts = "accept" not in case.coverage.hooks_missing
     found = case.query(
         f"""WITH unaccepted AS (
