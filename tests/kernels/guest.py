@@ -244,10 +244,13 @@ class Guest:
             part = b""
         if not part:
             found = trouble(self.console)
-            raise GuestFailed(
-                self._report(f"the guest died: {found[0] if found else 'no reason on its console'}")
-            )
+            raise GuestFailed(self._report(f"the guest died: {found[0] if found else self._end()}"))
         self._unread += part
+
+    def _end(self) -> str:
+        """QEMU's exit status and messages, for a death without a reason on the console."""
+        output, _ = self._process.communicate()
+        return f"QEMU ended with status {self._process.returncode}: {output.decode()!r}"
 
     def _expire(self, deadline: float, what: str) -> None:
         if time.monotonic() >= deadline:
