@@ -111,9 +111,14 @@ def capture(monkeypatch: pytest.MonkeyPatch, config: CaptureConfig, tmp_path: Pa
         rows[RowType.TCP_STATE] = HookCounters(seen=count - 1 + CUT, written=count - 1 + CUT)
         cgroup = SimpleNamespace(version="v2", v1_controllers=())
         platform = SimpleNamespace(
-            release="6.1", version="#1", machine="x86_64", btf=True, cgroup=cgroup
+            release="6.1",
+            version="#1",
+            machine="x86_64",
+            btf=True,
+            backend="core",
+            cgroup=cgroup,
         )
-        monkeypatch.setattr(preflight, "check", lambda: platform)
+        monkeypatch.setattr(preflight, "check", lambda *_: platform)
         monkeypatch.setattr(session, "snapshot", lambda: looks.pop(0))
         monkeypatch.setattr(session, "Collector", Collector)
         monkeypatch.setattr(Collector, "counters", lambda *_, **__: rows)

@@ -23,7 +23,7 @@ for folder in proc sys dev tmp out; do
     mkdir -p /bcc/$folder && mount --rbind /$folder /bcc/$folder || exit 98
 done
 """
-HIDE_BTF = "mount -t tmpfs none /sys/kernel/btf"
+HIDE_BTF = "mount -t tmpfs none /bcc/sys/kernel/btf"
 KTRACE = """
 ktrace() {
     env PYTHONPATH=/agent:/api:/site OPENBLAS_NUM_THREADS=1 \
