@@ -103,7 +103,7 @@ def check(found: Findings) -> None:
 @pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(TABLES)
-@example({"accounting": [("tcp_state", -(2**63), None, 1, *[None] * 6)]})
+@example({"accounting": [("tcp_state", -(2**63), None, 1, *[None] * 7)]})
 def test_any_tables_of_the_right_types_are_analysed(tables: dict[str, list[tuple[Any, ...]]]):
     con = duckdb.connect()
     try:

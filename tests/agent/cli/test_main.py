@@ -82,7 +82,7 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         "MAX_BYTES": "2MiB", "NODE": "n8", "RING_BYTES": "8KiB", "MAX_SOCKETS": "4",
         "MAX_FLOWS": "5", "OUT_DIR": "elsewhere", "WITH_CRI": "true", "CRI_SOCKET": "/run/a.sock",
         "WITH_CONNTRACK": "false", "HOST_ROOT": "/proc/self/root", "THRESHOLD": "min_count=7",
-        "THRESHOLD_FILE": "limits.json", "PODS": f"{'0' * 32},{POD_UID}",
+        "THRESHOLD_FILE": "limits.json", "PODS": f"{'0' * 32},{POD_UID}", "BACKEND": "core",
     }  # fmt: skip
     Path("limits.json").write_text('{"min_count": 6, "udp_drops": 9}')
     local = {"KTRACE_OUT_DIR", "KTRACE_HOST_ROOT", "KTRACE_THRESHOLD", "KTRACE_THRESHOLD_FILE"}
@@ -95,6 +95,7 @@ def test_every_flag_has_a_variable(ran: Session, monkeypatch: pytest.MonkeyPatch
         max_events=3, max_bytes="2MiB", security=False, ring_bytes="8KiB", max_sockets=4,
         max_flows=5, cri="true", cri_sockets=("/run/a.sock",), conntrack=False,
         pods=("0" * 32, POD_UID), thresholds=Thresholds(min_count=7, udp_drops=9),
+        backend="core",
     )  # fmt: skip
     assert Path("elsewhere").is_dir()
 

@@ -21,6 +21,8 @@ WRONG = [
     ("duration", ""),
     ("duration", "1e9"),
     ("duration", "9" * 5000),
+    ("backend", "libbpf"),
+    ("backend", ""),
     ("dns_only", "maybe"),
     ("dns_only", "2"),
     ("dns_only", ""),
