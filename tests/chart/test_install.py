@@ -106,6 +106,7 @@ def test_what_is_not_said_is_filled_in(api: Api):
             "conntrack": True,
             "cri": "Auto",
             "security": True,
+            "backend": "Auto",
         },
         "stop": False,
     }
