@@ -287,10 +287,18 @@ int BPF_KPROBE(error_probed, const struct sock *sk)
 	return kt_error_reported(false, sk);
 }
 
-/* Also the destructor of IPv6 sockets. */
+/*
+ * Also the destructor of IPv6 sockets. If two CPUs make a child for one request, the second
+ * child is closed without tcp_set_state() (inet_ehash_nolisten) and destroyed at once.
+ */
 SEC("kprobe/tcp_v4_destroy_sock")
 int BPF_KPROBE(sock_destroyed, struct sock *sk)
 {
+	struct kt_sock *s = kt_sock_get(sk);
+
+	if (s && kt_last_state(s) == TCP_SYN_RECV &&
+	    BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		kt_state_probed(sk, TCP_SYN_RECV, TCP_CLOSE);
 	return kt_sock_destroyed(false, sk);
 }
 
