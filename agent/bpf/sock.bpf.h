@@ -218,8 +218,8 @@ static __always_inline long kt_read_name(const struct kt_name *name, void *to, _
 			       : bpf_probe_read_user(to, length, (void *)name->address);
 }
 
-/* Copies the address of a call to the tuple. Returns false if there is no complete address
- * that fits the socket. */
+/* Copies the address of a call to the tuple. Returns false if the address is incomplete or
+ * does not fit the socket. */
 static __always_inline bool kt_read_peer(const struct kt_name *name, struct kt_tuple *t)
 {
 	struct kt_sockaddr sa = {};
