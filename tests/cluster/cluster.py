@@ -167,10 +167,15 @@ class Cluster:
         return S3(endpoint, self.s3_server.identities[identity])
 
     def shared_volume(self, name: str, namespace: str = "default") -> Path:
-        """A ReadWriteMany PersistentVolume and a claim of the same name; its folder here."""
+        """A ReadWriteMany PersistentVolume and a claim of the same name; its folder here.
+
+        The claim is bound: until then, a pod that uses it is unschedulable.
+        """
         folder = self.shared / name
         folder.mkdir(parents=True)
         self.apply(*manifests.shared_volume(name, namespace, folder))
+        bound = "--for=jsonpath={.status.phase}=Bound"
+        self.kubectl("wait", f"pvc/{name}", f"--namespace={namespace}", bound, "--timeout=60s")
         return folder
 
     def audit(self) -> Iterator[dict[str, Any]]:
