@@ -17,8 +17,11 @@ MAX_INSTRUCTIONS = VERIFIER_LIMIT // 2
 """Half of the limit: the count of one program doubles easily with another compiler or kernel."""
 
 
-def write(kernel: Kernel, run: str, chosen: Chosen) -> None:
-    """Write the programs, their instructions, the refusals and the rows of one recording."""
+def write(kernel: Kernel, run: str, chosen: Chosen, **figures: int) -> None:
+    """Write the programs, their instructions, the refusals and the rows of one recording.
+
+    `figures` are what the run measured besides.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     result = {
         "series": kernel.series,
@@ -29,6 +32,7 @@ def write(kernel: Kernel, run: str, chosen: Chosen) -> None:
         "refused": refusals(chosen.choices),
         "rows": Counter(row[0] for row in chosen.recording.rows().elements()),
         "instructions": chosen.recording.instructions,
+        "figures": figures,
     }
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
     (FOLDER / f"{kernel.series}.{run}.json").write_text(text)
