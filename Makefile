@@ -64,8 +64,9 @@ coverage: setup-test bpf ## run test-fast, print line and branch coverage by roo
 	@$(BIN)/pytest $(FAST) --cov --cov-report=
 	@$(BIN)/python scripts/coverage_by_room.py
 
-test-kernels: setup-kernels bpf bpf-arm64 build-static ## run the tests on other kernels in QEMU, two guests at a time (KERNEL=6.1, 6.12-arm64, newest, ...: only on that one)
+test-kernels: setup-kernels bpf bpf-arm64 build-static ## run the tests on other kernels in QEMU, two guests at a time, and write docs/kernels.md (KERNEL=6.1, 6.12-arm64, newest, ...: only on that one)
 	@KTRACE_REQUIRE=kernels,matrix KTRACE_KERNEL=$(KERNEL) $(BIN)/pytest tests/kernels -n 2 --dist worksteal
+	@$(if $(KERNEL),,$(BIN)/python -m tests.kernels.report --write docs/kernels.md)
 
 lab: setup-test bpf ## play all incidents and healthy scenes, print the confusion matrix, write docs/accuracy.md (root, or sudo; SCENES="name ..." plays only these and writes nothing)
 	@$(AS_ROOT) $(BIN)/python -m tests.lab $(if $(SCENES),$(SCENES),--write docs/accuracy.md)
