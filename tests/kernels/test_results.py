@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the loader writes, and the verifier's limit; nothing is booted."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ktrace_agent.tables.records import EVENT, STATES, TYPE
 from ktrace_api.names import RowType
-from tests.kernels import results
+from tests.kernels import report, results
 from tests.kernels.loader import refused
+from tests.kernels.packages import SERIES
 from tests.kernels.recording import Recording, address
 from tests.kernels.results import MAX_INSTRUCTIONS
 
@@ -70,3 +74,28 @@ def test_reasons_of_refused_programs():
         "sock_send": "not loaded",
         "inet_send": "Unknown error 524",
     }
+
+
+def test_the_page_waits_for_every_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    page = tmp_path / "kernels.md"
+    for series in SERIES:
+        for run in ("chosen", "retransmits"):
+            assert report.main(["--write", str(page)]) == 1, (series, run)
+            assert not page.exists()
+            result = {
+                "series": series,
+                "version": "6.1.2-3",
+                "arch": "amd64",
+                "run": run,
+                "hooks": {"tcp_state": "tracepoint"},
+                "refused": {"sock_send": "no tracepoint"},
+                "rows": {"tcp_state": 266, "connect": 40},
+                "instructions": {"tcp_state": 241108},
+                "figures": {"found": 318, "counted": 319},
+            }
+            (tmp_path / f"{series}.{run}.json").write_text(json.dumps(result))
+    assert report.main(["--write", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert "| 6.1.2 amd64 | 306 |  |  | 318 of 319 |" in lines
+    assert "| 6.1.2 amd64 | `sock_send` | no tracepoint |" in lines
