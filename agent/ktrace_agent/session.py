@@ -23,10 +23,11 @@ from ktrace_agent.host.netns import PROC, find_netns, run_in_netns
 from ktrace_agent.host.tcp_counts import rise
 from ktrace_agent.kernel import preflight
 from ktrace_agent.kernel.collector import Collector
+from ktrace_agent.kernel.hooks import LEFT
 from ktrace_agent.kernel.observed import Observed, observe
 from ktrace_agent.kernel.probes import Choice, unserved
 from ktrace_agent.kernel.recording import Clock, HookCounters, Recording, wall_clock
-from ktrace_agent.kernel.spool import EVENT_BYTES, Spool
+from ktrace_agent.kernel.spool import Spool
 from ktrace_agent.signals import Stop
 from ktrace_api.capture import CaptureConfig
 from ktrace_api.names import BackendName, EventKind, RowType
@@ -174,10 +175,11 @@ def record(
         after = snapshot()
         observer.sealing("detaching eBPF programs")
         collector.detach()
-        collector.iterate("list_held")  # into the ring
-        spool.finish()
         # At once: with the programs detached, nothing shows which of these sockets close later.
-        counters = _with_pending(collector, spool)
+        for name in LEFT:
+            collector.iterate(name)
+        spool.finish()
+        counters = _counters(collector, spool)
         sockets_end = _inventory(collector)
         watches.stop()
         keys, values = collector.flows()
@@ -258,14 +260,10 @@ def _wait(
     return "duration"
 
 
-def _with_pending(collector: Collector, spool: Spool) -> dict[RowType, HookCounters]:
-    """Append pending connects as rows; return the counters, corrected by losses of the spool."""
-    pending = collector.iterate("list_pending")
-    lost = dict(spool.lost)
-    if refused := len(pending) // EVENT_BYTES - spool.append(pending):
-        lost[RowType.CONNECT] = lost.get(RowType.CONNECT, 0) + refused
+def _counters(collector: Collector, spool: Spool) -> dict[RowType, HookCounters]:
+    """Return the accounting of every hook, corrected by losses of the spool."""
     counters = collector.counters(with_skipped=True)
-    for row, count in lost.items():
+    for row, count in spool.lost.items():
         was = counters[row]
         counters[row] = replace(was, written=was.written - count, lost_ring=was.lost_ring + count)
     return counters

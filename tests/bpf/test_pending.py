@@ -5,12 +5,14 @@ import errno
 import os
 import resource
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ktrace_agent.host.inet import address_text
 from ktrace_agent.kernel.collector import Collector
+from ktrace_agent.kernel.spool import Spool
 from ktrace_agent.tables.records import EVENT
 from ktrace_api.capture import CaptureConfig
 from tests.bpf import syscalls
@@ -83,10 +85,13 @@ def swapping(line: Line) -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
-def test_a_socket_that_is_gone_has_its_own_peer(mute: Namespace, closed: bool) -> None:
+def test_a_socket_that_is_gone_has_its_own_peer(
+    mute: Namespace, tmp_path: Path, closed: bool
+) -> None:
     """Its memory may be the next socket's by the time it is listed."""
     collector = Collector(CaptureConfig(node="test", ports=(SILENT[1],)), cgroup_v1=False)
     try:
+        spool = Spool(collector.ring_fd, tmp_path)
         collector.attach()
         collector.iterate("prime_owners")
         worker = mute.start(swapping)
@@ -94,8 +99,13 @@ def test_a_socket_that_is_gone_has_its_own_peer(mute: Namespace, closed: bool) -
         collector.detach()
         worker.say(closed)
         assert worker.hear() == closed
-        rows = np.frombuffer(collector.iterate("list_pending"), EVENT)
+        spool.finish()
+        before = spool.records
+        collector.iterate("list_pending")
+        spool.drain()
+        rows = np.frombuffer(Path(f"/proc/self/fd/{spool.fd}").read_bytes(), EVENT)[before:]
         rows = rows[rows["tgid"] == worker.tgid]
+        spool.close()
     finally:
         collector.close()
     worker.kill()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ktrace_agent.kernel import load_errors
 from ktrace_agent.kernel.collector import KernelConfig
-from ktrace_agent.kernel.hooks import HOOKS, TARGETS
+from ktrace_agent.kernel.hooks import HOOKS, IPV6_ONLY, LEFT, TARGETS
 from ktrace_agent.kernel.libbpf import BpfError
 from ktrace_agent.kernel.probes import GROWING_MAPS, Choice, choose, object_name, preallocates
 from ktrace_agent.kernel.targets import Event, Function, Iterator, Kprobe, RawTracepoint
@@ -30,12 +30,11 @@ CONFIGS = {"config": False, "config-v1": True}
 """Files in a guest: struct kt_config with cgroup v2 and with v1."""
 
 _CANDIDATES = {
-    program: candidate.name
+    frozenset(candidate.programs) - IPV6_ONLY: candidate.name
     for hook in HOOKS
     for candidate in hook.candidates
-    for program in candidate.programs
 }
-_WHEN = {"list_held": "end", "list_pending": "end"}
+_WHEN = dict.fromkeys(LEFT, "end")
 _KPROBES = "/sys/bus/event_source/devices/kprobe/type"
 _IPV6 = "/proc/net/if_inet6"
 _EVENTS = "/sys/kernel/tracing/events"
@@ -143,6 +142,8 @@ def _feature(target: object) -> str | None:
             return f"function:{name}"
         case Event(name=name):
             return f"file:{_EVENTS}/{name}/id"
+        case Iterator(helper=helper) if helper:
+            return f"function:{helper}"
     return None
 
 
@@ -159,7 +160,8 @@ class Chosen:
     def candidates(self) -> dict[str, str]:
         """Hook -> the name of the candidate that serves it, `-` if none does."""
         return {
-            one.hook: _CANDIDATES[one.programs[0]] if one.programs else "-" for one in self.choices
+            one.hook: _CANDIDATES[frozenset(one.programs) - IPV6_ONLY] if one.programs else "-"
+            for one in self.choices
         }
 
 

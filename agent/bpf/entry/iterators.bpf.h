@@ -137,51 +137,92 @@ static __always_inline bool kt_read_pending(const struct sock *sk, const struct 
 	return syn_sent || !same;
 }
 
-/* Iterates over `socks` after the programs are detached. */
-SEC("iter/bpf_map_elem")
-int list_pending(struct bpf_iter__bpf_map_elem *ctx)
+static __always_inline void kt_emit_pending(const struct sock *sk, const struct kt_sock *s)
 {
-	__u64 *key = ctx->key;
-	struct kt_sock *value = ctx->value;
 	struct kt_counters *c;
-	struct kt_event e = {};
+	struct kt_event *e;
 	struct kt_tuple t;
 
-	if (!key || !value || value->connect != KT_CONNECT_PENDING)
-		return 0;
-	if (!kt_wants(KT_CONNECT) || !kt_read_pending((struct sock *)*key, value, &t))
-		return 0;
-	c = kt_admit(KT_CONNECT, &t, kt_wanted(&value->owner), 0);
-	if (!c || !kt_keep(KT_CONNECT, c))
-		return 0;
-	e.ts = bpf_ktime_get_boot_ns();
-	e.type = KT_CONNECT;
-	kt_put_tuple(&e, &t);
-	kt_put_owner(&e, &value->owner);
-	e.sock = value->cookie;
-	e.role = KT_ROLE_CLIENT;
-	e.duration = value->connect_ts ? e.ts - value->connect_ts : KT_UNKNOWN;
-	e.result = KT_RESULT_PENDING;
-	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
-	kt_add(c->written, 1);
+	if (s->connect != KT_CONNECT_PENDING || !kt_wants(KT_CONNECT) ||
+	    !kt_read_pending(sk, s, &t))
+		return;
+	c = kt_admit(KT_CONNECT, &t, kt_wanted(&s->owner), 0);
+	if (!c)
+		return;
+	e = kt_reserve(KT_CONNECT, c, &t, bpf_ktime_get_boot_ns());
+	if (!e)
+		return;
+	kt_put_owner(e, &s->owner);
+	e->sock = s->cookie;
+	e->role = KT_ROLE_CLIENT;
+	e->duration = s->connect_ts ? e->ts - s->connect_ts : KT_UNKNOWN;
+	e->result = KT_RESULT_PENDING;
+	kt_submit(e, c);
+}
+
+static __always_inline void kt_emit_left(struct kt_call *call)
+{
+	if (call && call->held)
+		kt_emit_unfinished(&call->datagram);
+}
+
+/*
+ * What was left when the programs were detached: attempts that are still pending, and
+ * datagrams of calls that still run (recvmmsg waits until its array is full). Written to the
+ * ring, whose last drain follows. The programs visit every element of a map by
+ * bpf_for_each_map_elem() (69c087ba6225, v5.13), once, at the end of an iteration over all
+ * maps. The others below, by iter/bpf_map_elem, are for kernels without that helper: some
+ * hosts refuse this type (EPERM at load).
+ */
+static long kt_visit_pending(void *map, const __u64 *sk, struct kt_sock *s, void *unused)
+{
+	kt_emit_pending((struct sock *)*sk, s);
 	return 0;
 }
 
-/* Iterates over `calls` after the programs are detached, and emits the datagrams of calls
- * that still run (recvmmsg waits until its array is full). The last drain of the ring follows. */
+SEC("iter/bpf_map")
+int list_pending(struct bpf_iter__bpf_map *ctx)
+{
+	if (!ctx->map)
+		bpf_for_each_map_elem(KT_MAP(socks), kt_visit_pending, NULL, 0);
+	return 0;
+}
+
+static long kt_visit_held(void *map, const __u64 *thread, struct kt_call *call, void *unused)
+{
+	kt_emit_left(call);
+	return 0;
+}
+
+SEC("iter/bpf_map")
+int list_held(struct bpf_iter__bpf_map *ctx)
+{
+	if (!ctx->map)
+		bpf_for_each_map_elem(KT_MAP(calls), kt_visit_held, NULL, 0);
+	return 0;
+}
+
 SEC("iter/bpf_map_elem")
-int list_held(struct bpf_iter__bpf_map_elem *ctx)
+int list_pending_elem(struct bpf_iter__bpf_map_elem *ctx)
 {
 	__u64 *key = ctx->key;
-	struct kt_call *call;
+	struct kt_sock *value = ctx->value;
+
+	if (key && value)
+		kt_emit_pending((struct sock *)*key, value);
+	return 0;
+}
+
+SEC("iter/bpf_map_elem")
+int list_held_elem(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u64 *key = ctx->key;
 	__u64 thread;
 
 	if (!key)
 		return 0;
 	thread = *key;
-	call = bpf_map_lookup_elem(KT_MAP(calls), &thread);
-	if (call && call->held)
-		kt_emit_unfinished(&call->datagram);
+	kt_emit_left(bpf_map_lookup_elem(KT_MAP(calls), &thread));
 	return 0;
 }
 

@@ -100,8 +100,10 @@ TARGETS: Mapping[str, Target] = {
     **_enter_exit("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"),
     "prime_owners": Iterator("task_file"),
     "list_sockets": Iterator("tcp"),
-    "list_pending": Iterator("bpf_map_elem", "socks"),
-    "list_held": Iterator("bpf_map_elem", "calls"),
+    "list_pending": Iterator("bpf_map", helper="bpf_for_each_map_elem"),
+    "list_held": Iterator("bpf_map", helper="bpf_for_each_map_elem"),
+    "list_pending_elem": Iterator("bpf_map_elem", "socks"),
+    "list_held_elem": Iterator("bpf_map_elem", "calls"),
 }
 
 _TCP = frozenset({EventKind.TCP, EventKind.CONNECT, EventKind.RETRANSMIT})
@@ -114,6 +116,12 @@ IPV6_ONLY = frozenset(
     if isinstance(target, Function | Kprobe) and target.name.startswith(("inet6_", "udpv6_"))
 )
 """Programs that a kernel without IPv6 does not need."""
+
+
+LEFT = ("list_pending", "list_pending_elem", "list_held", "list_held_elem")
+"""Iterators that write to the ring what is left once the programs are detached."""
+
+_RECEIVES = tuple(_enter_exit("recvfrom", "recvmsg", "recvmmsg"))
 
 
 def _tracepoint(*programs: str) -> Candidate:
@@ -196,7 +204,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "udp_recv_address",
         "peers of receives on unconnected UDP sockets",
-        (_tracepoint(*_enter_exit("recvfrom", "recvmsg", "recvmmsg"), "list_held"),),
+        (
+            _tracepoint(*_RECEIVES, "list_held"),
+            Candidate("elements", (*_RECEIVES, "list_held_elem")),
+        ),
         _UDP,
         needs=("socket_recv",),
     ),
@@ -237,7 +248,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "inventory",
         "owners of sockets that existed before, the socket inventory, pending connection attempts",
-        (Candidate("iterator", ("prime_owners", "list_sockets", "list_pending")),),
+        (
+            Candidate("iterator", ("prime_owners", "list_sockets", "list_pending")),
+            Candidate("elements", ("prime_owners", "list_sockets", "list_pending_elem")),
+        ),
         _TCP,
     ),
 )

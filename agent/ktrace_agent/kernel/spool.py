@@ -8,13 +8,10 @@ from ctypes import c_int, c_uint, c_uint64, c_void_p
 from pathlib import Path
 
 from ktrace_agent.errors import AgentError
-from ktrace_agent.files import DISK_FULL_ERRNOS, create, disk_errors
+from ktrace_agent.files import create, disk_errors
 from ktrace_agent.kernel.built_files import object_path
 from ktrace_agent.kernel.recording import ROW_TYPES
 from ktrace_api.names import RowType
-
-EVENT_BYTES = 152
-"""sizeof(struct kt_event)."""
 
 
 class Spool:
@@ -54,20 +51,6 @@ class Spool:
         """Drain all records that are in the ring now."""
         if code := self._lib.kt_ring_drain(self._ring):
             raise AgentError(f"the ring buffer cannot be read: {os.strerror(-code)}")
-
-    def append(self, records: bytes) -> int:
-        """Append whole records to the drained ones; return how many fit on the disk."""
-        end = os.lseek(self.fd, 0, os.SEEK_END)
-        try:
-            written = os.write(self.fd, records) if records else 0
-        except OSError as error:
-            if error.errno not in DISK_FULL_ERRNOS:
-                raise
-            written = 0
-        kept = written // EVENT_BYTES
-        if written % EVENT_BYTES:
-            os.ftruncate(self.fd, end + kept * EVENT_BYTES)
-        return kept
 
     @property
     def records(self) -> int:

@@ -142,15 +142,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Iterator:
-    """An iterator program. Only loading it shows whether the kernel supports it."""
+    """An iterator program. Its helper apart, only loading it shows whether the kernel has it."""
 
     name: str
     over: str = ""
     """The map whose elements it visits; empty for other iterators."""
+    helper: str = ""
+    """A helper function that not every kernel with the iterator has."""
     row: RowType | None = None
     proven_by_load: ClassVar[bool] = True
 
-    def missing(self, features: Features) -> str:  # noqa: ARG002  # interface of all targets
+    def missing(self, features: Features) -> str:
+        if self.helper and features.function_args(self.helper) is None:
+            return f"the kernel has no helper {self.helper}"
         return ""
 
     def attach(self, program: Program, bpf: Object, features: Features) -> Link:  # noqa: ARG002

@@ -54,9 +54,6 @@ class Spool:
     def finish(self) -> None:
         os.write(self.fd, self.events)
 
-    def append(self, records: bytes) -> int:
-        return len(records)
-
     def close(self) -> None:
         os.close(self.fd)
 

@@ -28,6 +28,8 @@ TRACEPOINTS = {t.name: t.args for t in TARGETS.values() if isinstance(t, RawTrac
 FUNCTIONS = {t.name: t.args for t in TARGETS.values() if isinstance(t, Function)} | {
     t.name: t.args[-1] for t in TARGETS.values() if isinstance(t, Kprobe)
 }
+VISIT = "bpf_for_each_map_elem"
+FUNCTIONS[VISIT] = 4
 EVENTS = {t.name for t in TARGETS.values() if isinstance(t, Event)}
 
 
@@ -78,6 +80,16 @@ def test_the_retransmit_hook_falls_back_where_the_tracepoint_tells_no_error():
     assert choice.refused[0].reason == (
         "tracepoint tcp_retransmit_skb passes 2 arguments, 3 are needed"
     )
+
+
+def test_before_the_helper_that_visits_maps_iterators_over_elements_serve():
+    kernel = Kernel()
+    del kernel.functions[VISIT]
+    found = programs(kernel)
+    assert found["inventory"] == ("prime_owners", "list_sockets", "list_pending_elem")
+    assert found["udp_recv_address"][-1] == "list_held_elem"
+    refused = {one.program: one.reason for c in choose(kernel) for one in c.refused}
+    assert refused["list_pending"] == f"the kernel has no helper {VISIT}"
 
 
 def test_a_program_that_the_kernel_did_not_load_is_refused_with_its_words():

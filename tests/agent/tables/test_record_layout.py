@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ktrace_agent.kernel import collector, spool
+from ktrace_agent.kernel import collector
 from ktrace_agent.kernel.collector import KernelConfig
 from ktrace_agent.kernel.recording import HookCounters, Overflow
 from ktrace_agent.tables import records
@@ -68,10 +68,6 @@ def test_offsets_and_sizes(btf: dict[str, Any], struct: str, dtype: np.dtype[Any
     assert expected == [(name, offsets[name][1]) for name in offsets]
     # Without padding, each member ends where the next one begins.
     assert ends == [offsets[name][1] + dtype[name].itemsize for name in offsets]
-
-
-def test_the_spool_counts_whole_records():
-    assert records.EVENT.itemsize == spool.EVENT_BYTES
 
 
 def test_names_of_cgroups_and_pods_are_where_the_kernel_puts_them(btf: dict[str, Any]):
